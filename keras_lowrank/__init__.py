@@ -1,0 +1,33 @@
+"""Low-rank training for Keras: networks that are small from the first training step."""
+
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "keras_lowrank needs Keras on the TensorFlow backend: set KERAS_BACKEND=tensorflow before "
+        f"the first import of keras. Received: backend={keras.backend.backend()!r}"
+    )
+
+from keras_lowrank import callbacks
+from keras_lowrank.compression import Compression
+from keras_lowrank.integrators import FixedRank, Integrator, RankAdaptive
+from keras_lowrank.layers import LowRankConv2D, LowRankDense, LowRankLayer
+from keras_lowrank.model import LowRankModel
+from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Compression",
+    "FixedRank",
+    "Integrator",
+    "KeepRank",
+    "LowRankConv2D",
+    "LowRankDense",
+    "LowRankLayer",
+    "LowRankModel",
+    "RankAdaptive",
+    "Tolerance",
+    "Truncation",
+    "callbacks",
+]

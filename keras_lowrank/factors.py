@@ -1,0 +1,152 @@
+"""The factors of one matrix, W = U S V^T, and the variable whose rank may change."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank import keras_internals
+
+
+class Factorization(NamedTuple):
+    """The matrix `W = U S V^T` as three tensors.
+
+    Attributes:
+        U: tensor, shape `(n, r)`, orthonormal columns.
+        S: tensor, shape `(r, r)`, the core.
+        V: tensor, shape `(m, r)`, orthonormal columns.
+    """
+
+    U: tf.Tensor
+    S: tf.Tensor
+    V: tf.Tensor
+
+
+class RankVariable(keras.Variable):
+    """A Keras variable some of whose extents are the rank and may change.
+
+    The `tf.Variable` underneath has the static shape `(n, None)` (or `(None, None)`), so that one
+    traced `tf.function` serves every rank and memory follows the rank. It takes no part in
+    autocasting: factors keep their own precision under every mixed-precision policy.
+
+    Args:
+        initializer: callable `(shape, dtype) -> tensor`.
+        shape: tuple of int, the shape to start with.
+        open_axes: tuple of int, the axes whose extent is the rank.
+        dtype: str, the float type that the values are held in.
+        name: str.
+    """
+
+    def __init__(self, initializer, shape, open_axes, dtype, name):
+        self._open_axes = tuple(open_axes)
+        self._open_shape = tuple(
+            None if axis in self._open_axes else extent for axis, extent in enumerate(shape)
+        )
+        super().__init__(
+            initializer=initializer,
+            shape=shape,
+            dtype=dtype,
+            autocast=False,
+            # Replicas compute equal factors; with "none" a difference would go unnoticed.
+            aggregation="only_first_replica",
+            name=name,
+        )
+
+    def _initialize(self, value):
+        self._value = keras_internals.open_variable(self, value, self._open_shape)
+
+    @property
+    def shape(self):
+        """The present shape; while a function is being traced, the open one."""
+        if self._value is None:
+            return tf.TensorShape(self._shape)
+        if tf.inside_function():
+            # Anything else would freeze today's rank into the graph.
+            return tf.TensorShape(self._open_shape)
+        return self._value.read_value().shape
+
+    def assign(self, value):
+        """Sets the value; the rank may differ from the present one, `n` and `m` may not."""
+        value = self._convert_to_tensor(value, dtype=self._dtype)
+        if not tf.TensorShape(self._open_shape).is_compatible_with(value.shape):
+            raise ValueError(
+                f"A value assigned to {self.path!r} must have the shape {self._open_shape}, where "
+                f"None is the rank. Received: shape={tuple(value.shape)}"
+            )
+        if keras_internals.in_stateless_scope():
+            return super().assign(value)
+        self._direct_assign(value)
+        return value
+
+    def __deepcopy__(self, memo):
+        # The copy that tf.Variable makes of itself has the present shape, not the open one.
+        shape = tuple(self.shape)
+        copy = type(self)(
+            lambda *_, **__: self._value.read_value(),
+            shape,
+            self._open_axes,
+            self._dtype,
+            self._name,
+        )
+        copy._path = self._path
+        copy.trainable = self.trainable
+        copy.regularizer = self.regularizer
+        memo[id(self)] = copy
+        return copy
+
+
+class Factors:
+    """The three variables that hold one matrix `W = U S V^T` of shape `(n, m)` at any rank.
+
+    Args:
+        initializers: three callables `(shape, dtype) -> tensor`, for U, S and V.
+        n: int, rows of the matrix (the input side).
+        m: int, columns of the matrix (the output side).
+        rank: int, the rank to start with.
+        dtype: str, the float type of the factors.
+    """
+
+    def __init__(self, initializers, n, m, rank, dtype):
+        make_u, make_s, make_v = initializers
+        self.n, self.m = n, m
+        self.U = RankVariable(make_u, (n, rank), (1,), dtype, name="U")
+        self.S = RankVariable(make_s, (rank, rank), (0, 1), dtype, name="S")
+        self.V = RankVariable(make_v, (m, rank), (1,), dtype, name="V")
+
+    @property
+    def variables(self):
+        return [self.U, self.S, self.V]
+
+    @property
+    def rank(self):
+        """The present rank, an int. Outside of traced functions only."""
+        return int(self.S.shape[0])
+
+    def read(self):
+        """The present values, as a `Factorization`."""
+        return Factorization(*(tf.convert_to_tensor(v.value) for v in self.variables))
+
+    def assign(self, factorization):
+        """Sets all three factors. All are checked before the first is changed."""
+        u, s, v = factorization
+        self.check_shapes(u.shape, s.shape, v.shape)
+        self.U.assign(u)
+        self.S.assign(s)
+        self.V.assign(v)
+
+    def check_shapes(self, u, s, v):
+        """Raises ValueError unless the shapes are those of one matrix of this size."""
+        n, m = self.n, self.m
+        fit = (
+            tf.TensorShape(u).is_compatible_with([n, None])
+            and tf.TensorShape(v).is_compatible_with([m, None])
+            and tf.TensorShape(s).is_compatible_with([u[1], u[1]])
+            and tf.TensorShape([u[1]]).is_compatible_with([v[1]])
+            and (u[1] is None or 1 <= u[1] <= min(n, m))
+        )
+        if not fit:
+            raise ValueError(
+                f"The factors of a {n} x {m} matrix must have the shapes U ({n}, r), S (r, r) and "
+                f"V ({m}, r) with one rank r, 1 <= r <= {min(n, m)}. "
+                f"Received: U {tuple(u)}, S {tuple(s)}, V {tuple(v)}"
+            )

@@ -1,0 +1,91 @@
+"""Non-finite values: nothing of a bad step is kept, and the host hears of it."""
+
+import tensorflow as tf
+
+
+class Snapshot:
+    """The values of variables at one moment, to go back to.
+
+    Args:
+        variables: list of Keras variables.
+    """
+
+    def __init__(self, variables):
+        self._saved = [(v, tf.identity(tf.convert_to_tensor(v.value))) for v in variables]
+
+    def restore_unless(self, condition):
+        """Puts the saved values back where the scalar bool tensor `condition` is false.
+
+        By selection: an assignment inside `tf.cond` is not allowed in replica context.
+        """
+        for variable, value in self._saved:
+            variable.assign(tf.where(condition, tf.convert_to_tensor(variable.value), value))
+
+    def restore(self):
+        """Puts the saved values back."""
+        for variable, value in self._saved:
+            variable.assign(value)
+
+
+class FaultRecord:
+    """Where and when the first non-finite value came up, written by the step, read by the host.
+
+    A step cannot raise: an assertion beside an assignment is not ordered before it, and vanishes
+    under XLA. It writes its finding here instead, and `raise_if_any` is called after each
+    execution. Once a fault is recorded later steps of the same execution change nothing either,
+    so the state at the error is the one before the bad step.
+    """
+
+    def __init__(self):
+        with tf.init_scope():
+            self._step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_step")
+            self._place = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_place")
+        self._places = []
+
+    @property
+    def clear(self):
+        """Scalar bool tensor: nothing was recorded."""
+        return self._step < 0
+
+    def record(self, fatal, finite_by_place, step):
+        """Records the first place that is not finite where `fatal` is true.
+
+        Args:
+            fatal: scalar bool tensor.
+            finite_by_place: dict from str, what to name in the error, to scalar bool tensor.
+            step: integer scalar tensor, number of completed steps.
+        """
+        self._places = list(finite_by_place)
+        new = tf.logical_and(fatal, self.clear)
+        flags = tf.cast(tf.stack(list(finite_by_place.values())), tf.int32)
+        first = tf.argmin(flags, output_type=tf.int64)
+        self._place.assign(tf.where(new, first, self._place))
+        self._step.assign(tf.where(new, tf.cast(step, tf.int64) + 1, self._step))
+
+    def raise_if_any(self):
+        """Raises FloatingPointError where a fault was recorded, and forgets it."""
+        step = int(self._step)
+        if step < 0:
+            return
+        place = self._places[int(self._place)]
+        self._step.assign(-1)
+        raise FloatingPointError(
+            f"A value that is not finite (NaN or Inf) came up in {place} at training step {step}. "
+            "Nothing of that step was kept: weights, optimizer and statistics are those before "
+            "it, and can be saved. Look for NaN or Inf in the data of that step, or lower the "
+            "learning rate."
+        )
+
+
+def all_finite(*tensors):
+    """Scalar bool tensor: every entry of every tensor is finite. None counts as finite."""
+    return _all([tf.reduce_all(tf.math.is_finite(t)) for t in tensors if t is not None])
+
+
+def all_finite_flags(finite_by_place):
+    """Scalar bool tensor: every place is finite."""
+    return _all(list(finite_by_place.values()))
+
+
+def _all(flags):
+    return tf.reduce_all(tf.stack(flags)) if flags else tf.constant(True)

@@ -1,0 +1,25 @@
+"""Time integrators of the gradient flow on the manifold of rank-r matrices."""
+
+import keras
+
+from keras_lowrank.integrators.fixed_rank import FixedRank
+from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.rank_adaptive import RankAdaptive
+
+__all__ = ["FixedRank", "Integrator", "RankAdaptive", "get"]
+
+_NAMES = {"rank_adaptive": RankAdaptive, "fixed_rank": FixedRank}
+
+
+def get(identifier):
+    """Returns an `Integrator` for one, for its name or for a config."""
+    if isinstance(identifier, Integrator):
+        return identifier
+    if isinstance(identifier, dict):
+        return keras.saving.deserialize_keras_object(identifier)
+    if isinstance(identifier, str) and identifier in _NAMES:
+        return _NAMES[identifier]()
+    raise ValueError(
+        f"`integrator` must be one of {sorted(_NAMES)} or a `keras_lowrank.Integrator`. "
+        f"Received: integrator={identifier!r}"
+    )

@@ -1,0 +1,52 @@
+"""The unconventional (KLS) integrator at fixed rank."""
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank.factors import Factorization
+from keras_lowrank.integrators.augmentation import augment
+from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.linalg import rotate, signed_qr
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class FixedRank(Integrator):
+    r"""The KLS integrator of Ceruti and Lubich (BIT 62, 2022), arXiv:2205.13571 section 4.2.
+
+    1. `U1 = orth(K1)`, `K1 = U S - h G V`, and `V1 = orth(L1)`, `L1 = V S^T - h G^T U`.
+    2. The old matrix in the new bases: `S~ = (U1^T U) S (V^T V1)`.
+    3. `S1 = S~ - h U1^T G(U1 S~ V1^T) V1`: a second pass over the same batch, because projecting
+       W onto the new bases moves it.
+
+    No shape ever changes. Bases come from the augmented ones: `K1 = [U, Q] C` with a small C of
+    shape `(r + a, r)`, whose Householder QR has r columns also where K1 has lower rank.
+
+    Example:
+
+    >>> integrator = FixedRank()   # the same as compile(integrator="fixed_rank")
+    """
+
+    adapts_rank = False
+
+    def step(self, problem):
+        directions = problem.direction()
+        moved = [_new_bases(f, d) for f, d in zip(problem.factors, directions)]
+        cores = problem.core_direction(moved)
+        return [f._replace(S=f.S - core) for f, core in zip(moved, cores)]
+
+
+def _new_bases(factors, direction):
+    u, s, v = factors
+    _, q, z = augment(factors, direction)
+    left = _coordinates(u, q, s, direction.K)
+    right = _coordinates(v, z, tf.transpose(s), direction.L)
+    rank = tf.shape(s)[0]
+    # The first rows of the coordinates are U^T U1 and V^T V1.
+    core = tf.matmul(tf.matmul(left[:rank], s, transpose_a=True), right[:rank])
+    return Factorization(rotate(u, q, left), core, rotate(v, z, right))
+
+
+def _coordinates(basis, complement, core, direction):
+    """An orthonormal basis of `range(B C - D)` in the coordinates of `[B, Q]`."""
+    own = core - tf.matmul(basis, direction, transpose_a=True)
+    return signed_qr(tf.concat([own, -tf.matmul(complement, direction, transpose_a=True)], axis=0))

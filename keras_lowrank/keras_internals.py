@@ -1,0 +1,78 @@
+"""Everything of Keras that is not public and that this package leans on, each with the reason.
+
+When a Keras release moves one of these, `tests/test_keras_internals.py` fails and names it, and
+this is the one file to mend.
+"""
+
+import functools
+
+import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.export.export_utils import get_input_signature
+from keras.src.losses.loss import unscale_loss_for_distribution
+from keras.src.models.functional import Functional
+from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+
+__all__ = [
+    "LossScaleOptimizer",
+    "get_input_signature",  # knows the inputs of functional and of subclassed models
+    "in_stateless_scope",  # Variable.assign must be able to tell
+    "unscale_loss_for_distribution",  # the reported loss is the global one, as in Keras
+]
+
+
+def sublayers(layer):
+    """The layers that `layer` holds itself, in the order in which they were attached.
+
+    `Model.layers` is public but leaves out layers held by a composite `Layer`.
+    """
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def all_layers(model):
+    """All layers inside `model`, at every depth."""
+    return model._flatten_layers(include_self=False)
+
+
+def call_in_training(model, inputs):
+    """Calls `model` as Keras's own train step does: `training=True` only where `call` takes it."""
+    if model._call_has_training_arg:
+        return model(inputs, training=True)
+    return model(inputs)
+
+
+def track_loss(model, loss, inputs):
+    """Feeds the epoch's mean of the loss, weighted by the batch size, as Keras's train step does."""
+    batch = next(tensor for tensor in tf.nest.flatten(inputs) if tensor is not None)
+    model._loss_tracker.update_state(
+        unscale_loss_for_distribution(loss), sample_weight=tf.shape(batch)[0]
+    )
+
+
+@functools.cache
+def functional_class(cls):
+    """`cls` with Keras's functional model behind it, saved under the name of `cls`.
+
+    `keras.Model.__init__` instead rewrites the bases of the class, and of its bases, for good.
+    """
+    if issubclass(cls, Functional):
+        return cls
+    made = type(cls.__name__, (cls, Functional), {})
+    made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__
+    if cls in GLOBAL_CUSTOM_NAMES:
+        GLOBAL_CUSTOM_NAMES[made] = GLOBAL_CUSTOM_NAMES[cls]
+    return made
+
+
+def open_variable(variable, value, shape):
+    """Makes the `tf.Variable` behind a Keras variable, with open (None) extents in its shape."""
+    return tf.Variable(
+        value,
+        shape=tf.TensorShape(shape),
+        dtype=variable._dtype,
+        trainable=variable.trainable,
+        name=variable.name,
+        aggregation=variable._map_aggregation(variable.aggregation),
+        synchronization=variable._map_synchronization(variable.synchronization),
+    )

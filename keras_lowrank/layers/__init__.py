@@ -1,0 +1,7 @@
+"""Keras layers that hold the factors of their kernel and never the kernel."""
+
+from keras_lowrank.layers.conv import LowRankConv2D
+from keras_lowrank.layers.dense import LowRankDense
+from keras_lowrank.layers.low_rank_layer import LowRankLayer, find_low_rank_layers
+
+__all__ = ["LowRankConv2D", "LowRankDense", "LowRankLayer", "find_low_rank_layers"]

@@ -1,0 +1,58 @@
+"""The densely connected layer with a low-rank kernel."""
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
+from keras_lowrank.linalg import matmul_last
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class LowRankDense(LowRankLayer):
+    r"""`keras.layers.Dense` with the kernel `W = U S V^T`: `y = activation(x U S V^T + b)`.
+
+    From "Low-rank lottery tickets" (arXiv:2205.13571), section 4.
+
+    Args:
+        units: int, size of the output.
+        activation, use_bias: as in `keras.layers.Dense`.
+        rank: int or None, the rank to start with. See `LowRankLayer`.
+        **kwargs: all other arguments of `LowRankLayer` and of `keras.layers.Dense`.
+
+    Input shape:
+        `(batch, ..., n)`, any number of axes from two on.
+
+    Output shape:
+        `(batch, ..., units)`.
+
+    Raises:
+        ValueError: an argument outside its range; a rank above `min(n, units)` when built.
+
+    Example:
+
+    >>> layer = LowRankDense(64, rank=4, activation="relu")
+    >>> layer(tf.ones((2, 32))).shape.as_list()
+    [2, 64]
+    >>> [tuple(weight.shape) for weight in layer.weights]
+    [(32, 4), (4, 4), (64, 4), (64,)]
+    """
+
+    def __init__(self, units, activation=None, use_bias=True, *, rank=None, **kwargs):
+        super().__init__(activation=activation, use_bias=use_bias, rank=rank, **kwargs)
+        # Keras's own check of the argument, with Keras's own words.
+        self.units = keras.layers.Dense(units).units
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self.build_factors((input_shape[-1], self.units))
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
+
+    def project(self, inputs, basis):
+        return matmul_last(tf.convert_to_tensor(inputs), basis)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}

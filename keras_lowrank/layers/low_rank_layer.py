@@ -1,0 +1,273 @@
+"""What every low-rank layer is: factors, rank arguments, bias and activation around `project`."""
+
+import math
+
+import keras
+
+from keras_lowrank import keras_internals, tangent
+from keras_lowrank.factors import Factors
+from keras_lowrank.layers.initial_factors import initial_factors
+from keras_lowrank.truncation import Policy, get_truncation
+
+
+class LowRankLayer(keras.layers.Layer):
+    r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
+
+    A subclass names the Keras layer that it replaces, calls `build_factors` in `build`, and
+    implements `project`, which is all that a layer type is. In a `LowRankModel` the factors are
+    trained by its integrator; in any other model they are ordinary weights with true gradients.
+
+    Args:
+        rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.
+            None takes the largest rank whose factors U, S, V have no more parameters than the
+            kernel.
+        min_rank: int, the least rank that training may leave. Defaults to 1.
+        max_rank: int or None, the largest. None is `min(n, m)`.
+        truncation: `Truncation`, float (a relative tolerance) or None, the layer's own rule for
+            its rank. None takes the model's.
+        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
+        bias_regularizer, activity_regularizer, bias_constraint: as in the Keras layer. The
+            kernel initializer is read as `initial_factors` says; the kernel regularizer must be
+            L2, which acts on `||W||_F` without forming W.
+        kernel_constraint, lora_rank, lora_alpha, quantization_config: must be None, with an
+            error that says why.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank=None,
+        min_rank=1,
+        max_rank=None,
+        truncation=None,
+        activation=None,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        lora_rank=None,
+        lora_alpha=None,
+        quantization_config=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check_ranks(rank, min_rank, max_rank)
+        _refuse(
+            kernel_constraint,
+            "kernel_constraint",
+            "a constraint acts on the entries of a kernel that is never formed",
+        )
+        for name, value in (("lora_rank", lora_rank), ("lora_alpha", lora_alpha)):
+            _refuse(value, name, "the layer is low-rank already; set `rank`")
+        _refuse(quantization_config, "quantization_config", "quantize the exported file instead")
+        self.rank = rank
+        self.min_rank = min_rank
+        self.max_rank = max_rank
+        self.truncation = None if truncation is None else get_truncation(truncation)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = _check_regularizer(keras.regularizers.get(kernel_regularizer))
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        # A change of rank would compile again under XLA, every time.
+        self.supports_jit = False
+
+    def project(self, inputs, basis):
+        """Applies the matrix `basis`, shape `(n, k)`, to the inputs. Linear in both.
+
+        Returns:
+            Tensor of shape `(..., k)`, channels last.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `project`.")
+
+    def build_factors(self, kernel_shape):
+        """Makes U, S, V and the bias for a kernel of the shape that Keras would give it."""
+        n, m = math.prod(kernel_shape[:-1]), kernel_shape[-1]
+        rank = self._starting_rank(n, m)
+        self.kernel_shape = tuple(kernel_shape)
+        # Under mixed precision the factors stay in float32: QR and SVD need it.
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"
+        initializers = initial_factors(self.kernel_initializer, self.kernel_shape, rank)
+        self.factors = Factors(initializers, n, m, rank, dtype)
+        self.U, self.S, self.V = self.factors.variables
+        if self.kernel_regularizer is not None:
+            self.S.regularizer = self._kernel_penalty
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(m,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    def apply_kernel(self, inputs):
+        """`project(inputs, U) S V^T`, or what the present step has put in its place."""
+        return tangent.low_rank_apply(self.project, self.factors, inputs, self.compute_dtype)
+
+    def call(self, inputs):
+        outputs = self.apply_kernel(inputs)
+        if self.bias is not None:
+            outputs = keras.ops.add(outputs, self.bias)
+        return self.activation(outputs)
+
+    @property
+    def kernel(self):
+        """The kernel `U S V^T`, formed for a reader. No training or export step reads it."""
+        u, s, v = self.factors.read()
+        kernel = keras.ops.matmul(keras.ops.matmul(u, s), keras.ops.transpose(v))
+        return keras.ops.reshape(kernel, self.kernel_shape)
+
+    @property
+    def policy(self):
+        """The layer's bounds and its own truncation (None where it has none)."""
+        return Policy(self.truncation, self.min_rank, self.max_rank)
+
+    def load_own_variables(self, store):
+        # Checked together first: three shapes that do not fit must not leave two of them loaded.
+        if self.built and len(store.keys()) >= 3:
+            self.factors.check_shapes(*(tuple(store[str(index)].shape) for index in range(3)))
+        super().load_own_variables(store)
+
+    def set_weights(self, weights):
+        set_weights(self, weights)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            rank=self.rank,
+            min_rank=self.min_rank,
+            max_rank=self.max_rank,
+            truncation=keras.saving.serialize_keras_object(self.truncation),
+            activation=keras.activations.serialize(self.activation),
+            use_bias=self.use_bias,
+            kernel_initializer=keras.initializers.serialize(self.kernel_initializer),
+            bias_initializer=keras.initializers.serialize(self.bias_initializer),
+            kernel_regularizer=keras.regularizers.serialize(self.kernel_regularizer),
+            bias_regularizer=keras.regularizers.serialize(self.bias_regularizer),
+            activity_regularizer=keras.regularizers.serialize(self.activity_regularizer),
+            bias_constraint=keras.constraints.serialize(self.bias_constraint),
+        )
+        return config
+
+    def _starting_rank(self, n, m):
+        largest = min(n, m)
+        if max(self.rank or 1, self.min_rank) > largest:
+            raise ValueError(
+                f"`rank` and `min_rank` of layer {self.name!r} must be at most min(n, m) = "
+                f"{largest} for its {n} x {m} kernel. Received: rank={self.rank}, "
+                f"min_rank={self.min_rank}"
+            )
+        if self.rank is not None:
+            return self.rank
+        # The largest r with r (n + m + r) <= n m.
+        even = int((math.sqrt((n + m) ** 2 + 4 * n * m) - (n + m)) / 2)
+        return min(max(even, self.min_rank), self.max_rank or largest)
+
+    def _kernel_penalty(self, _):
+        return self.kernel_regularizer.l2 * tangent.squared_norm(self.factors)
+
+
+def find_low_rank_layers(model):
+    """Returns `{path: layer}` of all low-rank layers inside `model`, in order of attachment.
+
+    A path is the names of the layers that hold it and its own, joined by "/", without the name of
+    `model` itself. A layer that is held in several places appears once.
+    """
+    found = {}
+
+    def search(parent, prefix):
+        for layer in keras_internals.sublayers(parent):
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            path = prefix + layer.name
+            if isinstance(layer, LowRankLayer):
+                found[path] = layer
+            search(layer, path + "/")
+
+    seen = set()
+    search(model, "")
+    return found
+
+
+def set_weights(layer, weights):
+    """`layer.set_weights(weights)` across ranks: sizes other than the rank must fit.
+
+    Keras compares whole shapes, which would tie the weights to the present ranks. All values are
+    checked before the first is changed.
+    """
+    variables = layer.weights
+    if len(variables) != len(weights):
+        raise ValueError(
+            f"`set_weights` of {layer.name!r} needs {len(variables)} arrays, one for each of its "
+            f"weights. Received: {len(weights)} arrays"
+        )
+    shapes = {variable.path: tuple(value.shape) for variable, value in zip(variables, weights)}
+    owners = {id(v): one.factors for one in _with_self(layer) for v in one.factors.variables}
+    checked = set()
+    for variable, value in zip(variables, weights):
+        factors = owners.get(id(variable))
+        if factors is None:
+            if tuple(variable.shape) != tuple(value.shape):
+                raise ValueError(
+                    f"The weight {variable.path!r} has the shape {tuple(variable.shape)}. "
+                    f"Received: an array of shape {tuple(value.shape)}"
+                )
+        elif factors not in checked:
+            checked.add(factors)
+            factors.check_shapes(*(shapes[v.path] for v in factors.variables))
+    for variable, value in zip(variables, weights):
+        variable.assign(value)
+
+
+def _with_self(layer):
+    layers = list(find_low_rank_layers(layer).values())
+    if isinstance(layer, LowRankLayer):
+        layers.append(layer)
+    return [one for one in layers if one.built]
+
+
+def _check_ranks(rank, min_rank, max_rank):
+    for name, value, optional in (
+        ("rank", rank, True),
+        ("min_rank", min_rank, False),
+        ("max_rank", max_rank, True),
+    ):
+        if value is None and optional:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    low = min_rank if rank is None else rank
+    if min_rank > low or (max_rank is not None and low > max_rank):
+        raise ValueError(
+            "The ranks must satisfy min_rank <= rank <= max_rank. "
+            f"Received: rank={rank}, min_rank={min_rank}, max_rank={max_rank}"
+        )
+
+
+def _refuse(value, name, reason):
+    if value is not None:
+        raise ValueError(f"`{name}` must be None in a low-rank layer: {reason}. Received: {value}")
+
+
+def _check_regularizer(regularizer):
+    kinds = (keras.regularizers.L2, keras.regularizers.L1L2)
+    if regularizer is None or (
+        isinstance(regularizer, kinds) and float(getattr(regularizer, "l1", 0.0)) == 0.0
+    ):
+        return regularizer
+    raise ValueError(
+        "`kernel_regularizer` must be L2, which a low-rank layer computes as ||S||_F^2 without "
+        "forming its kernel; a sum over the entries of the kernel cannot be had without forming "
+        f"it. Received: kernel_regularizer={regularizer}"
+    )

@@ -1,0 +1,233 @@
+"""LowRankModel: a keras.Model whose low-rank layers are trained by an integrator."""
+
+import functools
+import warnings
+
+import keras
+
+from keras_lowrank import integrators, keras_internals
+from keras_lowrank.compression import count_weights
+from keras_lowrank.export import export_model
+from keras_lowrank.faults import FaultRecord
+from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import set_weights
+from keras_lowrank.optimizers import rule_for
+from keras_lowrank.training_step import TrainingStep
+from keras_lowrank.truncation import KeepRank, Policy, get_truncation
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class LowRankModel(keras.Model):
+    r"""A `keras.Model` that trains its low-rank layers on the manifold of low-rank matrices.
+
+    It is made as a `keras.Model` is: `LowRankModel(inputs, outputs)`, or by subclassing. Layers
+    inside nested models are found. `fit`, `evaluate`, `predict`, callbacks and saving are Keras's
+    own; a step of `fit` moves the factors of every low-rank layer by the integrator and all other
+    variables by the optimizer. Without a low-rank layer it trains as `keras.Model` does.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> outputs = keras.layers.Dense(2)(LowRankDense(16, rank=4, activation="relu")(inputs))
+    >>> model = LowRankModel(inputs, outputs)
+    >>> model.compile("sgd", "mse", integrator="rank_adaptive", truncation=0.1)
+    >>> history = model.fit(np.ones((4, 8)), np.ones((4, 2)), verbose=0)
+    >>> list(model.ranks)
+    ['low_rank_dense']
+    """
+
+    # The arguments are named as Functional's are: that is how Keras tells, when it saves and
+    # loads, a model that its graph describes from one that only its code describes.
+    def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
+        self._ranks_frozen = False
+        if inputs is None and outputs is None:
+            super().__init__(name=name, **kwargs)
+        else:
+            # Keras would rewrite the bases of the class itself, and break every subclass that is
+            # made afterwards; so the instance changes its class instead.
+            object.__setattr__(self, "__class__", keras_internals.functional_class(type(self)))
+            super().__init__(inputs, outputs, name=name, **kwargs)
+
+    def compile(
+        self,
+        optimizer="sgd",
+        loss=None,
+        *,
+        integrator="rank_adaptive",
+        truncation=0.1,
+        **kwargs,
+    ):
+        """Configures the model for training; as `keras.Model.compile`, and two arguments more.
+
+        Args:
+            optimizer: str or Keras optimizer, whose learning rate (a number or a schedule) is the
+                step size of the factors too. Must be plain `SGD` where the model has low-rank
+                layers.
+            loss: as in Keras.
+            integrator: str (`"rank_adaptive"`, `"fixed_rank"`) or `Integrator`.
+            truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
+                all layers that do not carry their own.
+            **kwargs: all other arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: an unknown integrator, a tolerance outside its range, or an optimizer
+                whose momentum or moments would be ignored for the factors.
+        """
+        integrator = integrators.get(integrator)
+        truncation = get_truncation(truncation)
+        optimizer = keras.optimizers.get(optimizer)
+        if self._trained_layers():
+            rule_for(optimizer)
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        self.integrator = integrator
+        self.truncation = truncation
+        self.faults = FaultRecord()
+        if self.built:
+            # Built here, on the other variables alone: elsewhere Keras would build it on all, and
+            # slots that follow a factor go stale with the next rank.
+            self._build_optimizer()
+
+    def train_step(self, data):
+        """One step on one batch: integrator for the factors, optimizer for all else."""
+        batch = keras.utils.unpack_x_y_sample_weight(data)
+        if not self.built or any(not layer.built for layer in self._layers_by_path().values()):
+            self(batch[0])
+        layers = self._trained_layers()
+        if not layers:
+            warnings.warn(
+                "The model has no trainable low-rank layer; it is trained as a keras.Model is.",
+                stacklevel=2,
+            )
+            return super().train_step(data)
+        self.rule = rule_for(self.optimizer)
+        self._build_optimizer()
+        x, y, y_pred, sample_weight = TrainingStep(self, layers, batch).run()
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def make_train_function(self, force=False):
+        if self.train_function is not None and not force:
+            return self.train_function
+        super().make_train_function(force=True)
+        run = self.train_function
+
+        def train_function(iterator):
+            logs = run(iterator)
+            self.faults.raise_if_any()
+            return logs
+
+        self.train_function = train_function
+        return self.train_function
+
+    @property
+    def ranks(self):
+        """The present ranks, `{path of the layer: int}`."""
+        return {path: one.factors.rank for path, one in self._layers_by_path().items() if one.built}
+
+    def freeze_ranks(self):
+        """From here on every rank stays what it is. Costs one more trace of the train function."""
+        self._set_frozen(True)
+
+    def unfreeze_ranks(self):
+        """Lets the ranks follow the truncation again."""
+        self._set_frozen(False)
+
+    def compression(self):
+        """The numbers of weights, now and at full rank: a `keras_lowrank.Compression`."""
+        return count_weights(self)
+
+    def export(
+        self,
+        filepath,
+        format="tf_saved_model",
+        verbose=None,
+        input_signature=None,
+        overwrite=False,
+    ):
+        """Writes the model for inference, after a check against the model on random input.
+
+        Every low-rank layer becomes two products, `(U S)` and `V^T`, or one dense product where
+        that is cheaper.
+
+        Args:
+            filepath: str or path: the folder of a SavedModel, or a file that ends in `.tflite`.
+            format: str, `"tf_saved_model"`, or `"litert"` (`"tflite"` is the same).
+            verbose: bool or None. Print a line on the result. None is `True`.
+            input_signature: as in `keras.Model.export`. None takes the model's own inputs, with a
+                free batch size.
+            overwrite: bool. Replace what is at `filepath`. Defaults to `False`.
+
+        Raises:
+            FileExistsError: something is at `filepath` and `overwrite` is `False`.
+            ValueError: an unknown format, or outputs that differ from the model's by more than
+                `1e-4` (relative to outputs above 1). Nothing is left at `filepath` then.
+        """
+        export_model(self, filepath, format, verbose, input_signature, overwrite)
+
+    def set_weights(self, weights):
+        """Sets all weights from a list of arrays; ranks follow the arrays."""
+        set_weights(self, weights)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            config["integrator"] = keras.saving.serialize_keras_object(self.integrator)
+            config["truncation"] = keras.saving.serialize_keras_object(self.truncation)
+            config["ranks_frozen"] = self._ranks_frozen
+        return config
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(config)
+        frozen = config.pop("ranks_frozen", False)
+        self.compile(**config)
+        if frozen:
+            self.freeze_ranks()
+
+    @property
+    def other_variables(self):
+        """The trainable variables that are no factors: those the compiled optimizer updates."""
+        factors = {
+            id(v)
+            for layer in self._layers_by_path().values()
+            if layer.built
+            for v in layer.factors.variables
+        }
+        return [v for v in self.trainable_variables if id(v) not in factors]
+
+    def policy_of(self, layer):
+        """The truncation `Policy` that holds for a low-rank layer at present."""
+        if self._ranks_frozen:
+            return Policy(KeepRank())
+        policy = layer.policy
+        return policy if policy.truncation else policy._replace(truncation=self.truncation)
+
+    @functools.cached_property
+    def _stand_in_holder(self):
+        # In a tuple inside a plain object: Keras must not count it among the model's weights.
+        return _Holder(keras.Variable(0.0, name="stand_in"))
+
+    @property
+    def stand_in(self):
+        """What the optimizer updates in a model that has no other variables: one idle number."""
+        return [self._stand_in_holder.variable]
+
+    def _layers_by_path(self):
+        return find_low_rank_layers(self)
+
+    def _trained_layers(self):
+        return {path: layer for path, layer in self._layers_by_path().items() if layer.trainable}
+
+    def _build_optimizer(self):
+        if self._trained_layers() and self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.other_variables or self.stand_in)
+
+    def _set_frozen(self, frozen):
+        if frozen == self._ranks_frozen:
+            return
+        self._ranks_frozen = frozen
+        if self.compiled and self.train_function is not None:
+            self.make_train_function(force=True)
+
+
+class _Holder:
+    def __init__(self, variable):
+        self.variable = variable

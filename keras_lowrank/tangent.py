@@ -1,0 +1,195 @@
+r"""How a layer applies its low-rank matrix, and the one custom gradient of the package.
+
+A tangent vector of the rank-r manifold at `W = U S V^T` is stored as a pair: the K-part `A V`
+(n x r) and the L-part `A^T U` (m x r). The S-part `U^T A V` is in both.
+
+Every low-rank layer applies its matrix through `low_rank_apply`. What that multiplies with is
+
+- the layer's variables, differentiated as TensorFlow differentiates everything: the honest
+  gradients of U, S and V;
+- inside `substitute`, whatever the caller put in their place: a `TangentProbe`, whose gradients
+  are the pair `(G V, G^T U)`, or a `Product` of given matrices.
+"""
+
+import contextlib
+import threading
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_lowrank.linalg import matmul_last, rows
+
+
+class TangentVector(NamedTuple):
+    """A tangent vector at `U S V^T`, as its two parts.
+
+    Attributes:
+        K: tensor `A V`, shape `(n, r)`.
+        L: tensor `A^T U`, shape `(m, r)`.
+    """
+
+    K: tf.Tensor
+    L: tf.Tensor
+
+
+class Product:
+    """A matrix given as a product; `project` carries the first matrix, plain products the rest.
+
+    Args:
+        matrices: tensors or variables, shapes `(n, a), (a, b), ..., (z, m)`.
+        core: tensor, the S of the product where it has one, for regularizers.
+    """
+
+    def __init__(self, *matrices, core=None):
+        self.matrices = matrices
+        self.core = core
+
+    @classmethod
+    def of(cls, factorization):
+        """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
+        u, s, v = factorization
+        return cls(u, s, tf.transpose(v), core=s)
+
+    def apply(self, project, inputs, dtype):
+        first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
+        outputs = project(inputs, first)
+        for matrix in rest:
+            outputs = matmul_last(outputs, matrix)
+        return outputs
+
+
+class TangentProbe:
+    r"""`U S V^T` with the tangent gradient in place of the gradients of the factors.
+
+    With `z = project(x, U)`, `y = z S V^T` and `d = dLoss/dy`, one backward pass gives
+
+    - `G V = project^*(x, d V)`, as the gradient of `K`,
+    - `G^T U = d^T z`, as the gradient of `L`,
+    - `dx = project^*(d V S^T)`,
+
+    where `project^*` is the adjoint that TensorFlow knows of the layer's own `project`. The full
+    gradient G is never formed. `K` and `L` are copies of U and V that nothing else reads, so a
+    loss term that touches the variables themselves does not mix with the pair; `core` is S for
+    the regularizers, which the product does not differentiate.
+
+    Args:
+        factorization: `Factorization`, the point W.
+        keep_calls: bool. Keep what `coupling` needs (x and d of every call) until it is asked for.
+    """
+
+    def __init__(self, factorization, keep_calls=False):
+        self.K = tf.identity(factorization.U)
+        self.core = tf.identity(factorization.S)
+        self.L = tf.identity(factorization.V)
+        self._calls = [] if keep_calls else None
+
+    def apply(self, project, inputs, dtype):
+        core = tf.stop_gradient(tf.cast(self.core, dtype))
+
+        @tf.custom_gradient
+        def apply(inputs, u, v):
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch([inputs, u])
+                z = project(inputs, u)
+            outputs = matmul_last(matmul_last(z, core), tf.transpose(v))
+
+            def gradient(d):
+                dv = matmul_last(d, v)
+                dz = matmul_last(dv, tf.transpose(core))
+                if self._calls is not None:
+                    self._calls.append((project, inputs, d))
+                return (
+                    tape.gradient(z, inputs, dz),
+                    tape.gradient(z, u, dv),
+                    tf.matmul(rows(d), rows(z), transpose_a=True),
+                )
+
+            return outputs, gradient
+
+        return apply(inputs, tf.cast(self.K, dtype), tf.cast(self.L, dtype))
+
+    def coupling(self, left, right):
+        r"""Returns `left^T G right` for bases the backward pass did not know, from its x and d.
+
+        `sum over calls of project(x, left)^T (d right)`: two small products, no second pass.
+
+        Args:
+            left: tensor, shape `(n, a)`.
+            right: tensor, shape `(m, b)`.
+
+        Returns:
+            Tensor of shape `(a, b)`, in the type of `left`.
+
+        Raises:
+            ValueError: when the layer was called inside a loop or a branch of its own, whose x
+                and d cannot be read from outside.
+        """
+        total = tf.zeros([tf.shape(left)[1], tf.shape(right)[1]], left.dtype)
+        for project, inputs, d in self._calls:
+            if not tf.executing_eagerly() and d.graph is not total.graph:
+                raise ValueError(
+                    "`integrator='rank_adaptive'` needs the inputs and the output gradients of "
+                    "every low-rank layer, and cannot read them where a layer is called inside a "
+                    "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
+                    "outside of it, or use `integrator='fixed_rank'`."
+                )
+            z = project(inputs, tf.cast(left, d.dtype))
+            dv = matmul_last(d, tf.cast(right, d.dtype))
+            total += tf.cast(tf.matmul(rows(z), rows(dv), transpose_a=True), left.dtype)
+        return total
+
+
+def low_rank_apply(project, factors, inputs, dtype):
+    """Applies a layer's matrix to its inputs: `project(inputs, U) S V^T`.
+
+    Args:
+        project: callable `(inputs, basis) -> outputs`, linear in both: the layer's type.
+        factors: the layer's `Factors`.
+        inputs: tensor, what the layer was called with.
+        dtype: str, the type to compute in (the layer's `compute_dtype`).
+
+    Returns:
+        Tensor of shape `(..., m)`.
+    """
+    kernel = _substitutes().get(factors)
+    if kernel is None:
+        kernel = Product.of(factors.read())
+    return kernel.apply(project, inputs, dtype)
+
+
+def squared_norm(factors):
+    r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
+
+    With orthonormal bases, as every step of an integrator has them, it is `||S||_F^2`; outside of
+    one, where U and V may be anything, `<U^T U S, S V^T V>`.
+    """
+    kernel = _substitutes().get(factors)
+    if kernel is not None and kernel.core is not None:
+        return tf.reduce_sum(tf.square(kernel.core))
+    u, s, v = factors.read()
+    left = tf.matmul(tf.matmul(u, u, transpose_a=True), s)
+    right = tf.matmul(s, tf.matmul(v, v, transpose_a=True))
+    return tf.reduce_sum(left * right)
+
+
+@contextlib.contextmanager
+def substitute(kernels):
+    """While open, `low_rank_apply` uses `kernels[factors]` in place of the layer's variables.
+
+    Args:
+        kernels: dict from `Factors` to a `TangentProbe` or a `Product`.
+    """
+    outer = _substitutes()
+    _LOCAL.kernels = {**outer, **kernels}
+    try:
+        yield
+    finally:
+        _LOCAL.kernels = outer
+
+
+# One table per thread: each replica of a tf.distribute strategy traces in a thread of its own.
+_LOCAL = threading.local()
+
+
+def _substitutes():
+    return getattr(_LOCAL, "kernels", {})

@@ -1,0 +1,184 @@
+"""One training step of a Keras model: its passes, as the `Problem` that an integrator solves."""
+
+import tensorflow as tf
+
+from keras_lowrank import keras_internals
+from keras_lowrank.factors import Factorization
+from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags
+from keras_lowrank.tangent import Product, TangentProbe, TangentVector, substitute
+
+
+class TrainingStep:
+    """A `Problem` made of a model's low-rank layers and one batch.
+
+    Args:
+        model: compiled `LowRankModel`.
+        layers: dict from path to trainable `LowRankLayer`.
+        batch: `(x, y, sample_weight)`.
+    """
+
+    def __init__(self, model, layers, batch):
+        self._model = model
+        self._layers = layers
+        self._x, self._y, self._sample_weight = batch
+        self._rule = model.rule
+        self._needs_coupling = model.integrator.needs_coupling
+        self.factors = [layer.factors.read() for layer in layers.values()]
+        self.policies = [model.policy_of(layer) for layer in layers.values()]
+        # Everything that a forward pass may change: statistics, seeds of dropout.
+        held = {id(v) for layer in layers.values() for v in layer.factors.variables}
+        self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
+        self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
+
+    def run(self):
+        """Performs the step: integrator, optimizer, and the decision whether any of it is kept.
+
+        Returns:
+            `(x, y, y_pred, sample_weight)`, for the metrics.
+        """
+        model = self._model
+        new = model.integrator.step(self)
+        finite = all_finite_flags(self._finite) & model.faults.clear
+        fatal = ~finite
+        if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
+            # A scaled loss overflows now and then, and the scale then shrinks: no fault, unless
+            # the loss itself overflows or there is no scale left to take away.
+            hopeless = ~self._finite["the loss"] | (self._scale < 1.0) | ~model.faults.clear
+            fatal &= hopeless
+        model.faults.record(fatal, self._finite, model.optimizer.iterations)
+        self._update_others(finite, fatal)
+        self._state.restore_unless(finite)
+        flat = tf.cond(finite, lambda: _flatten(new), lambda: _flatten(self.factors))
+        for layer, *factors in zip(self._layers.values(), flat[::3], flat[1::3], flat[2::3]):
+            layer.factors.assign(Factorization(*factors))
+        return self._x, self._y, self._y_pred, self._sample_weight
+
+    # The problem that the integrator sees.
+
+    def direction(self):
+        self._probes = [TangentProbe(f, self._needs_coupling) for f in self.factors]
+        sources = [source for p in self._probes for source in (p.K, p.core, p.L)]
+        gradients = self._pass(self._probes, sources, first=True)
+        pairs = []
+        for probe, k, core, l in zip(  # noqa: E741 (the papers' letter)
+            self._probes, gradients[::3], gradients[1::3], gradients[2::3]
+        ):
+            if k is None or l is None:  # a layer that the loss does not depend on
+                k, l = tf.zeros_like(probe.K), tf.zeros_like(probe.L)  # noqa: E741
+            if core is not None:  # a penalty that is a function of the singular values
+                k += tf.matmul(probe.K, core)
+                l += tf.matmul(probe.L, core, transpose_b=True)  # noqa: E741
+            pairs.append(TangentVector(k, l))
+        flat = self._sanitized(_flatten(pairs), "the gradient of layer")
+        return [
+            self._rule.direction(TangentVector(k, l), self._rate(k))
+            for k, l in zip(flat[::2], flat[1::2])  # noqa: E741
+        ]
+
+    def coupling(self, bases):
+        blocks = [
+            p.coupling(*pair) / self._scale_as(pair[0]) for p, pair in zip(self._probes, bases)
+        ]
+        blocks = self._sanitized(blocks, "the gradient at the augmented bases of layer")
+        return [self._rate(block) * block for block in blocks]
+
+    def core_direction(self, factors):
+        # The same batch, the same dropout mask, and statistics that are updated once: by this
+        # pass, whose gradients move the cores and the other variables.
+        metrics = Snapshot(self._model.metrics_variables)
+        self._state.restore()
+        kernels = [Product.of(f._replace(S=tf.identity(f.S))) for f in factors]
+        gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
+        metrics.restore()
+        gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]
+        gradients = self._sanitized(gradients, "the gradient at the new bases of layer")
+        return [self._rate(g) * g for g in gradients]
+
+    # The passes over the network.
+
+    def _pass(self, kernels, sources, first):
+        """One forward and one backward pass; returns the unscaled gradients of `sources`."""
+        model = self._model
+        others = model.other_variables
+        owned = [v for layer in self._layers.values() for v in layer.factors.variables]
+        table = dict(zip((layer.factors for layer in self._layers.values()), kernels))
+        with substitute(table), tf.GradientTape() as tape:
+            tape.watch(sources)
+            y_pred = keras_internals.call_in_training(model, self._x)
+            loss = model.compute_loss(
+                x=self._x,
+                y=self._y,
+                y_pred=y_pred,
+                sample_weight=self._sample_weight,
+                training=True,
+            )
+            scaled = model.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [*sources, *others, *owned])
+        cut, end = len(sources), len(sources) + len(others)
+        if any(gradient is not None for gradient in gradients[end:]):
+            raise ValueError(
+                "A loss term must not depend on the variables U, S or V of a low-rank layer: its "
+                "gradient is not one on the manifold and would be ignored. Use "
+                "`kernel_regularizer` (L2), or a term on the layer's outputs."
+            )
+        self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
+        self._other_gradients = gradients[cut:end]
+        if first:
+            keras_internals.track_loss(model, loss, self._x)
+            self._y_pred = y_pred
+            self._finite = {}
+        self._finite["the loss"] = all_finite(loss)
+        for variable, gradient in zip(others, self._other_gradients):
+            self._finite[f"the gradient of {variable.path!r}"] = all_finite(_values(gradient))
+        return [g if g is None else g / self._scale_as(g) for g in gradients[:cut]]
+
+    def _sanitized(self, tensors, place):
+        """Notes for each layer whether its tensors are finite; all become zero if any is not.
+
+        Factorisations come after this: of NaN, `eigh` raises on a CPU, and Cholesky and QR go on.
+        """
+        share = len(tensors) // len(self._layers)
+        for index, path in enumerate(self._layers):
+            part = tensors[share * index : share * (index + 1)]
+            self._finite[f"{place} {path!r}"] = all_finite(*part)
+        finite = all_finite_flags(self._finite)
+        return [tf.where(finite, tensor, tf.zeros_like(tensor)) for tensor in tensors]
+
+    def _update_others(self, finite, fatal):
+        """Lets the compiled optimizer update the other variables, once."""
+        optimizer = self._model.optimizer
+        variables, gradients = self._model.other_variables, self._other_gradients
+        if all(gradient is None for gradient in gradients):
+            # An optimizer refuses to run without any gradient, and its step must be counted.
+            variables = variables or self._model.stand_in
+            gradients = [tf.zeros_like(v.value) for v in variables]
+        # A scaling optimizer finds overflow by itself, in the gradients that it sees.
+        gradients = [_poisoned(g, finite) for g in gradients]
+        before = Snapshot([*variables, *optimizer.variables])
+        optimizer.apply_gradients(zip(gradients, variables))
+        before.restore_unless(~fatal)
+
+    def _rate(self, like):
+        return tf.cast(self._learning_rate, like.dtype)
+
+    def _scale_as(self, like):
+        return tf.cast(self._scale, like.dtype)
+
+
+def _flatten(tuples):
+    return [tensor for entries in tuples for tensor in entries]
+
+
+def _values(gradient):
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _poisoned(gradient, finite):
+    """The gradient where `finite` is true, NaN where it is not."""
+    if gradient is None:
+        return None
+    values = _values(gradient)
+    values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
