@@ -1,5 +1,6 @@
 """SavedModel and LiteRT files, checked against the model before they are put in place."""
 
+import functools
 import importlib
 import pathlib
 import tempfile
@@ -91,7 +92,8 @@ def _check_parity(model, run, input_signature):
     signature = input_signature or keras_internals.get_input_signature(model)
     random = np.random.default_rng(0)
     for batch in _BATCHES:
-        arguments = keras.tree.map_structure(lambda spec: _draw(spec, batch, random), signature)
+        draw = functools.partial(_draw, batch=batch, random=random)
+        arguments = keras.tree.map_structure(draw, signature)
         expected = keras.tree.flatten(model(*arguments, training=False))
         received = run(arguments)
         for want, got in zip(expected, received, strict=True):

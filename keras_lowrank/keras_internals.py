@@ -43,7 +43,7 @@ def call_in_training(model, inputs):
 
 
 def track_loss(model, loss, inputs):
-    """Feeds the epoch's mean of the loss, weighted by the batch size, as Keras's train step does."""
+    """Feeds the epoch's mean of the loss, weighted by batch size, as Keras's train step does."""
     batch = next(tensor for tensor in tf.nest.flatten(inputs) if tensor is not None)
     model._loss_tracker.update_state(
         unscale_loss_for_distribution(loss), sample_weight=tf.shape(batch)[0]
