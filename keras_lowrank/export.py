@@ -52,15 +52,16 @@ def export_model(model, filepath, format, verbose, input_signature, overwrite):
 def deployed_kernels(model):
     """The matrices that an export holds in place of U, S and V: `{factors: Product}`.
 
-    The folded pair `(U S, V^T)`, or W itself where that has no more entries: what costs less to
+    The folded pair `(U S, V)`, or W itself where that has no more entries: what costs less to
     keep costs less to multiply with.
     """
     kernels = {}
     for layer in find_low_rank_layers(model).values():
         u, s, v = layer.factors.read()
         n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
-        pair = (tf.matmul(u, s), tf.transpose(v))
-        matrices = pair if rank * (n + m) < n * m else (tf.matmul(*pair),)
+        pair = (tf.matmul(u, s), v)
+        dense = (tf.matmul(*pair, transpose_b=True),)
+        matrices = pair if rank * (n + m) < n * m else dense
         held = [tf.Variable(matrix, trainable=False, name="kernel") for matrix in matrices]
         kernels[layer.factors] = Product(*held)
     return kernels

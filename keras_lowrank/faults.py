@@ -16,10 +16,13 @@ class Snapshot:
     def restore_unless(self, condition):
         """Puts the saved values back where the scalar bool tensor `condition` is false.
 
-        By selection: an assignment inside `tf.cond` is not allowed in replica context.
+        The values are chosen in a `tf.cond`, at no cost, and assigned outside of it: an
+        assignment inside is not allowed in replica context.
         """
-        for variable, value in self._saved:
-            variable.assign(tf.where(condition, tf.convert_to_tensor(variable.value), value))
+        old = [value for _, value in self._saved]
+        new = [tf.convert_to_tensor(variable.value) for variable, _ in self._saved]
+        for (variable, _), value in zip(self._saved, choose(condition, new, old)):
+            variable.assign(value)
 
     def restore(self):
         """Puts the saved values back."""
@@ -77,9 +80,18 @@ class FaultRecord:
         )
 
 
+def choose(condition, values, others):
+    """`values` where the scalar bool tensor `condition` is true, else `others`; copies nothing."""
+    return tf.cond(condition, lambda: list(values), lambda: list(others)) if values else []
+
+
 def all_finite(*tensors):
-    """Scalar bool tensor: every entry of every tensor is finite. None counts as finite."""
-    return _all([tf.reduce_all(tf.math.is_finite(t)) for t in tensors if t is not None])
+    """Scalar bool tensor: every entry of every tensor is finite. None counts as finite.
+
+    By their sums, one reading pass: a sum that overflows counts as not finite too.
+    """
+    sums = [tf.reduce_sum(tf.cast(t, tf.float32)) for t in tensors if t is not None]
+    return _all([tf.math.is_finite(total) for total in sums])
 
 
 def all_finite_flags(finite_by_place):

@@ -5,6 +5,8 @@ small (r x r). On two CPU cores a Householder QR of a 5120 x 32 block takes seve
 as the products and the small eigenvalue problem used here.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -15,6 +17,9 @@ _NOISE_UNITS = 64.0
 # 64 * 2^-29 is an order of magnitude above sqrt(eps).
 _GRAM_UNIT = 2.0**-29
 
+# The largest entry of B^T B - I, in units of rounding, that a basis is left with.
+_DEFECT_UNITS = 32.0
+
 
 def rows(inputs):
     """Folds all axes but the last into one: shape `(..., k)` to `(batch, k)`."""
@@ -23,22 +28,24 @@ def rows(inputs):
     return tf.reshape(inputs, [-1, _extent(inputs, -1)])
 
 
-def matmul_last(inputs, matrix):
-    """Returns `inputs @ matrix` over the last axis of an array of any rank.
+def matmul_last(inputs, matrix, transpose=False):
+    """Returns `inputs @ matrix`, or `inputs @ matrix^T`, over the last axis of any array.
 
     Leading axes are folded into one, so that one plain matrix product does the work: a batched
     product of a rank-4 activation with a matrix is several times slower.
 
     Args:
         inputs: tensor, shape `(..., k)`.
-        matrix: tensor, shape `(k, l)`.
+        matrix: tensor, shape `(k, l)`, or `(l, k)` with `transpose`.
+        transpose: bool. Cheaper than `tf.transpose`, which copies.
 
     Returns:
         Tensor of shape `(..., l)`.
     """
+    outputs = tf.matmul(rows(inputs), matrix, transpose_b=transpose)
     if inputs.shape.rank == 2:
-        return tf.matmul(inputs, matrix)
-    outputs = tf.matmul(rows(inputs), matrix)
+        return outputs
+    axis = 0 if transpose else 1
     leading = inputs.shape[:-1].as_list()
     if leading.count(None) <= 1:
         # One unknown extent can be inferred. The graph then needs no arithmetic on shapes, which
@@ -46,89 +53,132 @@ def matmul_last(inputs, matrix):
         extents = [-1 if extent is None else extent for extent in leading]
     else:
         extents = tf.unstack(tf.shape(inputs)[:-1], num=len(leading))
-    outputs = tf.reshape(outputs, [*extents, _extent(matrix, 1)])
-    outputs.set_shape([*leading, matrix.shape[1]])
+    outputs = tf.reshape(outputs, [*extents, _extent(matrix, axis)])
+    outputs.set_shape([*leading, matrix.shape[axis]])
     return outputs
 
 
-def orthonormal_complement(block, basis):
-    r"""Returns an orthonormal basis of what `block` adds outside the span of `basis`.
+class Complement(NamedTuple):
+    r"""What a block adds outside the span of a basis: `A = B X + Q Y`, with `Q = R T`.
 
-    With `R = (I - B B^T) A`, the result `Q` satisfies `Q^T Q = I`, `B^T Q = 0` and
-    `range([B, Q]) = range([B, A])`, up to directions of `R` below rounding relative to
-    `||A||_F`, which are noise and are left out. There are at most `min(r, n - b)` columns: none
-    when `basis` already spans the space or when `block` is zero.
+    Q is orthonormal and orthogonal to B. It is kept as a product, because nobody needs it on its
+    own: what is multiplied with it is multiplied with R first and with the small T afterwards.
 
-    Two rounds of products with one small factorisation each. The first takes the singular
-    directions of `R` from its Gram matrix, formed in float64: the squared condition number then
-    costs digits that float32 data do not have. It leaves an error of at most about 1e-2 in the
-    faintest direction that is kept, and the second round (project again, Cholesky) takes it to
-    rounding: "twice is enough" (Giraud, Langou, Rozloznik, van den Eshof, Numer. Math. 101, 2005).
+    Attributes:
+        inside: `X = B^T A`, shape `(b, r)`.
+        residual: `R = A - B X`, shape `(n, r)`.
+        root: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
+        outside: `Y = Q^T A`, shape `(k, r)`.
+    """
+
+    inside: tf.Tensor
+    residual: tf.Tensor
+    root: tf.Tensor
+    outside: tf.Tensor
+
+
+def complement(block, basis):
+    r"""Returns the `Complement` of a block to a basis.
+
+    `range([B, Q])` is `range([B, A])`, up to directions of the residual below rounding relative to
+    `||A||_F`, which are noise and are left out. Nothing is left when `basis` already spans the
+    space, or when `block` is zero or is not finite.
+
+    With the eigenvectors `E` of `R^T R = E diag(s^2) E^T`, `T = E / s` and `Y = diag(s) E^T`. The
+    Gram matrix is formed in float64: the squared condition number then costs digits that float32
+    data do not have. A faint direction is orthonormal up to (rounding of the block) / (its size),
+    at worst about 1e-2; what enters a new basis from it is checked there, by `orthonormalized`.
 
     Args:
-        block: float tensor `A`, shape `(n, r)`. Must be finite.
+        block: float tensor `A`, shape `(n, r)`.
         basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
-
-    Returns:
-        Tensor of shape `(n, k)`, `0 <= k <= min(r, n - b)`.
 
     Example:
 
     >>> basis = tf.constant([[1.0], [0.0], [0.0]])
     >>> block = tf.constant([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
-    >>> orthonormal_complement(block, basis).shape.as_list()
+    >>> added = complement(block, basis)
+    >>> tf.matmul(added.residual, added.root).shape.as_list()
     [3, 1]
     """
-    residual = tf.cast(_project_out(_project_out(block, basis), basis), tf.float64)
-    energies, directions = tf.linalg.eigh(tf.matmul(residual, residual, transpose_a=True))
-    sizes = tf.sqrt(tf.maximum(energies, 0.0))  # ascending
-    unit = max(np.finfo(block.dtype.as_numpy_dtype).eps, _GRAM_UNIT)
-    noise = _NOISE_UNITS * unit * tf.norm(tf.cast(block, tf.float64))
+    dtype = block.dtype
+    inside = tf.matmul(basis, block, transpose_a=True)
+    residual = block - tf.matmul(basis, inside)
+    wide = tf.cast(residual, tf.float64)
+    gram = tf.matmul(wide, wide, transpose_a=True)
+    # On a CPU, eigh raises on NaN, and would end the step before it can be discarded.
+    gram = tf.where(tf.math.is_finite(tf.reduce_sum(gram)), gram, tf.zeros_like(gram))
+    energies, directions = tf.linalg.eigh(gram)  # ascending
+    sizes = tf.sqrt(tf.maximum(energies, 0.0))
+    total = tf.reduce_sum(tf.square(tf.cast(inside, tf.float64))) + tf.linalg.trace(gram)
+    noise = _NOISE_UNITS * max(np.finfo(dtype.as_numpy_dtype).eps, _GRAM_UNIT) * tf.sqrt(total)
     room = tf.shape(basis)[0] - tf.shape(basis)[1]
     kept = tf.minimum(tf.math.count_nonzero(sizes > noise, dtype=tf.int32), room)
     first = tf.shape(sizes)[0] - kept
-    # Faint directions are differences of large columns, so this product is in float64 as well.
-    candidates = tf.matmul(residual, directions[:, first:] / sizes[first:])
-    candidates = _project_out(tf.cast(candidates, block.dtype), basis)
-    return matmul_inverse_root(candidates)
+    sizes, directions = sizes[first:], directions[:, first:]
+    return Complement(
+        inside,
+        residual,
+        tf.cast(directions / sizes, dtype),
+        tf.cast(sizes[:, tf.newaxis] * tf.transpose(directions), dtype),
+    )
 
 
-def matmul_inverse_root(block):
-    """Makes the columns of an almost orthonormal `block` orthonormal, by one Cholesky QR.
-
-    Accurate to rounding where `||A^T A - I||` is well below 1.
-
-    Args:
-        block: float tensor `A`, shape `(n, k)`.
-
-    Returns:
-        Tensor `A L^-T`, shape `(n, k)`, where `A^T A = L L^T`.
-    """
-    lower = tf.linalg.cholesky(tf.matmul(block, block, transpose_a=True))
-    identity = tf.eye(tf.shape(block)[1], dtype=block.dtype)
-    return tf.matmul(block, tf.linalg.triangular_solve(lower, identity), transpose_b=True)
-
-
-def rotate(basis, complement, coordinates):
-    """Returns `[B, Q] C`, with the drift of `B` from orthonormality taken out to first order.
-
-    A basis that is multiplied by one small rotation after another loses orthonormality like a
-    random walk of roundings. `B (I - E / 2)` with `E = B^T B - I` removes `E` up to `E^2`, for
-    one small Gram matrix a step.
+def rotate(basis, added, coordinates):
+    """Returns `[B, Q] C` for the basis Q of a `Complement`.
 
     Args:
-        basis: tensor `B` with almost orthonormal columns, shape `(n, b)`.
-        complement: tensor `Q`, orthonormal and orthogonal to `B`, shape `(n, q)`.
-        coordinates: tensor `C`, shape `(b + q, r)`.
+        basis: tensor `B`, shape `(n, b)`.
+        added: `Complement` to it, `Q = R T` of shape `(n, k)`.
+        coordinates: tensor `C` with orthonormal columns, shape `(b + k, r)`.
 
     Returns:
         Tensor of shape `(n, r)`.
     """
+    # A singular vector comes with an error of some ten roundings, which would add up step by
+    # step. One small Newton-Schulz step takes it to one rounding.
+    gram = tf.matmul(coordinates, coordinates, transpose_a=True)
+    coordinates = 1.5 * coordinates - 0.5 * tf.matmul(coordinates, gram)
     size = tf.shape(basis)[1]
-    own, added = coordinates[:size], coordinates[size:]
-    gram = tf.matmul(basis, basis, transpose_a=True)
-    own = 1.5 * own - 0.5 * tf.matmul(gram, own)
-    return tf.matmul(basis, own) + tf.matmul(complement, added)
+    outside = tf.matmul(added.root, coordinates[size:])
+    return tf.matmul(basis, coordinates[:size]) + tf.matmul(added.residual, outside)
+
+
+def orthonormalized(left, core, right):
+    """Returns the same matrix `B C D^T` with orthonormal bases.
+
+    Bases that pass from step to step collect roundings, and faint directions bring more. Both are
+    measured here, by one Gram matrix each. Where an entry of `B^T B - I` or `D^T D - I` exceeds
+    4e-6 (float32), `B = B' L^T` by a Cholesky factor of the Gram matrix, and likewise D, and the
+    small factors go into the core, whose singular value decomposition restores the gauge; else
+    nothing is done. So orthonormality is a property of every step and not of their number.
+
+    Args:
+        left: almost orthonormal tensor B, shape `(n, r)`.
+        core: tensor C, shape `(r, r)`.
+        right: almost orthonormal tensor D, shape `(m, r)`.
+
+    Returns:
+        Tuple of tensors `(B, C, D)` of the same shapes.
+    """
+    grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
+    identity = tf.eye(tf.shape(core)[0], dtype=core.dtype)
+    defect = tf.reduce_max(tf.abs(tf.stack(grams) - identity))
+
+    def mended():
+        # A faint direction that is mostly noise is still far from dependent: the factors exist.
+        lower = tf.linalg.cholesky(tf.stack(grams))
+        inner = tf.matmul(tf.matmul(lower[0], core, transpose_a=True), lower[1])
+        p, values, q = signed_svd(inner)
+        turns = tf.linalg.triangular_solve(lower, tf.stack([p, q]), adjoint=True)
+        return (
+            tf.matmul(left, turns[0]),
+            tf.linalg.diag(values),
+            tf.matmul(right, turns[1]),
+        )
+
+    bound = _DEFECT_UNITS * np.finfo(core.dtype.as_numpy_dtype).eps
+    return tf.cond(defect > bound, mended, lambda: (left, core, right))
 
 
 def signed_svd(matrix):
@@ -138,11 +188,13 @@ def signed_svd(matrix):
     several tie), so equal matrices give equal factors.
 
     Args:
-        matrix: float tensor, shape `(a, b)`. Must be finite.
+        matrix: float tensor, shape `(a, b)`.
 
     Returns:
         `(P, s, Q)` of shapes `(a, k)`, `(k,)` and `(b, k)`, `k = min(a, b)`, `s` descending.
+        All zero where `matrix` is not finite.
     """
+    matrix = tf.where(tf.math.is_finite(tf.reduce_sum(matrix)), matrix, tf.zeros_like(matrix))
     values, left, right = tf.linalg.svd(matrix)
     largest = tf.argmax(tf.abs(left), axis=0, output_type=tf.int32)
     pivots = tf.gather(tf.transpose(left), largest, batch_dims=1)
@@ -164,10 +216,6 @@ def signed_qr(matrix):
     orthonormal, triangular = tf.linalg.qr(matrix)
     diagonal = tf.linalg.diag_part(triangular)
     return orthonormal * tf.where(diagonal < 0, -tf.ones_like(diagonal), tf.ones_like(diagonal))
-
-
-def _project_out(block, basis):
-    return block - tf.matmul(basis, tf.matmul(basis, block, transpose_a=True))
 
 
 def _extent(tensor, axis):

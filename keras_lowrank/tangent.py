@@ -33,10 +33,11 @@ class TangentVector(NamedTuple):
 
 
 class Product:
-    """A matrix given as a product; `project` carries the first matrix, plain products the rest.
+    """A matrix given as a product `A B ... C^T`; `project` carries A, plain products the rest.
 
     Args:
-        matrices: tensors or variables, shapes `(n, a), (a, b), ..., (z, m)`.
+        matrices: tensors or variables, shapes `(n, a), (a, b), ..., (m, z)`: the last of two or
+            more is held transposed, as V is.
         core: tensor, the S of the product where it has one, for regularizers.
     """
 
@@ -47,14 +48,13 @@ class Product:
     @classmethod
     def of(cls, factorization):
         """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
-        u, s, v = factorization
-        return cls(u, s, tf.transpose(v), core=s)
+        return cls(*factorization, core=factorization.S)
 
     def apply(self, project, inputs, dtype):
         first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
         outputs = project(inputs, first)
         for matrix in rest:
-            outputs = matmul_last(outputs, matrix)
+            outputs = matmul_last(outputs, matrix, transpose=matrix is rest[-1])
         return outputs
 
 
@@ -91,11 +91,11 @@ class TangentProbe:
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch([inputs, u])
                 z = project(inputs, u)
-            outputs = matmul_last(matmul_last(z, core), tf.transpose(v))
+            outputs = matmul_last(matmul_last(z, core), v, transpose=True)
 
             def gradient(d):
                 dv = matmul_last(d, v)
-                dz = matmul_last(dv, tf.transpose(core))
+                dz = matmul_last(dv, core, transpose=True)
                 if self._calls is not None:
                     self._calls.append((project, inputs, d))
                 return (
@@ -109,34 +109,36 @@ class TangentProbe:
         return apply(inputs, tf.cast(self.K, dtype), tf.cast(self.L, dtype))
 
     def coupling(self, left, right):
-        r"""Returns `left^T G right` for bases the backward pass did not know, from its x and d.
+        r"""Returns `Q^T G Z` for bases the backward pass did not know, from its x and d.
 
-        `sum over calls of project(x, left)^T (d right)`: two small products, no second pass.
+        `sum over calls of project(x, Q)^T (d Z)`: two small products, no second pass.
 
         Args:
-            left: tensor, shape `(n, a)`.
-            right: tensor, shape `(m, b)`.
+            left: `Complement` with the basis Q, shape `(n, a)`.
+            right: `Complement` with the basis Z, shape `(m, b)`.
 
         Returns:
-            Tensor of shape `(a, b)`, in the type of `left`.
+            Tensor of shape `(a, b)`, in the type of the bases.
 
         Raises:
             ValueError: when the layer was called inside a loop or a branch of its own, whose x
                 and d cannot be read from outside.
         """
-        total = tf.zeros([tf.shape(left)[1], tf.shape(right)[1]], left.dtype)
+        total = 0.0
         for project, inputs, d in self._calls:
-            if not tf.executing_eagerly() and d.graph is not total.graph:
+            if not tf.executing_eagerly() and d.graph is not left.root.graph:
                 raise ValueError(
                     "`integrator='rank_adaptive'` needs the inputs and the output gradients of "
                     "every low-rank layer, and cannot read them where a layer is called inside a "
                     "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
                     "outside of it, or use `integrator='fixed_rank'`."
                 )
-            z = project(inputs, tf.cast(left, d.dtype))
-            dv = matmul_last(d, tf.cast(right, d.dtype))
-            total += tf.cast(tf.matmul(rows(z), rows(dv), transpose_a=True), left.dtype)
-        return total
+            z = project(inputs, tf.cast(left.residual, d.dtype))
+            dv = matmul_last(d, tf.cast(right.residual, d.dtype))
+            total += tf.cast(tf.matmul(rows(z), rows(dv), transpose_a=True), left.root.dtype)
+        if not self._calls:
+            total = tf.zeros([tf.shape(left.residual)[1], tf.shape(right.residual)[1]])
+        return tf.matmul(tf.matmul(left.root, total, transpose_a=True), right.root)
 
 
 def low_rank_apply(project, factors, inputs, dtype):

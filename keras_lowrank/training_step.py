@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.factors import Factorization
-from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags
+from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags, choose
 from keras_lowrank.tangent import Product, TangentProbe, TangentVector, substitute
 
 
@@ -21,7 +21,6 @@ class TrainingStep:
         self._model = model
         self._layers = layers
         self._x, self._y, self._sample_weight = batch
-        self._rule = model.rule
         self._needs_coupling = model.integrator.needs_coupling
         self.factors = [layer.factors.read() for layer in layers.values()]
         self.policies = [model.policy_of(layer) for layer in layers.values()]
@@ -48,7 +47,7 @@ class TrainingStep:
         model.faults.record(fatal, self._finite, model.optimizer.iterations)
         self._update_others(finite, fatal)
         self._state.restore_unless(finite)
-        flat = tf.cond(finite, lambda: _flatten(new), lambda: _flatten(self.factors))
+        flat = choose(finite, _flatten(new), _flatten(self.factors))
         for layer, *factors in zip(self._layers.values(), flat[::3], flat[1::3], flat[2::3]):
             layer.factors.assign(Factorization(*factors))
         return self._x, self._y, self._y_pred, self._sample_weight
@@ -59,28 +58,15 @@ class TrainingStep:
         self._probes = [TangentProbe(f, self._needs_coupling) for f in self.factors]
         sources = [source for p in self._probes for source in (p.K, p.core, p.L)]
         gradients = self._pass(self._probes, sources, first=True)
-        pairs = []
-        for probe, k, core, l in zip(  # noqa: E741 (the papers' letter)
-            self._probes, gradients[::3], gradients[1::3], gradients[2::3]
-        ):
-            if k is None or l is None:  # a layer that the loss does not depend on
-                k, l = tf.zeros_like(probe.K), tf.zeros_like(probe.L)  # noqa: E741
-            if core is not None:  # a penalty that is a function of the singular values
-                k += tf.matmul(probe.K, core)
-                l += tf.matmul(probe.L, core, transpose_b=True)  # noqa: E741
-            pairs.append(TangentVector(k, l))
-        flat = self._sanitized(_flatten(pairs), "the gradient of layer")
-        return [
-            self._rule.direction(TangentVector(k, l), self._rate(k))
-            for k, l in zip(flat[::2], flat[1::2])  # noqa: E741
-        ]
+        parts = zip(self._probes, gradients[::3], gradients[1::3], gradients[2::3])
+        pairs = [_tangent_gradient(*part) for part in parts]
+        self._note("the gradient of layer", pairs)
+        return [self._model.rule.direction(pair) for pair in pairs]
 
-    def coupling(self, bases):
-        blocks = [
-            p.coupling(*pair) / self._scale_as(pair[0]) for p, pair in zip(self._probes, bases)
-        ]
-        blocks = self._sanitized(blocks, "the gradient at the augmented bases of layer")
-        return [self._rate(block) * block for block in blocks]
+    def coupling(self, complements):
+        blocks = [probe.coupling(*pair) for probe, pair in zip(self._probes, complements)]
+        self._note("the gradient at the augmented bases of layer", [(b,) for b in blocks])
+        return blocks
 
     def core_direction(self, factors):
         # The same batch, the same dropout mask, and statistics that are updated once: by this
@@ -91,13 +77,13 @@ class TrainingStep:
         gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
         metrics.restore()
         gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]
-        gradients = self._sanitized(gradients, "the gradient at the new bases of layer")
-        return [self._rate(g) * g for g in gradients]
+        self._note("the gradient at the new bases of layer", [(g,) for g in gradients])
+        return gradients
 
     # The passes over the network.
 
     def _pass(self, kernels, sources, first):
-        """One forward and one backward pass; returns the unscaled gradients of `sources`."""
+        """One forward and one backward pass; returns the gradients of `sources`, still scaled."""
         model = self._model
         others = model.other_variables
         owned = [v for layer in self._layers.values() for v in layer.factors.variables]
@@ -130,19 +116,14 @@ class TrainingStep:
         self._finite["the loss"] = all_finite(loss)
         for variable, gradient in zip(others, self._other_gradients):
             self._finite[f"the gradient of {variable.path!r}"] = all_finite(_values(gradient))
-        return [g if g is None else g / self._scale_as(g) for g in gradients[:cut]]
+        # The gradients stay scaled as the loss was; h is what takes the scale out.
+        self.step_size = self._learning_rate / self._scale
+        return gradients[:cut]
 
-    def _sanitized(self, tensors, place):
-        """Notes for each layer whether its tensors are finite; all become zero if any is not.
-
-        Factorisations come after this: of NaN, `eigh` raises on a CPU, and Cholesky and QR go on.
-        """
-        share = len(tensors) // len(self._layers)
-        for index, path in enumerate(self._layers):
-            part = tensors[share * index : share * (index + 1)]
-            self._finite[f"{place} {path!r}"] = all_finite(*part)
-        finite = all_finite_flags(self._finite)
-        return [tf.where(finite, tensor, tf.zeros_like(tensor)) for tensor in tensors]
+    def _note(self, place, tensors_by_layer):
+        """Notes for every layer whether its tensors are finite."""
+        for path, tensors in zip(self._layers, tensors_by_layer):
+            self._finite[f"{place} {path!r}"] = all_finite(*tensors)
 
     def _update_others(self, finite, fatal):
         """Lets the compiled optimizer update the other variables, once."""
@@ -157,12 +138,6 @@ class TrainingStep:
         before = Snapshot([*variables, *optimizer.variables])
         optimizer.apply_gradients(zip(gradients, variables))
         before.restore_unless(~fatal)
-
-    def _rate(self, like):
-        return tf.cast(self._learning_rate, like.dtype)
-
-    def _scale_as(self, like):
-        return tf.cast(self._scale, like.dtype)
 
 
 def _flatten(tuples):
@@ -182,3 +157,13 @@ def _poisoned(gradient, finite):
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
+
+
+def _tangent_gradient(probe, k, core, l):  # noqa: E741 (the papers' letter)
+    """The pair of one layer, with what a penalty on its singular values adds to it."""
+    if k is None:  # the loss does not depend on the layer
+        k, l = tf.zeros_like(probe.K), tf.zeros_like(probe.L)  # noqa: E741
+    if core is not None:
+        k += tf.matmul(probe.K, core)
+        l += tf.matmul(probe.L, core, transpose_b=True)  # noqa: E741
+    return TangentVector(k, l)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
-from keras_lowrank.linalg import orthonormal_complement, rotate, signed_svd
+from keras_lowrank.linalg import Complement, complement, orthonormalized, rotate, signed_svd
 
 
 class Augmented(NamedTuple):
@@ -15,39 +15,39 @@ class Augmented(NamedTuple):
 
     Attributes:
         factors: `Factorization` with the old U, S and V.
-        Q: tensor, what the direction adds to U, shape `(n, a)`, `0 <= a <= min(r, n - r)`.
-        Z: tensor, what it adds to V, shape `(m, b)`.
+        left: `Complement` of the direction's K-part to U; its basis is Q.
+        right: `Complement` of the direction's L-part to V; its basis is Z.
     """
 
     factors: Factorization
-    Q: tf.Tensor
-    Z: tf.Tensor
+    left: Complement
+    right: Complement
 
 
 def augment(factors, direction):
-    """Adds to the bases what the displacement has outside of them.
+    """Adds to the bases what the direction has outside of them.
 
     `span(U^)` is that of `[K1, U]` with `K1 = U S - h G V`, as the papers write it.
     """
     return Augmented(
         factors,
-        orthonormal_complement(direction.K, factors.U),
-        orthonormal_complement(direction.L, factors.V),
+        complement(direction.K, factors.U),
+        complement(direction.L, factors.V),
     )
 
 
-def moved_core(augmented, direction, corner):
-    """Returns `S^ - U^^T D V^` in the augmented bases.
+def moved_core(augmented, corner, step_size):
+    """Returns `S^ - h U^^T D V^` in the augmented bases.
 
-    Three of its blocks are in the pair `direction`; `corner = Q^T D Z` is the fourth.
+    Three blocks of the product are in the direction's pair; `corner = Q^T D Z` is the fourth.
 
     Returns:
         Tensor of shape `(r + a, r + b)`.
     """
-    (u, s, _), q, z = augmented
-    k, l = direction  # noqa: E741 (the papers' letter)
-    top = [s - tf.matmul(u, k, transpose_a=True), -tf.matmul(l, z, transpose_a=True)]
-    bottom = [-tf.matmul(q, k, transpose_a=True), -corner]
+    (_, s, _), left, right = augmented
+    h = tf.cast(step_size, s.dtype)
+    top = [s - h * left.inside, -h * tf.transpose(right.outside)]
+    bottom = [-h * left.outside, -h * corner]
     return tf.concat([tf.concat(top, axis=1), tf.concat(bottom, axis=1)], axis=0)
 
 
@@ -58,11 +58,13 @@ def truncate(augmented, core, policy):
     cut by columns, so the error is exactly the tail `||(s_{r+1}, ...)||_2`. The result is in a
     fixed gauge: S diagonal and descending, signs as in `signed_svd`.
     """
-    (u, s, v), q, z = augmented
-    left, values, right = signed_svd(core)
+    (u, s, v), left, right = augmented
+    p, values, q = signed_svd(core)
     rank = policy.rank(values, current=tf.shape(s)[0])
     return Factorization(
-        rotate(u, q, left[:, :rank]),
-        tf.linalg.diag(values[:rank]),
-        rotate(v, z, right[:, :rank]),
+        *orthonormalized(
+            rotate(u, left, p[:, :rank]),
+            tf.linalg.diag(values[:rank]),
+            rotate(v, right, q[:, :rank]),
+        )
     )

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import augment
 from keras_lowrank.integrators.integrator import Integrator
-from keras_lowrank.linalg import rotate, signed_qr
+from keras_lowrank.linalg import orthonormalized, rotate, signed_qr
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -30,23 +30,25 @@ class FixedRank(Integrator):
 
     def step(self, problem):
         directions = problem.direction()
-        moved = [_new_bases(f, d) for f, d in zip(problem.factors, directions)]
+        h = problem.step_size
+        moved = [_new_bases(f, d, h) for f, d in zip(problem.factors, directions)]
         cores = problem.core_direction(moved)
-        return [f._replace(S=f.S - core) for f, core in zip(moved, cores)]
+        return [f._replace(S=f.S - tf.cast(h, c.dtype) * c) for f, c in zip(moved, cores)]
 
 
-def _new_bases(factors, direction):
+def _new_bases(factors, direction, step_size):
+    """The bases of step 1 and the old matrix in them, step 2."""
     u, s, v = factors
-    _, q, z = augment(factors, direction)
-    left = _coordinates(u, q, s, direction.K)
-    right = _coordinates(v, z, tf.transpose(s), direction.L)
+    h = tf.cast(step_size, s.dtype)
+    _, left, right = augment(factors, direction)
+    p = _coordinates(s, left, h)
+    q = _coordinates(tf.transpose(s), right, h)
     rank = tf.shape(s)[0]
     # The first rows of the coordinates are U^T U1 and V^T V1.
-    core = tf.matmul(tf.matmul(left[:rank], s, transpose_a=True), right[:rank])
-    return Factorization(rotate(u, q, left), core, rotate(v, z, right))
+    core = tf.matmul(tf.matmul(p[:rank], s, transpose_a=True), q[:rank])
+    return Factorization(*orthonormalized(rotate(u, left, p), core, rotate(v, right, q)))
 
 
-def _coordinates(basis, complement, core, direction):
-    """An orthonormal basis of `range(B C - D)` in the coordinates of `[B, Q]`."""
-    own = core - tf.matmul(basis, direction, transpose_a=True)
-    return signed_qr(tf.concat([own, -tf.matmul(complement, direction, transpose_a=True)], axis=0))
+def _coordinates(core, added, h):
+    """An orthonormal basis of `range(B C - h A)` in the coordinates of `[B, Q]`."""
+    return signed_qr(tf.concat([core - h * added.inside, -h * added.outside], axis=0))

@@ -2,32 +2,38 @@
 
 from typing import Protocol
 
+import tensorflow as tf
+
 from keras_lowrank.factors import Factorization
+from keras_lowrank.linalg import Complement
 from keras_lowrank.tangent import TangentVector
 from keras_lowrank.truncation import Policy
 
 
 class Problem(Protocol):
-    """One step of gradient descent as an integrator sees it; all lists are one entry a matrix.
+    """One step `W - h D` as an integrator sees it; all lists are one entry a matrix.
 
-    Every displacement holds the step size: a full-rank step would be `W - h G`.
+    Values may turn out not to be finite; the step is then discarded as a whole. Factorise with
+    `keras_lowrank.linalg`, whose functions bear NaN.
 
     Attributes:
         factors: the matrices before the step.
         policies: who decides their ranks.
+        step_size: the scalar tensor h.
     """
 
     factors: list[Factorization]
     policies: list[Policy]
+    step_size: tf.Tensor
 
     def direction(self) -> list[TangentVector]:
-        """The displacements `(h G V, h G^T U)` at the present matrices: one backward pass."""
+        """The pairs `(D V, D^T U)` at the present matrices: one backward pass."""
 
-    def coupling(self, bases) -> list:
-        """The blocks `h Q^T G Z` for pairs `(Q, Z)` of bases, from the same pass."""
+    def coupling(self, complements: list[tuple[Complement, Complement]]) -> list[tf.Tensor]:
+        """The blocks `Q^T D Z` for the bases Q, Z of pairs of complements: the same pass."""
 
-    def core_direction(self, factors: list[Factorization]) -> list:
-        """The displacements `h U^T G(U S V^T) V` of the cores at new matrices: a second pass."""
+    def core_direction(self, factors: list[Factorization]) -> list[tf.Tensor]:
+        """`U^T D(U S V^T) V` at new matrices: a second pass."""
 
 
 class Integrator:

@@ -30,6 +30,6 @@ class RankAdaptive(Integrator):
     def step(self, problem):
         directions = problem.direction()
         augmented = [augment(f, d) for f, d in zip(problem.factors, directions)]
-        corners = problem.coupling([(a.Q, a.Z) for a in augmented])
-        cores = [moved_core(a, d, c) for a, d, c in zip(augmented, directions, corners)]
+        corners = problem.coupling([(a.left, a.right) for a in augmented])
+        cores = [moved_core(a, c, problem.step_size) for a, c in zip(augmented, corners)]
         return [truncate(a, c, p) for a, c, p in zip(augmented, cores, problem.policies)]

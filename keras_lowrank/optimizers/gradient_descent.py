@@ -3,7 +3,6 @@
 import keras
 
 from keras_lowrank.keras_internals import LossScaleOptimizer
-from keras_lowrank.tangent import TangentVector
 
 # Options of every Keras optimizer that would act on the other variables and not on the factors.
 _OPTIONS = (
@@ -18,19 +17,15 @@ _OPTIONS = (
 
 
 class GradientDescent:
-    """The displacement `h G` of one step, `h` the optimizer's learning rate at that step."""
+    """The direction of plain gradient descent: the gradient itself."""
 
-    def direction(self, gradient, learning_rate):
-        """Scales a tangent gradient.
+    def direction(self, gradient):
+        """Returns the `TangentVector` D of the step `W - h D`, h the learning rate.
 
         Args:
-            gradient: `TangentVector`.
-            learning_rate: scalar tensor, h.
-
-        Returns:
-            `TangentVector`, to be subtracted from W.
+            gradient: `TangentVector`, the tangent gradient.
         """
-        return TangentVector(learning_rate * gradient.K, learning_rate * gradient.L)
+        return gradient
 
 
 def rule_for(optimizer):
