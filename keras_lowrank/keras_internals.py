@@ -74,5 +74,4 @@ def open_variable(variable, value, shape):
         trainable=variable.trainable,
         name=variable.name,
         aggregation=variable._map_aggregation(variable.aggregation),
-        synchronization=variable._map_synchronization(variable.synchronization),
     )

@@ -17,8 +17,8 @@ _NOISE_UNITS = 64.0
 # 64 * 2^-29 is an order of magnitude above sqrt(eps).
 _GRAM_UNIT = 2.0**-29
 
-# The largest entry of B^T B - I, in units of rounding, that a basis is left with.
-_DEFECT_UNITS = 32.0
+# The spectral norm of B^T B - I that a basis is left with, in units of rounding: 7.6e-6 in float32.
+_DEFECT_UNITS = 64.0
 
 
 def rows(inputs):
@@ -148,10 +148,12 @@ def orthonormalized(left, core, right):
     """Returns the same matrix `B C D^T` with orthonormal bases.
 
     Bases that pass from step to step collect roundings, and faint directions bring more. Both are
-    measured here, by one Gram matrix each. Where an entry of `B^T B - I` or `D^T D - I` exceeds
-    4e-6 (float32), `B = B' L^T` by a Cholesky factor of the Gram matrix, and likewise D, and the
-    small factors go into the core, whose singular value decomposition restores the gauge; else
-    nothing is done. So orthonormality is a property of every step and not of their number.
+    measured here, by one Gram matrix each. Where the spectral norm of `B^T B - I` or `D^T D - I`
+    may exceed 7.6e-6 (float32), `B = B' L^T` by a Cholesky factor of the Gram matrix, and
+    likewise D, and the small factors go into the core, whose singular value decomposition
+    restores the gauge; else nothing is done. So orthonormality is a property of every step and
+    does not depend on their number. `||E^4||_F^(1/4)` bounds the spectral norm of E from above,
+    within a factor of `r^(1/8)`.
 
     Args:
         left: almost orthonormal tensor B, shape `(n, r)`.
@@ -162,8 +164,10 @@ def orthonormalized(left, core, right):
         Tuple of tensors `(B, C, D)` of the same shapes.
     """
     grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
-    identity = tf.eye(tf.shape(core)[0], dtype=core.dtype)
-    defect = tf.reduce_max(tf.abs(tf.stack(grams) - identity))
+    bound = _DEFECT_UNITS * np.finfo(core.dtype.as_numpy_dtype).eps
+    gaps = (tf.stack(grams) - tf.eye(tf.shape(core)[0], dtype=core.dtype)) / bound
+    squares = tf.matmul(gaps, gaps)
+    defect = tf.reduce_max(tf.norm(tf.matmul(squares, squares), axis=[1, 2]))
 
     def mended():
         # A faint direction that is mostly noise is still far from dependent: the factors exist.
@@ -177,8 +181,7 @@ def orthonormalized(left, core, right):
             tf.matmul(right, turns[1]),
         )
 
-    bound = _DEFECT_UNITS * np.finfo(core.dtype.as_numpy_dtype).eps
-    return tf.cond(defect > bound, mended, lambda: (left, core, right))
+    return tf.cond(defect > 1.0, mended, lambda: (left, core, right))
 
 
 def signed_svd(matrix):
