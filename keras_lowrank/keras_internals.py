@@ -5,6 +5,7 @@ this is the one file to mend.
 """
 
 import functools
+import inspect
 
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -50,12 +51,29 @@ def track_loss(model, loss, inputs):
     )
 
 
-@functools.cache
-def functional_class(cls):
-    """`cls` with Keras's functional model behind it, saved under the name of `cls`.
+def signed_as_functional(init):
+    """Gives `__init__` the signature that Functional's has in this version of Keras.
+
+    By its signature Keras tells, when it saves and loads, a model that its graph describes from
+    one that only its code describes.
+    """
+    init.__signature__ = inspect.signature(Functional.__init__, follow_wrapped=False)
+    return init
+
+
+def become_functional(model):
+    """Makes a model that was just created one that a graph of layers describes.
 
     `keras.Model.__init__` instead rewrites the bases of the class, and of its bases, for good.
     """
+    object.__setattr__(model, "__class__", _functional_class(type(model)))
+    # Wrapped by Layer.__new__, it is still the `build` of the class that the model was made as.
+    model.__dict__.pop("build", None)
+
+
+@functools.cache
+def _functional_class(cls):
+    """`cls` with Keras's functional model behind it, saved under the name of `cls`."""
     if issubclass(cls, Functional):
         return cls
     made = type(cls.__name__, (cls, Functional), {})

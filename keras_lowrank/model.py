@@ -36,8 +36,7 @@ class LowRankModel(keras.Model):
     ['low_rank_dense']
     """
 
-    # The arguments are named as Functional's are: that is how Keras tells, when it saves and
-    # loads, a model that its graph describes from one that only its code describes.
+    @keras_internals.signed_as_functional
     def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
         self._ranks_frozen = False
         if inputs is None and outputs is None:
@@ -45,7 +44,7 @@ class LowRankModel(keras.Model):
         else:
             # Keras would rewrite the bases of the class itself, and break every subclass that is
             # made afterwards; so the instance changes its class instead.
-            object.__setattr__(self, "__class__", keras_internals.functional_class(type(self)))
+            keras_internals.become_functional(self)
             super().__init__(inputs, outputs, name=name, **kwargs)
 
     def compile(
