@@ -57,13 +57,13 @@ class RankVariable(keras.Variable):
 
     @property
     def shape(self):
-        """The present shape; while a function is being traced, the open one."""
+        """The present shape. In traced code take it from a tensor: this one is today's."""
         if self._value is None:
             return tf.TensorShape(self._shape)
-        if tf.inside_function():
-            # Anything else would freeze today's rank into the graph.
-            return tf.TensorShape(self._open_shape)
-        return self._value.read_value().shape
+        # Outside of the function being traced, if any: an optimizer that makes its slots there
+        # needs extents that are known. Only a model that never changes a rank lets it.
+        with tf.init_scope():
+            return self._value.read_value().shape
 
     def assign(self, value):
         """Sets the value; the rank may differ from the present one, `n` and `m` may not."""

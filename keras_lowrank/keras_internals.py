@@ -7,6 +7,7 @@ this is the one file to mend.
 import functools
 import inspect
 
+import keras
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.export.export_utils import get_input_signature
@@ -41,6 +42,34 @@ def call_in_training(model, inputs):
     if model._call_has_training_arg:
         return model(inputs, training=True)
     return model(inputs)
+
+
+def batch_of(iterator):
+    """What a data iterator yields, as symbolic tensors, or None where it does not tell."""
+    if not isinstance(iterator, tf.data.Iterator):
+        return None
+    return tf.nest.map_structure(
+        # An optional part that is absent (sample weights, say) has a spec of its own kind.
+        lambda spec: keras.KerasTensor(spec.shape, spec.dtype) if hasattr(spec, "shape") else None,
+        iterator.element_spec,
+    )
+
+
+def build_for_training(model, batch, build_optimizer):
+    """Makes every variable that a train step needs: of layers, optimizer, metrics and loss.
+
+    Keras leaves them to the first trace of the step, where a new variable costs a second one.
+
+    Args:
+        model: compiled `keras.Model`.
+        batch: `(x, y, sample_weight)`, tensors or symbolic tensors.
+        build_optimizer: callable, called once the model is built: Keras would build the optimizer
+            on all trainable variables.
+    """
+    if not all(layer.built for layer in model._flatten_layers()):
+        model(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), batch[0]))
+    build_optimizer()
+    model._symbolic_build(data_batch=batch)
 
 
 def track_loss(model, loss, inputs):

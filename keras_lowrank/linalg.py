@@ -164,24 +164,27 @@ def orthonormalized(left, core, right):
         Tuple of tensors `(B, C, D)` of the same shapes.
     """
     grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
-    bound = _DEFECT_UNITS * np.finfo(core.dtype.as_numpy_dtype).eps
-    gaps = (tf.stack(grams) - tf.eye(tf.shape(core)[0], dtype=core.dtype)) / bound
-    squares = tf.matmul(gaps, gaps)
-    defect = tf.reduce_max(tf.norm(tf.matmul(squares, squares), axis=[1, 2]))
 
     def mended():
         # A faint direction that is mostly noise is still far from dependent: the factors exist.
-        lower = tf.linalg.cholesky(tf.stack(grams))
-        inner = tf.matmul(tf.matmul(lower[0], core, transpose_a=True), lower[1])
-        p, values, q = signed_svd(inner)
-        turns = tf.linalg.triangular_solve(lower, tf.stack([p, q]), adjoint=True)
+        lower = [tf.linalg.cholesky(gram) for gram in grams]
+        p, values, q = signed_svd(tf.matmul(tf.matmul(lower[0], core, transpose_a=True), lower[1]))
         return (
-            tf.matmul(left, turns[0]),
+            tf.matmul(left, tf.linalg.triangular_solve(lower[0], p, adjoint=True)),
             tf.linalg.diag(values),
-            tf.matmul(right, turns[1]),
+            tf.matmul(right, tf.linalg.triangular_solve(lower[1], q, adjoint=True)),
         )
 
+    defect = tf.maximum(*(_defect(gram) for gram in grams))
     return tf.cond(defect > 1.0, mended, lambda: (left, core, right))
+
+
+def _defect(gram):
+    """An upper bound of `||G - I||_2`, in units of the largest that is borne."""
+    bound = _DEFECT_UNITS * np.finfo(gram.dtype.as_numpy_dtype).eps
+    gap = (gram - tf.eye(tf.shape(gram)[0], dtype=gram.dtype)) / bound
+    square = tf.matmul(gap, gap)
+    return tf.norm(tf.matmul(square, square)) ** 0.25
 
 
 def signed_svd(matrix):

@@ -81,6 +81,7 @@ class LowRankModel(keras.Model):
         self.integrator = integrator
         self.truncation = truncation
         self.faults = FaultRecord()
+        self._prepared = False
         if self.built:
             # Built here, on the other variables alone: elsewhere Keras would build it on all, and
             # slots that follow a factor go stale with the next rank.
@@ -89,8 +90,7 @@ class LowRankModel(keras.Model):
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        if not self.built or any(not layer.built for layer in self._layers_by_path().values()):
-            self(batch[0])
+        self._prepare(batch)
         layers = self._trained_layers()
         if not layers:
             warnings.warn(
@@ -99,7 +99,6 @@ class LowRankModel(keras.Model):
             )
             return super().train_step(data)
         self.rule = rule_for(self.optimizer)
-        self._build_optimizer()
         x, y, y_pred, sample_weight = TrainingStep(self, layers, batch).run()
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -110,6 +109,9 @@ class LowRankModel(keras.Model):
         run = self.train_function
 
         def train_function(iterator):
+            batch = keras_internals.batch_of(iterator)
+            if batch is not None:
+                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
             logs = run(iterator)
             self.faults.raise_if_any()
             return logs
@@ -214,6 +216,11 @@ class LowRankModel(keras.Model):
 
     def _trained_layers(self):
         return {path: layer for path, layer in self._layers_by_path().items() if layer.trainable}
+
+    def _prepare(self, batch):
+        if not self._prepared:
+            keras_internals.build_for_training(self, batch, self._build_optimizer)
+            self._prepared = True
 
     def _build_optimizer(self):
         if self._trained_layers() and self.optimizer is not None and not self.optimizer.built:
