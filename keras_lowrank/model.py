@@ -109,8 +109,7 @@ class LowRankModel(keras.Model):
         run = self.train_function
 
         def train_function(iterator):
-            batch = keras_internals.batch_of(iterator)
-            if batch is not None:
+            if not self._prepared and (batch := keras_internals.batch_of(iterator)) is not None:
                 self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
             logs = run(iterator)
             self.faults.raise_if_any()
