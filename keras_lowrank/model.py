@@ -51,7 +51,7 @@ class LowRankModel(keras.Model):
         self,
         optimizer="sgd",
         loss=None,
-        *,
+        *args,
         integrator="rank_adaptive",
         truncation=0.1,
         **kwargs,
@@ -66,7 +66,7 @@ class LowRankModel(keras.Model):
             integrator: str (`"rank_adaptive"`, `"fixed_rank"`) or `Integrator`.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own.
-            **kwargs: all other arguments of `keras.Model.compile`.
+            *args, **kwargs: all other arguments of `keras.Model.compile`, in its order.
 
         Raises:
             ValueError: an unknown integrator, a tolerance outside its range, or an optimizer
@@ -77,7 +77,7 @@ class LowRankModel(keras.Model):
         optimizer = keras.optimizers.get(optimizer)
         if self._trained_layers():
             rule_for(optimizer)
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        super().compile(optimizer, loss, *args, **kwargs)
         self.integrator = integrator
         self.truncation = truncation
         self.faults = FaultRecord()
