@@ -66,7 +66,8 @@ class LowRankModel(keras.Model):
             integrator: str (`"rank_adaptive"`, `"fixed_rank"`) or `Integrator`.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own.
-            *args, **kwargs: all other arguments of `keras.Model.compile`, in its order.
+            *args: all other arguments of `keras.Model.compile`, in its order.
+            **kwargs: the same, by name.
 
         Raises:
             ValueError: an unknown integrator, a tolerance outside its range, or an optimizer

@@ -124,7 +124,7 @@ class TangentProbe:
             ValueError: when the layer was called inside a loop or a branch of its own, whose x
                 and d cannot be read from outside.
         """
-        total = 0.0
+        total = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], left.root.dtype)
         for project, inputs, d in self._calls:
             if not tf.executing_eagerly() and d.graph is not left.root.graph:
                 raise ValueError(
@@ -135,10 +135,12 @@ class TangentProbe:
                 )
             z = project(inputs, tf.cast(left.residual, d.dtype))
             dv = matmul_last(d, tf.cast(right.residual, d.dtype))
-            total += tf.cast(tf.matmul(rows(z), rows(dv), transpose_a=True), left.root.dtype)
-        if not self._calls:
-            total = tf.zeros([tf.shape(left.residual)[1], tf.shape(right.residual)[1]])
-        return tf.matmul(tf.matmul(left.root, total, transpose_a=True), right.root)
+            # T before the two meet: its columns are as long as directions are faint, and applied
+            # from both sides afterwards they would raise rounding to the square of that.
+            z = tf.matmul(tf.cast(rows(z), left.root.dtype), left.root)
+            dv = tf.matmul(tf.cast(rows(dv), right.root.dtype), right.root)
+            total += tf.matmul(z, dv, transpose_a=True)
+        return total
 
 
 def low_rank_apply(project, factors, inputs, dtype):

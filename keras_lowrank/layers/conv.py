@@ -91,11 +91,17 @@ class LowRankConv2D(LowRankLayer):
     def project(self, inputs, basis):
         height, width, channels, _ = self.kernel_shape
         rank = tf.shape(basis)[1] if basis.shape[1] is None else basis.shape[1]
+        padding = self.padding
+        if padding == "same" and max(self.dilation_rate) > 1:
+            # TensorFlow pads for a dilated filter by its static shape, and a rank is open.
+            reach = [(k - 1) * d for k, d in zip(self.kernel_size, self.dilation_rate)]
+            inputs = tf.pad(inputs, [(0, 0), *((r // 2, r - r // 2) for r in reach), (0, 0)])
+            padding = "valid"
         return keras.ops.conv(
             inputs,
             tf.reshape(basis, [height, width, channels, rank]),
             strides=self.strides,
-            padding=self.padding,
+            padding=padding,
             data_format="channels_last",
             dilation_rate=self.dilation_rate,
         )

@@ -90,6 +90,11 @@ class LowRankLayer(keras.layers.Layer):
 
     def build_factors(self, kernel_shape):
         """Makes U, S, V and the bias for a kernel of the shape that Keras would give it."""
+        if None in kernel_shape:
+            raise ValueError(
+                f"The shape of the kernel of layer {self.name!r} must be known when it is built. "
+                f"Received: kernel_shape={tuple(kernel_shape)}, where None is unknown"
+            )
         n, m = math.prod(kernel_shape[:-1]), kernel_shape[-1]
         rank = self._starting_rank(n, m)
         self.kernel_shape = tuple(kernel_shape)
@@ -98,6 +103,8 @@ class LowRankLayer(keras.layers.Layer):
         initializers = initial_factors(self.kernel_initializer, self.kernel_shape, rank)
         self.factors = Factors(initializers, n, m, rank, dtype)
         self.U, self.S, self.V = self.factors.variables
+        for variable in self.factors.variables:
+            variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
             self.S.regularizer = self._kernel_penalty
         self.bias = None
