@@ -1,0 +1,44 @@
+# `make` alone lists the targets. A fresh machine needs Python (3.10 or newer) and pip.
+
+PYTHON ?= python3
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+# The lower end of the supported range (the upper one is whatever pip finds for .venv).
+OLDEST = 'keras==3.8.*' 'tensorflow==2.18.*' 'numpy==1.26.*'
+PYTEST = -m pytest -n 2 --doctest-modules
+
+.PHONY: help demo test test-oldest bench lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: .venv/installed  ## train digits at full rank and low-rank, compare, export (about a minute)
+	.venv/bin/python examples/digits.py
+
+test: lint  ## check the style and run all tests on the newest versions
+	.venv/bin/python $(PYTEST)
+
+test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Keras and TensorFlow
+	.venv-oldest/bin/python $(PYTEST)
+
+bench: .venv/installed  ## measure the time of a training step
+	.venv/bin/python benchmarks/train_step.py
+
+lint: .venv/installed  ## check the style
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean:  ## remove environments, caches and builds; results in out/ stay
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: installed again only when pyproject.toml changes.
+.venv/installed: pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -e '.[examples,test]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -e '.[examples,test]' $(OLDEST)
+	touch $@
