@@ -1,0 +1,36 @@
+"""What every test, and every `Example:` in a docstring, starts from."""
+
+import gc
+import os
+
+# Before TensorFlow is imported, which reads it once.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_lowrank
+
+
+# `clear_session` collects garbage, and would look through all of TensorFlow before every test.
+gc.collect()
+gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Layer names, random numbers and the precision policy do not depend on the test before."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def public_names(doctest_namespace):
+    """The docstrings' examples are written as after `from keras_lowrank import *`."""
+    doctest_namespace.update(np=np, tf=tf, keras=keras)
+    doctest_namespace.update({name: getattr(keras_lowrank, name) for name in keras_lowrank.__all__})

@@ -1,0 +1,182 @@
+"""Runs of the package's integrators, on one matrix with a known gradient and through `fit`."""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lowrank import KeepRank, LowRankDense, LowRankModel
+from keras_lowrank.factors import Factorization
+from keras_lowrank.tangent import TangentVector
+from keras_lowrank.truncation import Policy
+from reference.closed_form import matrix
+
+
+class MatrixProblem:
+    """The `Problem` of one matrix with the full gradient `gradient(W)`, a callable on tensors."""
+
+    def __init__(self, factorization, gradient, step_size, policy):
+        self.factors, self.policies = [factorization], [policy]
+        self.step_size = tf.convert_to_tensor(step_size, factorization.S.dtype)
+        self._gradient = gradient
+
+    def direction(self):
+        u, s, v = self.factors[0]
+        self._full = self._gradient(u @ s @ tf.transpose(v))
+        return [TangentVector(self._full @ v, tf.transpose(self._full) @ u)]
+
+    def coupling(self, complements):
+        left, right = complements[0]
+        q, z = left.residual @ left.root, right.residual @ right.root
+        return [tf.transpose(q) @ self._full @ z]
+
+    def core_direction(self, factors):
+        u, s, v = factors[0]
+        return [tf.transpose(u) @ self._gradient(u @ s @ tf.transpose(v)) @ v]
+
+
+def to_tensors(factors, dtype):
+    return Factorization(*(tf.constant(factor, dtype) for factor in factors))
+
+
+def one_step(integrator, factors, gradient, h, policy=None, dtype="float64"):
+    """One step of the package from NumPy factors, with a NumPy gradient, in `dtype`."""
+    policy = policy or Policy(KeepRank())
+    bounds = (policy.min_rank, policy.max_rank or 2**30)
+    step = _traced_step(type(integrator), _Rule(policy.truncation), dtype)
+    _GRADIENTS.append(gradient)
+    try:
+        new = step(*to_tensors(factors, dtype), tf.constant(h, dtype), *map(tf.constant, bounds))
+    finally:
+        _GRADIENTS.pop()
+    return tuple(factor.numpy() for factor in new)
+
+
+# One trace serves every size, rank and problem: a step is traced once for each rule and precision,
+# and finds the gradient here when it runs.
+_GRADIENTS = []
+
+
+class _Rule:
+    """A truncation that equals any other of the same type and config."""
+
+    def __init__(self, truncation):
+        self.truncation = truncation
+        self.key = (type(truncation), *truncation.get_config().items())
+
+    def __hash__(self):
+        return hash(self.key)
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+
+@functools.cache
+def _traced_step(integrator, rule, dtype):
+    any_matrix = tf.TensorSpec([None, None], dtype)
+    scalars = [tf.TensorSpec([], dtype), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)]
+
+    def full_gradient(W):
+        def evaluate(W):
+            return _GRADIENTS[-1](W.astype("float64")).astype(dtype)
+
+        return tf.ensure_shape(tf.numpy_function(evaluate, [W], dtype), [None, None])
+
+    @tf.function(input_signature=[any_matrix] * 3 + scalars)
+    def step(u, s, v, h, low, high):
+        policy = Policy(rule.truncation, low, high)
+        (new,) = integrator().step(MatrixProblem(Factorization(u, s, v), full_gradient, h, policy))
+        return new
+
+    return step
+
+
+def losses(integrator, factors, problem, h, steps, policy=None, dtype="float32"):
+    """The loss before, and after each of the steps."""
+    found = [problem.loss(matrix(factors))]
+    for _ in range(steps):
+        factors = one_step(integrator, factors, problem.gradient, h, policy, dtype)
+        found.append(problem.loss(matrix(factors)))
+    return np.array(found)
+
+
+def two_factor_losses(factors, problem, h, steps):
+    """The same for gradient descent on the two factors of `W = A B`.
+
+    They start balanced: `A = U sqrt(S)`, `B = sqrt(S) V^T`. Here S must be diagonal.
+    """
+    U, S, V = factors
+    A, B = U @ np.sqrt(S), np.sqrt(S) @ V.T
+    found = [problem.loss(A @ B)]
+    for _ in range(steps):
+        G = problem.gradient(A @ B)
+        A, B = A - h * G @ B.T, B - h * A.T @ G
+        found.append(problem.loss(A @ B))
+    return np.array(found)
+
+
+def defect(basis):
+    """`||B^T B - I||_2`, in float64."""
+    basis = np.asarray(basis, "float64")
+    return np.linalg.norm(basis.T @ basis - np.eye(basis.shape[1]), 2)
+
+
+def worst_defects(integrator, factors, target, noise, steps, policy=None):
+    """Largest `||U^T U - I||` and `||V^T V - I||` over float32 steps towards a moving target.
+
+    `G(W) = W - C - noise * N_t`, N_t normal and new at every step, h = 0.1. Returns also the
+    smallest and the largest rank on the way.
+    """
+    target = tf.constant(target, tf.float32)
+    policy = policy or Policy(KeepRank())
+
+    def defect_of(basis):
+        gram = tf.matmul(basis, basis, transpose_a=True)
+        gap = tf.cast(gram - tf.eye(tf.shape(basis)[1]), tf.float64)
+        return tf.reduce_max(tf.abs(tf.linalg.eigvalsh(gap)))
+
+    def body(i, u, s, v, defects, low, high):
+        seed = tf.stack([i, 7])
+        shift = target + noise * tf.random.stateless_normal(target.shape, seed)
+        point = Factorization(u, s, v)
+        (new,) = integrator.step(MatrixProblem(point, lambda W: W - shift, 0.1, policy))
+        defects = tf.maximum(defects, tf.stack([defect_of(new.U), defect_of(new.V)]))
+        rank = tf.shape(new.S)[0]
+        return i + 1, *new, defects, tf.minimum(low, rank), tf.maximum(high, rank)
+
+    @tf.function
+    def loop(u, s, v):
+        rank = tf.shape(s)[0]
+        state = (tf.constant(0), u, s, v, tf.zeros([2], tf.float64), rank, rank)
+        n, m = target.shape
+        shapes = ((), (n, None), (None, None), (m, None), (2,), (), ())
+        shapes = tuple(tf.TensorShape(shape) for shape in shapes)
+        return tf.while_loop(lambda i, *_: i < steps, body, state, shapes)[-3:]
+
+    defects, low, high = loop(*to_tensors(factors, tf.float32))
+    return defects.numpy(), int(low), int(high)
+
+
+def fit_one_layer(integrator, factors, x, y, h, epochs, truncation=0.1, l2=0.0):
+    """Kernels and ranks after each epoch of full-batch `fit` of one LowRankDense without bias."""
+    n, m, rank = x.shape[1], y.shape[1], factors[1].shape[0]
+    regularizer = keras.regularizers.L2(l2) if l2 else None
+    layer = LowRankDense(m, rank=rank, use_bias=False, kernel_regularizer=regularizer)
+    inputs = keras.Input((n,))
+    model = LowRankModel(inputs, layer(inputs))
+    optimizer = keras.optimizers.SGD(h)
+    model.compile(optimizer, "mse", integrator=integrator, truncation=truncation)
+    layer.factors.assign(to_tensors(factors, tf.float32))
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: seen.append((layer.kernel.numpy(), layer.factors.rank))
+    )
+    fit = {"batch_size": len(x), "shuffle": False, "verbose": 0, "callbacks": [record]}
+    model.fit(x.astype("float32"), y.astype("float32"), epochs=epochs, **fit)
+    return seen
+
+
+def mean_squared_error_gradient(x, y, l2=0.0):
+    """The gradient of Keras's `"mse"` of `x W` against y, plus that of `l2 ||W||_F^2`."""
+    return lambda W: 2.0 / y.size * x.T @ (x @ W - y) + 2.0 * l2 * W

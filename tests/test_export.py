@@ -1,0 +1,310 @@
+"""Exported files: they load elsewhere, agree with the model, and hold no more than they need."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((5, 8, 8, 2)).astype("float32")
+
+LITERT = pytest.mark.parametrize("format", ["litert", "tflite"])
+EVERY = pytest.mark.parametrize("format", ["tf_saved_model", "litert"])
+
+
+def make(rank=2):
+    inputs = keras.Input((8, 8, 2), name="image")
+    x = LowRankConv2D(6, 3, rank=rank, activation="relu", name="conv")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(x))
+    x = LowRankDense(32, rank=rank, activation="relu", name="low")(x)
+    # Rank 6 of 32 x 6: the pair would be larger than the matrix.
+    x = LowRankDense(6, rank=6, name="full")(x)
+    return LowRankModel(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+class Subclassed(LowRankModel):
+    def __init__(self):
+        super().__init__()
+        self.flatten = keras.layers.Flatten()
+        self.low = LowRankDense(32, rank=2)
+
+    def call(self, inputs, training=False):
+        return self.low(self.flatten(inputs))
+
+
+def dense_model(n, m, rank):
+    inputs = keras.Input((n,))
+    return LowRankModel(inputs, LowRankDense(m, rank=rank, use_bias=False)(inputs))
+
+
+def path_for(tmp_path, format, name="model"):
+    return tmp_path / (name if format == "tf_saved_model" else f"{name}.tflite")
+
+
+def serve(path, inputs):
+    loaded = tf.saved_model.load(str(path))  # held: it owns the variables
+    named = {name: tf.constant(value) for name, value in inputs.items()}
+    outputs = loaded.signatures["serving_default"](**named)
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def run_lite(interpreter, values):
+    """Outputs of a LiteRT file, by position."""
+    details = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
+    for detail, value in zip(details, values, strict=True):
+        interpreter.resize_tensor_input(detail["index"], value.shape)
+    interpreter.allocate_tensors()
+    for detail, value in zip(details, values):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    return [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
+
+
+def predict_file(path, format, values):
+    if format == "tf_saved_model":
+        loaded = tf.saved_model.load(str(path))  # held: it owns the variables
+        return [t.numpy() for t in keras.tree.flatten(loaded.serve(*map(tf.constant, values)))]
+    return run_lite(Interpreter(model_path=str(path)), values)
+
+
+def stored_shapes(path):
+    """The shapes of all arrays that a SavedModel stores, each from small to large, sorted."""
+    listed = tf.train.list_variables(str(path / "variables" / "variables"))
+    return sorted(tuple(sorted(shape)) for name, shape in listed if shape)
+
+
+# SavedModel.
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5])
+def test_saved_model_serves_any_batch(tmp_path, batch):
+    model = make()
+    model.compile("sgd", "mse")
+    model.fit(X, np.ones((5, 3)), verbose=0)
+    model.export(tmp_path / "1", verbose=0)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    signature = loaded.signatures["serving_default"]
+    (spec,) = signature.structured_input_signature[1].values()
+    assert spec.shape.as_list() == [None, 8, 8, 2]
+    (outputs,) = serve(tmp_path / "1", {spec.name: X[:batch]}).values()
+    np.testing.assert_allclose(outputs, model.predict(X[:batch], verbose=0), atol=1e-4)
+
+
+def test_saved_model_holds_the_folded_pair_or_one_kernel_and_nothing_else(tmp_path):
+    model = make()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(X, np.ones((5, 3)), verbose=0)
+    conv, low = (model.get_layer(name).factors.rank for name in ("conv", "low"))
+    # The optimizer's and the dropout's state is left out, too.
+    full_rank = model.get_layer("full").factors.rank
+    pair = [(32, full_rank), (full_rank, 6)]
+    expected = [
+        *((18, conv), (conv, 6), (6,)),
+        *[(6,)] * 4,
+        *((216, low), (low, 32), (32,)),
+        *(pair if full_rank * (32 + 6) < 32 * 6 else [(32, 6)]),
+        *((6,), (6, 3), (3,)),
+    ]
+    model.export(tmp_path / "1", verbose=0)
+    assert stored_shapes(tmp_path / "1") == sorted(tuple(sorted(shape)) for shape in expected)
+
+
+@pytest.mark.parametrize(
+    "n, m, rank, kernels",
+    [
+        (20, 20, 9, [(9, 20), (9, 20)]),
+        (20, 20, 10, [(20, 20)]),
+        (20, 20, 20, [(20, 20)]),
+        (20, 2, 1, [(1, 2), (1, 20)]),
+        (20, 2, 2, [(2, 20)]),
+    ],
+)
+def test_dense_kernel_where_it_is_no_larger(tmp_path, n, m, rank, kernels):
+    model = dense_model(n, m, rank)
+    model.export(tmp_path / "1", verbose=0)
+    assert stored_shapes(tmp_path / "1") == kernels
+    assert sum(np.prod(k) for k in kernels) == model.compression().deployed
+
+
+def test_saved_model_needs_no_package_of_ours(tmp_path):
+    make().export(tmp_path / "1", verbose=0)
+    text = (tmp_path / "1" / "saved_model.pb").read_bytes()
+    for custom in (b"LowRankDense", b"RankVariable", b"CustomGradient"):
+        assert custom not in text
+
+
+# LiteRT.
+
+
+@LITERT
+def test_litert_file_runs_in_both_interpreters_at_any_batch(tmp_path, format):
+    model = make()
+    model.export(tmp_path / "model.tflite", format=format, verbose=0)
+    path = str(tmp_path / "model.tflite")
+    for interpreter in (Interpreter(model_path=path), tf.lite.Interpreter(model_path=path)):
+        (detail,) = interpreter.get_input_details()
+        assert detail["shape_signature"].tolist() == [-1, 8, 8, 2]
+        for batch in (1, 4):
+            (outputs,) = run_lite(interpreter, [X[:batch]])
+            expected = model.predict(X[:batch], verbose=0)
+            np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+def operations(path):
+    # Not public, but the only list of the operations of a file.
+    return {op["op_name"] for op in tf.lite.Interpreter(str(path))._get_ops_details()}
+
+
+def test_litert_file_has_builtin_operations_only_and_no_variables(tmp_path):
+    make().export(tmp_path / "model.tflite", format="litert", verbose=0)
+    names = operations(tmp_path / "model.tflite")
+    assert {"CONV_2D", "FULLY_CONNECTED"} <= names
+    assert not [name for name in names if "FLEX" in name.upper() or "CUSTOM" in name.upper()]
+    assert not names & {"READ_VARIABLE", "ASSIGN_VARIABLE", "VAR_HANDLE"}
+
+
+def test_litert_file_computes_no_shapes(tmp_path):
+    # They would make every tensor of the file dynamic, and keep delegates away.
+    inputs = keras.Input((8, 8, 2))
+    x = LowRankConv2D(6, 3, rank=2, padding="same", dilation_rate=2)(inputs)
+    x = LowRankDense(5, rank=2)(LowRankConv2D(6, 3, rank=2)(x))
+    model = LowRankModel(inputs, LowRankDense(4, rank=2)(keras.layers.GlobalMaxPooling2D()(x)))
+    model.export(tmp_path / "model.tflite", format="litert", verbose=0)
+    names = operations(tmp_path / "model.tflite")
+    assert not names & {"SHAPE", "STRIDED_SLICE", "PACK", "GATHER"}
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 8, 8)])
+def test_litert_takes_dense_layers_on_inputs_of_higher_rank(tmp_path, shape):
+    inputs = keras.Input(shape)
+    model = LowRankModel(inputs, LowRankDense(8, rank=2)(inputs))
+    model.export(tmp_path / "model.tflite", format="litert", verbose=0)
+    values = rng.standard_normal((3, *shape)).astype("float32")
+    (outputs,) = predict_file(tmp_path / "model.tflite", "litert", [values])
+    np.testing.assert_allclose(outputs, model.predict(values, verbose=0), atol=1e-4)
+
+
+def test_file_sizes_follow_the_ranks(tmp_path):
+    sizes = {}
+    for rank in (4, 16):
+        model = dense_model(400, 400, rank)
+        model.export(tmp_path / f"{rank}", verbose=0)
+        model.export(tmp_path / f"{rank}.tflite", format="litert", verbose=0)
+        data = tmp_path / f"{rank}" / "variables" / "variables.data-00000-of-00001"
+        sizes[rank] = (data.stat().st_size, (tmp_path / f"{rank}.tflite").stat().st_size)
+    more = 4 * (16 - 4) * (400 + 400)
+    for small, large in zip(sizes[4], sizes[16]):
+        assert abs((large - small) - more) < 0.02 * more
+    assert max(sizes[4]) < 4 * 4 * 800 + 10_000
+
+
+# Models of other shapes.
+
+
+@EVERY
+def test_subclassed_model_is_exported(tmp_path, format):
+    model = Subclassed()
+    expected = model.predict(X, verbose=0)
+    model.export(path_for(tmp_path, format), format=format, verbose=0)
+    (outputs,) = predict_file(path_for(tmp_path, format), format, [X])
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+@EVERY
+def test_two_inputs_and_two_outputs_keep_their_order(tmp_path, format):
+    # Named against the order of the alphabet, in which files may list them.
+    a, b = keras.Input((8,), name="z"), keras.Input((4,), name="a")
+    x, y = LowRankDense(6, rank=2)(a), LowRankDense(5, rank=2)(b)
+    both = LowRankDense(3, rank=1)(keras.layers.Concatenate()([x, y]))
+    model = LowRankModel([a, b], [both, x])
+    values = [rng.standard_normal((3, n)).astype("float32") for n in (8, 4)]
+    expected = model.predict(values, verbose=0)
+    path = path_for(tmp_path, format)
+    model.export(path, format=format, verbose=0)
+    if format == "tf_saved_model":
+        loaded = tf.saved_model.load(str(path))
+        outputs = [t.numpy() for t in loaded.serve(values)]
+    else:
+        named = dict(zip("za", values))
+        runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
+        outputs = [value for _, value in sorted(runner(**named).items())]
+    for got, want in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@EVERY
+def test_dictionaries_in_and_out(tmp_path, format):
+    inputs = {"b": keras.Input((4,), name="b"), "a": keras.Input((8,), name="a")}
+    x = LowRankDense(6, rank=2)(inputs["a"])
+    y = LowRankDense(5, rank=2)(inputs["b"])
+    model = LowRankModel(inputs, {"wide": x, "narrow": y})
+    values = {n: rng.standard_normal((3, k)).astype("float32") for n, k in (("a", 8), ("b", 4))}
+    expected = model.predict(values, verbose=0)
+    path = path_for(tmp_path, format)
+    model.export(path, format=format, verbose=0)
+    if format == "tf_saved_model":
+        outputs = serve(path, values)
+        assert outputs.keys() == expected.keys()
+        for name, want in expected.items():
+            np.testing.assert_allclose(outputs[name], want, atol=1e-4)
+    else:
+        # An input's name is a signature of the file, whatever the order of its tensors is.
+        runner = Interpreter(model_path=str(path)).get_signature_runner("serving_default")
+        outputs = runner(**values)
+        assert outputs.keys() == expected.keys()
+        for name, want in expected.items():
+            np.testing.assert_allclose(outputs[name], want, atol=1e-4)
+
+
+def test_lookup_tables_are_exported(tmp_path):
+    words = keras.Input((1,), dtype="string", name="word")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
+    model = LowRankModel(words, LowRankDense(4, rank=2)(lookup(words)))
+    values = tf.constant([["b"], ["unknown"]])
+    expected = model(values)
+    model.export(tmp_path / "1", verbose=0)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    outputs = loaded.serve(values)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+@EVERY
+def test_nested_and_frozen_layers_are_folded_too(tmp_path, format):
+    low = LowRankDense(30, rank=2, use_bias=False, name="low")
+    low.trainable = False
+    inputs = keras.Input((30,))
+    model = LowRankModel(inputs, keras.Sequential([keras.Input((30,)), low])(inputs))
+    path = path_for(tmp_path, format)
+    model.export(path, format=format, verbose=0)
+    if format == "tf_saved_model":
+        assert stored_shapes(path) == [(2, 30), (2, 30)]
+    values = rng.standard_normal((3, 30)).astype("float32")
+    (outputs,) = predict_file(path, format, [values])
+    np.testing.assert_allclose(outputs, model.predict(values, verbose=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_model_is_exported(tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((8,))
+    model = LowRankModel(inputs, LowRankDense(6, rank=2, dtype=policy)(inputs))
+    model.export(tmp_path / "1", verbose=0)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    outputs = loaded.serve(tf.ones((2, 8)))
+    expected = tf.cast(model(tf.ones((2, 8))), tf.float32)
+    np.testing.assert_allclose(tf.cast(outputs, tf.float32), expected, atol=0.05)
+
+
+def test_export_leaves_the_model_as_it_was(tmp_path):
+    model = make()
+    model.compile("sgd", "mse", truncation=0.0)
+    before = [w.tobytes() for w in model.get_weights()]
+    paths = [v.path for v in model.variables]
+    model.export(tmp_path / "1", verbose=0)
+    assert [w.tobytes() for w in model.get_weights()] == before
+    assert [v.path for v in model.variables] == paths
+    model.fit(X, np.ones((5, 3)), verbose=0)

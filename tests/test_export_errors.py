@@ -1,0 +1,167 @@
+"""What an export refuses, and what it leaves behind when it fails."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_lowrank.export
+from keras_lowrank import LowRankDense, LowRankModel
+
+EVERY = pytest.mark.parametrize("format", ["tf_saved_model", "litert"])
+
+
+def make(rank=2):
+    inputs = keras.Input((8,))
+    return LowRankModel(inputs, LowRankDense(6, rank=rank)(inputs))
+
+
+def path_for(tmp_path, format):
+    return tmp_path / ("model" if format == "tf_saved_model" else "model.tflite")
+
+
+def contents(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize("format", ["onnx", "keras", None, ""])
+def test_unknown_format_raises(tmp_path, format):
+    with pytest.raises(ValueError, match=r"`format` must be one of .*'litert'.*Received"):
+        make().export(tmp_path / "model", format=format)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("format", ["litert", "tflite"])
+def test_litert_path_without_its_suffix_raises(tmp_path, format):
+    with pytest.raises(ValueError, match=r"must end in '\.tflite'"):
+        make().export(tmp_path / "model.lite", format=format)
+
+
+def test_unbuilt_model_raises(tmp_path):
+    class Unbuilt(LowRankModel):
+        def call(self, inputs):
+            return inputs
+
+    with pytest.raises(ValueError, match=r"built|input_signature"):
+        Unbuilt().export(tmp_path / "1")
+    assert contents(tmp_path) == {}
+
+
+@EVERY
+def test_existing_path_raises_unless_it_may_be_replaced(tmp_path, format):
+    path = path_for(tmp_path, format)
+    make().export(path, format=format, verbose=0)
+    before = contents(tmp_path)
+    model = make(rank=3)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.export(path, format=format, verbose=0)
+    assert contents(tmp_path) == before
+    model.export(path, format=format, verbose=0, overwrite=True)
+    after = contents(tmp_path)
+    assert after != before and len(after) == len(before)  # and nothing is left beside it
+    if format == "tf_saved_model":
+        values = tf.ones((2, 8))
+        loaded = tf.saved_model.load(str(path))
+        np.testing.assert_allclose(loaded.serve(values), model(values), atol=1e-4)
+
+
+def test_an_empty_folder_is_not_overwritten_either(tmp_path):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(FileExistsError):
+        make().export(tmp_path / "1")
+
+
+def test_folders_above_the_path_are_made(tmp_path):
+    make().export(tmp_path / "name" / "1", verbose=0)
+    assert (tmp_path / "name" / "1" / "saved_model.pb").exists()
+    assert [p.name for p in (tmp_path / "name").iterdir()] == ["1"]
+
+
+@EVERY
+@pytest.mark.parametrize("previous", [False, True])
+def test_artefact_that_differs_is_an_error_and_leaves_all_as_it_was(
+    tmp_path, format, previous, monkeypatch
+):
+    path = path_for(tmp_path, format)
+    if previous:
+        make(rank=1).export(path, format=format, verbose=0)
+    before = contents(tmp_path)
+
+    def wrong(model):
+        kernels = right(model)
+        for kernel in kernels.values():
+            kernel.matrices[0].assign_add(tf.fill(kernel.matrices[0].shape, 1e-2))
+        return kernels
+
+    right = keras_lowrank.export.deployed_kernels
+    monkeypatch.setattr(keras_lowrank.export, "deployed_kernels", wrong)
+    with pytest.raises(ValueError, match=r"must agree .*1\.\de-04; nothing was written.*differ"):
+        make().export(path, format=format, verbose=0, overwrite=previous)
+    assert contents(tmp_path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ([path.name] if previous else [])
+
+
+@EVERY
+def test_rounding_is_told_from_a_difference(tmp_path, format, monkeypatch):
+    # The bound is in use: below any rounding, the same export fails.
+    monkeypatch.setattr(keras_lowrank.export, "TOLERANCE", 1e-12)
+    with pytest.raises(ValueError, match="must agree"):
+        make().export(path_for(tmp_path, format), format=format, verbose=0)
+    assert contents(tmp_path) == {}
+
+
+def test_nan_in_the_weights_is_a_difference(tmp_path):
+    model = make()
+    model.layers[-1].bias.assign(np.full(6, np.nan))
+    with pytest.raises(ValueError, match="must agree"):
+        model.export(tmp_path / "1", verbose=0)
+    assert contents(tmp_path) == {}
+
+
+@EVERY
+def test_failure_while_writing_leaves_the_previous_artefact(tmp_path, format, monkeypatch):
+    path = path_for(tmp_path, format)
+    make().export(path, format=format, verbose=0)
+    before = contents(tmp_path)
+
+    write = keras_lowrank.export._write_saved_model
+
+    def full(*args):
+        write(*args)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(keras_lowrank.export, "_write_saved_model", full)
+    with pytest.raises(OSError, match="no space left"):
+        make(rank=3).export(path, format=format, verbose=0, overwrite=True)
+    assert contents(tmp_path) == before and len(list(tmp_path.iterdir())) == 1
+
+
+@EVERY
+def test_failure_of_the_last_move_brings_the_previous_artefact_back(tmp_path, format, monkeypatch):
+    path = path_for(tmp_path, format)
+    make().export(path, format=format, verbose=0)
+    before = contents(tmp_path)
+    rename = keras_lowrank.export.pathlib.Path.rename
+
+    def fails(self, target):
+        if self.parent != path.parent and self.name == path.name:
+            raise OSError("cannot move")
+        return rename(self, target)
+
+    monkeypatch.setattr(keras_lowrank.export.pathlib.Path, "rename", fails)
+    with pytest.raises(OSError, match="cannot move"):
+        make(rank=3).export(path, format=format, verbose=0, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@EVERY
+@pytest.mark.parametrize("verbose", [None, True, False])
+def test_a_line_says_what_was_written(tmp_path, format, verbose, capfd):
+    path = path_for(tmp_path, format)
+    make().export(path, format=format, verbose=verbose)
+    printed = capfd.readouterr().out
+    assert (str(path) in printed and "bytes" in printed) == (verbose is not False)

@@ -1,0 +1,211 @@
+"""Each private name of Keras that the package leans on: still there, still meaning the same."""
+
+import importlib
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import LowRankDense, LowRankModel, keras_internals
+
+MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("keras.src.backend.common.stateless_scope", "in_stateless_scope"),
+        ("keras.src.export.export_utils", "get_input_signature"),
+        ("keras.src.losses.loss", "unscale_loss_for_distribution"),
+        ("keras.src.models.functional", "Functional"),
+        ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
+        ("keras.src.saving.object_registration", "GLOBAL_CUSTOM_NAMES"),
+    ],
+)
+def test_private_import_is_where_it_was(module, name):
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        found = None
+    assert found is not None, f"{module}.{name}: {MOVED}"
+    # A change of the list above without one of the package would test nothing.
+    assert module in inspect.getsource(keras_internals), f"{module} is not used any more"
+
+
+@pytest.mark.parametrize(
+    "owner, names",
+    [
+        (keras.layers.Layer, ["_flatten_layers"]),
+        (keras.Model, ["_symbolic_build"]),
+        (
+            keras.Variable,
+            ["_map_aggregation", "_initialize", "_direct_assign", "_convert_to_tensor"],
+        ),
+    ],
+)
+def test_private_method_is_where_it_was(owner, names):
+    for name in names:
+        assert callable(getattr(owner, name, None)), f"{owner.__name__}.{name}: {MOVED}"
+
+
+def compiled():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_private_attributes_of_a_model_are_where_they_were():
+    model = compiled()
+    assert model._call_has_training_arg in (True, False), MOVED
+    assert hasattr(model._loss_tracker, "update_state"), f"Model._loss_tracker: {MOVED}"
+
+
+def test_private_attributes_of_a_variable_are_where_they_were():
+    variable = keras.Variable(np.ones((2, 2), "float32"), name="v")
+    for name in ("_value", "_shape", "_dtype", "_name", "_path"):
+        assert hasattr(variable, name), f"Variable.{name}: {MOVED}"
+
+
+def test_keras_still_rewrites_bases_so_that_the_detour_is_needed():
+    class Plain(keras.Model):
+        pass
+
+    inputs = keras.Input((4,))
+    Plain(inputs, keras.layers.Dense(2)(inputs))
+    assert Plain.__bases__ != (keras.Model,), "Keras no longer rewrites bases: drop the detour"
+
+
+def test_public_loss_scale_optimizer_is_the_private_one():
+    assert keras_internals.LossScaleOptimizer is keras.optimizers.LossScaleOptimizer, MOVED
+
+
+# What each of our wrappers promises.
+
+
+class Composite(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = keras.layers.Dense(2, name="first")
+        self.others = [keras.layers.Dense(2, name="second")]
+
+
+def test_sublayers_are_those_a_layer_holds_itself_in_order():
+    layer = Composite()
+    assert [one.name for one in keras_internals.sublayers(layer)] == ["first", "second"], MOVED
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.Sequential([keras.layers.Dense(2)], name="body")(inputs))
+    names = [one.name for one in keras_internals.sublayers(model)]
+    assert "body" in names and "dense" not in names, MOVED
+
+
+def test_all_layers_reach_every_depth():
+    class Holder(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = Composite(name="inner")
+
+    names = {layer.name for layer in keras_internals.all_layers(Holder())}
+    assert {"inner", "first", "second"} <= names, MOVED
+
+
+def test_training_is_passed_only_where_call_takes_it():
+    class Takes(keras.Model):
+        def call(self, inputs, training=None):
+            return inputs + (1.0 if training else 0.0)
+
+    class TakesNot(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    assert float(keras_internals.call_in_training(Takes(), tf.zeros((1, 1)))[0, 0]) == 1.0, MOVED
+    assert float(keras_internals.call_in_training(TakesNot(), tf.zeros((1, 1)))[0, 0]) == 0.0
+
+
+def test_tracked_loss_is_the_mean_over_examples():
+    model = compiled()
+    keras_internals.track_loss(model, tf.constant(1.0), tf.zeros((1, 4)))
+    keras_internals.track_loss(model, tf.constant(5.0), tf.zeros((3, 4)))
+    assert float(model._loss_tracker.result()) == 4.0, MOVED
+
+
+def test_model_becomes_functional_without_a_change_of_its_class():
+    class Mine(LowRankModel):
+        pass
+
+    before = LowRankModel.__bases__, Mine.__bases__
+    inputs = keras.Input((4,))
+    models = [Mine(inputs, LowRankDense(2)(inputs)) for _ in range(2)]
+    assert (LowRankModel.__bases__, Mine.__bases__) == before, MOVED
+    assert type(models[0]) is type(models[1]) and isinstance(models[0], Mine)
+    assert isinstance(models[0], type(keras.Model(inputs, inputs))), MOVED
+    assert (type(models[0]).__name__, type(models[0]).__module__) == ("Mine", Mine.__module__)
+    # Saved under the name of the class that the reader will import.
+    made = type(LowRankModel(inputs, LowRankDense(2)(inputs)))
+    names = [keras.saving.get_registered_name(cls) for cls in (LowRankModel, made)]
+    assert names == ["keras_lowrank>LowRankModel"] * 2, MOVED
+
+
+def test_init_is_signed_as_that_of_a_functional_model():
+    # Keras compares signatures when it loads: another one, and every functional model fails.
+    functional = type(compiled())
+    ours = inspect.signature(LowRankModel.__init__, follow_wrapped=False)
+    theirs = inspect.signature(functional.__init__, follow_wrapped=False)
+    assert ours == theirs, MOVED
+
+
+def test_variables_of_a_step_are_made_before_it_is_traced():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd", "mse", metrics=["mae"])
+    batch = (keras.KerasTensor((3, 4)), keras.KerasTensor((3, 2)), None)
+    keras_internals.build_for_training(
+        model, batch, lambda: model.optimizer.build(model.trainable_variables)
+    )
+    made = len(model.metrics_variables), len(model.optimizer.variables)
+    model.train_on_batch(np.ones((3, 4)), np.ones((3, 2)))
+    assert made == (len(model.metrics_variables), len(model.optimizer.variables)), MOVED
+    assert made[0] == 4  # total and count, of the loss and of the metric
+
+
+def test_stateless_scope_is_recognised():
+    assert not keras_internals.in_stateless_scope(), MOVED
+    with keras.StatelessScope():
+        assert keras_internals.in_stateless_scope(), MOVED
+
+
+def test_stateless_call_takes_factors_of_another_rank():
+    # What in_stateless_scope is for: an assignment there must not reach the variable.
+    layer = LowRankDense(4, rank=2)
+    layer.build((None, 5))
+    before = layer.U.numpy()
+    with keras.StatelessScope() as scope:
+        layer.U.assign(np.ones((5, 2), "float32"))
+        assert np.all(scope.get_current_value(layer.U) == 1.0), MOVED
+    np.testing.assert_array_equal(layer.U.numpy(), before)
+
+
+def test_input_signature_is_known_for_functional_and_subclassed_models():
+    (spec,) = keras.tree.flatten(keras_internals.get_input_signature(compiled()))
+    assert tuple(spec.shape) == (None, 4), MOVED
+
+    class Mine(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    model = Mine()
+    model(tf.zeros((2, 4)))
+    (spec,) = keras.tree.flatten(keras_internals.get_input_signature(model))
+    assert tuple(spec.shape) == (None, 4), MOVED
+
+
+def test_open_variable_has_open_extents_and_the_properties_of_its_owner():
+    layer = LowRankDense(4, rank=2)
+    layer.build((None, 5))
+    inner = layer.U.value
+    assert inner.shape.as_list() == [5, None], MOVED
+    assert layer.S.value.shape.as_list() == [None, None]
+    assert inner.aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA, MOVED
+    assert inner.dtype == tf.float32 and inner.trainable

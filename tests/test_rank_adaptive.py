@@ -1,0 +1,312 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from reference import rank_adaptive
+from reference.closed_form import (
+    LeastSquares,
+    LogCosh,
+    factors_with_spectrum,
+    matrix,
+    orthonormal,
+    with_spectrum,
+)
+from reference.full_rank import compare_step_by_step, full_rank_pair
+from reference.trajectories import (
+    defect,
+    fit_one_layer,
+    losses,
+    mean_squared_error_gradient,
+    one_step,
+    two_factor_losses,
+    worst_defects,
+)
+from reference.truncation import RelativeTolerance
+
+from keras_lowrank import LowRankDense, LowRankModel, RankAdaptive, Tolerance, Truncation
+from keras_lowrank.factors import Factorization
+from keras_lowrank.tangent import Product, substitute
+from keras_lowrank.truncation import Policy
+
+few = settings(max_examples=10, deadline=None)
+# In float32 a decision on a rank may hang on a rounding; the problems that are drawn are fixed, so
+# that a run that passed once passes again.
+same = settings(max_examples=15, deadline=None, derandomize=True)
+seeds = st.integers(0, 2**31)
+problems = pytest.mark.parametrize("kind", [LeastSquares, LogCosh])
+
+
+class KeepAll(Truncation):
+    def rank(self, singular_values, current):
+        return tf.shape(singular_values)[0]
+
+
+@st.composite
+def shapes(draw):
+    n, m = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    return n, m, draw(st.integers(1, min(n, m)))
+
+
+def start(rng, n, m, r):
+    return factors_with_spectrum(rng, n, m, 0.5 * 1.5 ** -np.arange(r))
+
+
+def compare_with_the_paper(problem, factors, tau, dtype, steps=50, max_rank=None, scale=1.0):
+    """Runs both, each on its own factors, and compares W and the rank after every step."""
+    h = scale / problem.lipschitz
+    rule = RelativeTolerance(tau, max_rank=max_rank)
+    expected = [factors]
+    for _ in range(steps):
+        expected.append(rank_adaptive.step(expected[-1], problem.gradient, h, rule))
+    # Where a decision is as close as rounding, either rank is right.
+    assume(rule.margin > {"float32": 1e-4, "float64": 1e-6}[dtype])
+    integrator, policy = RankAdaptive(), Policy(Tolerance(tau), max_rank=max_rank)
+    ranks = []
+    for reference in expected[1:]:
+        factors = one_step(integrator, factors, problem.gradient, h, policy, dtype)
+        assert factors[1].shape == reference[1].shape
+        W = matrix(reference)
+        np.testing.assert_allclose(matrix(factors), W, atol=1e-5 * max(1, np.linalg.norm(W)))
+        assert max(defect(factors[0]), defect(factors[2])) < 1e-5
+        ranks.append(len(factors[1]))
+    return ranks
+
+
+@problems
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@same
+@given(shapes(), seeds, st.sampled_from([0.03, 0.1, 0.3]), st.none() | st.integers(1, 6))
+@example((6, 6, 6), 0, 0.1, None)  # r = min(n, m)
+@example((5, 9, 5), 0, 0.1, None)
+@example((1, 7, 1), 0, 0.1, None)  # n = 1
+@example((7, 1, 1), 0, 0.1, None)  # m = 1
+@example((1, 1, 1), 0, 0.1, None)
+@example((8, 9, 1), 0, 0.1, None)  # rank 1
+@example((4, 3, 1), 2266, 0.03, None)  # a faint direction that the core needs
+def test_fifty_steps_agree_with_the_paper(kind, dtype, shape, seed, tau, max_rank):
+    rng = np.random.default_rng(seed)
+    problem = kind.random(rng, *shape[:2])
+    compare_with_the_paper(problem, start(rng, *shape), tau, dtype, max_rank=max_rank, scale=0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ranks_grow_and_fall_as_the_paper_says(dtype):
+    """From rank 1 up to what the tolerance asks of the target, and from full rank down to it."""
+    rng = np.random.default_rng(0)
+    problem = LeastSquares.random(rng, 14, 10)
+    up = compare_with_the_paper(problem, start(rng, 14, 10, 1), 0.05, dtype, scale=0.5)
+    down = compare_with_the_paper(problem, start(rng, 14, 10, 10), 0.05, dtype, scale=0.5)
+    assert up[0] <= 2 and up[-1] >= 3
+    assert down[0] > down[-1]
+
+
+@problems
+@pytest.mark.parametrize("shape", [(9, 7, 3), (5, 5, 5), (1, 4, 1), (4, 1, 1), (6, 8, 1)])
+def test_a_zero_core_leaves_zero_as_the_paper_says(kind, shape):
+    rng = np.random.default_rng(1)
+    n, m, r = shape
+    factors = (orthonormal(rng, n, r), np.zeros((r, r)), orthonormal(rng, m, r))
+    problem = kind.random(rng, n, m)
+    compare_with_the_paper(problem, factors, 0.1, "float64", scale=0.5)
+    assert np.abs(matrix(one_step(RankAdaptive(), factors, problem.gradient, 0.1))).max() > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(9, 7, 3), (5, 5, 5), (1, 4, 1), (4, 1, 1), (6, 8, 1)])
+@pytest.mark.parametrize("zero_core", [False, True])
+def test_a_zero_gradient_moves_nothing(dtype, shape, zero_core):
+    rng = np.random.default_rng(2)
+    u, s, v = start(rng, *shape)
+    factors = (u, 0 * s, v) if zero_core else (u, s, v)
+    new = one_step(RankAdaptive(), factors, np.zeros_like, 0.1, Policy(Tolerance(1e-3)), dtype)
+    assert len(new[1]) == (1 if zero_core else shape[2])
+    np.testing.assert_allclose(matrix(new), matrix(factors), atol=1e-6)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.02])
+def test_a_model_in_fit_agrees_with_the_paper_over_fifty_epochs(l2):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((40, 12))
+    y = x @ with_spectrum(rng, 12, 9, 2.0 * 3.0 ** -np.arange(9))
+    factors, gradient = start(rng, 12, 9, 2), mean_squared_error_gradient(x, y, l2)
+    seen = fit_one_layer("rank_adaptive", factors, x, y, 1.0, 50, Tolerance(0.1), l2)
+    rule = RelativeTolerance(0.1)
+    for kernel, rank in seen:
+        factors = rank_adaptive.step(factors, gradient, 1.0, rule)
+        assert rank == len(factors[1])
+        np.testing.assert_allclose(kernel, matrix(factors), atol=1e-5)
+    assert rule.margin > 1e-4 and len({rank for _, rank in seen}) > 1
+
+
+@pytest.fixture
+def float64():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
+def literal_step(model, layers, x, y, h, tau):
+    """Algorithm 1 on a network by three passes: gradients of K, of L, and of S at the new bases.
+
+    Returns the new factors and the new biases; changes nothing.
+    """
+    points = [[t.numpy() for t in layer.factors.read()] for layer in layers]
+    biases = [layer.bias.value for layer in layers]
+
+    def gradients(products, sources):
+        table = {layer.factors: product for layer, product in zip(layers, products)}
+        with substitute(table), tf.GradientTape() as tape:
+            tape.watch(sources)
+            loss = model.compute_loss(x, y, model(x, training=True))
+        return tape.gradient(loss, [*sources, *biases])
+
+    K = [tf.constant(u @ s) for u, s, _ in points]
+    L = [tf.constant(v @ s.T) for _, s, v in points]
+    dK = gradients([Product(k, tf.constant(v)) for k, (_, _, v) in zip(K, points)], K)
+    dL = gradients([Product(tf.constant(u), t) for t, (u, _, _) in zip(L, points)], L)
+    U = [np.linalg.qr(np.hstack([k - h * d, u]))[0] for k, d, (u, _, _) in zip(K, dK, points)]
+    V = [np.linalg.qr(np.hstack([t - h * d, v]))[0] for t, d, (_, _, v) in zip(L, dL, points)]
+    S = [tf.constant(u.T @ matrix(point) @ v) for u, point, v in zip(U, points, V)]
+    dS = gradients([Product(tf.constant(u), s, tf.constant(v)) for u, s, v in zip(U, S, V)], S)
+    new = []
+    for u, s, d, v in zip(U, S, dS, V):
+        P, values, Qt = np.linalg.svd(s - h * d)
+        r = RelativeTolerance(tau)(values)
+        new.append((u @ P[:, :r], np.diag(values[:r]), v @ Qt[:r].T))
+    return new, [bias - h * d for bias, d in zip(biases, dS[len(layers) :])]
+
+
+def test_the_one_pass_step_is_the_literal_three_pass_step_of_a_network(float64):
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((32, 10)), rng.standard_normal((32, 6))
+    layers = [
+        LowRankDense(14, rank=3, activation="tanh", bias_initializer="normal", dtype="float64"),
+        LowRankDense(12, rank=12, activation="softplus", dtype="float64"),
+        LowRankDense(6, rank=2, dtype="float64"),
+    ]
+    inputs = outputs = keras.Input((10,))
+    for layer in layers:
+        outputs = layer(outputs)
+    model = LowRankModel(inputs, outputs)
+    h, tau = 2.0, 0.05
+    model.compile(keras.optimizers.SGD(h), "mse", truncation=tau)
+    ranks = []
+    for _ in range(8):
+        expected, biases = literal_step(model, layers, tf.constant(x), tf.constant(y), h, tau)
+        model.fit(x, y, batch_size=32, verbose=0)
+        for layer, factors, bias in zip(layers, expected, biases):
+            assert layer.factors.rank == len(factors[1])
+            np.testing.assert_allclose(layer.kernel, matrix(factors), atol=1e-10)
+            np.testing.assert_allclose(layer.bias, bias, atol=1e-10)
+        ranks.append(tuple(model.ranks.values()))
+    assert len(set(ranks)) > 1
+
+
+@few
+@given(shapes(), seeds, st.booleans())
+@example((6, 6, 6), 0, True)
+@example((1, 5, 1), 0, False)
+@example((5, 1, 1), 0, True)
+@example((7, 8, 1), 0, True)
+def test_a_step_to_a_matrix_of_the_same_rank_lands_on_it(shape, seed, constant):
+    """`W0 - h G(W0)` is W1 of rank r, for a gradient that changes with W and for one that does not.
+
+    Random W1 meets the condition: `W1 V0` and `W1^T U0` keep rank r.
+    """
+    rng = np.random.default_rng(seed)
+    n, m, r = shape
+    factors, h = start(rng, n, m, r), 0.25
+    W0, W1 = matrix(factors), with_spectrum(rng, n, m, np.linspace(1, 0.5, r))
+    G0 = (W0 - W1) / h
+    overlaps = (W1 @ factors[2], W1.T @ factors[0])
+    assume(min(np.linalg.svd(part, compute_uv=False)[r - 1] for part in overlaps) > 1e-2)
+
+    def gradient(W):
+        return G0 if constant else G0 + (W - W0)
+
+    new = one_step(RankAdaptive(), factors, gradient, h, Policy(Tolerance(1e-5)))
+    assert len(new[1]) == r
+    np.testing.assert_allclose(matrix(new), W1, atol=1e-9)
+
+
+@problems
+@few
+@given(shapes(), seeds, st.sampled_from([0.01, 0.1, 0.4]), st.sampled_from([1.0, 0.5]))
+@example((5, 5, 5), 0, 0.4, 1.0)
+@example((1, 6, 1), 0, 0.4, 1.0)
+@example((6, 1, 1), 0, 0.4, 1.0)
+def test_the_loss_descends_up_to_the_truncation(kind, shape, seed, tau, scale):
+    """`loss_after <= loss_before + ||G(W^)|| theta + L theta^2 / 2` with W^ before truncation.
+
+    And `loss(W^) <= loss_before - h/2 ||P||^2` for the part P of the gradient that the K- and
+    the L-step see, because the augmented bases hold it.
+    """
+    rng = np.random.default_rng(seed)
+    problem = kind.random(rng, *shape[:2])
+    h = scale / problem.lipschitz
+    factors = start(rng, *shape)
+    for _ in range(15):
+        before = problem.loss(matrix(factors))
+        grown = one_step(RankAdaptive(), factors, problem.gradient, h, Policy(KeepAll()))
+        after = one_step(RankAdaptive(), factors, problem.gradient, h, Policy(Tolerance(tau)))
+        W = matrix(grown)
+        G, U, V = problem.gradient(matrix(factors)), factors[0], factors[2]
+        seen = max(np.sum((G @ V) ** 2), np.sum((G.T @ U) ** 2))
+        slack = 1e-10 * (1 + before)
+        assert problem.loss(W) <= before - h / 2 * seen + slack
+        theta = tau * np.linalg.norm(W)
+        bound = np.linalg.norm(problem.gradient(W)) * theta + problem.lipschitz * theta**2 / 2
+        assert problem.loss(matrix(after)) <= before + bound + slack
+        factors = after
+
+
+@problems
+@pytest.mark.parametrize("n, m, r", [(20, 16, 4), (12, 12, 8)])
+def test_small_singular_values_do_not_slow_a_step_down(kind, n, m, r):
+    rng = np.random.default_rng(5)
+    problem = kind.random(rng, n, m)
+    h = 0.2 / problem.lipschitz
+    u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
+    well, ill = (u, 0.2 * np.eye(r), v), (u, np.diag(0.2 * np.logspace(0, -8, r)), v)
+    policy = Policy(Tolerance(1e-3), min_rank=r, max_rank=r)
+    loss_well = losses(RankAdaptive(), well, problem, h, 20, policy)
+    loss_ill = losses(RankAdaptive(), ill, problem, h, 20, policy)
+    assert np.all(loss_ill - loss_well <= 0.05 * loss_ill[0])
+    assert loss_ill[-1] < 0.15 * loss_ill[0]
+    behind = two_factor_losses(ill, problem, h, 20) - loss_well
+    assert np.max(behind) > 0.3 * loss_ill[0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_bases_stay_orthonormal_over_ten_thousand_float32_steps(noise):
+    """At rest, where directions are rounding noise, and with ranks that change all the time."""
+    rng = np.random.default_rng(6)
+    target = with_spectrum(rng, 24, 16, 2.0 ** -np.arange(16))
+    factors, policy = start(rng, 24, 16, 4), Policy(Tolerance(0.1))
+    defects, low, high = worst_defects(RankAdaptive(), factors, target, noise, 10_000, policy)
+    assert np.max(defects) < 1e-5
+    assert high > low
+
+
+def test_a_step_does_not_depend_on_how_the_matrix_is_factored():
+    """`(U O)(O^T S R)(V R)^T` is the same W, and so are the tangent space and the step."""
+    rng = np.random.default_rng(7)
+    problem, (u, s, v) = LogCosh.random(rng, 9, 8), start(rng, 9, 8, 3)
+    left, right = orthonormal(rng, 3, 3), orthonormal(rng, 3, 3)
+    other = Factorization(u @ left, left.T @ s @ right, v @ right)
+    policy = Policy(Tolerance(0.05))
+    first, second = (
+        one_step(RankAdaptive(), f, problem.gradient, 0.5, policy) for f in ((u, s, v), other)
+    )
+    np.testing.assert_allclose(matrix(first), matrix(second), atol=1e-12)
+    np.testing.assert_allclose(first[1], second[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("channels, filters, units", [(2, 6, 5), (2, 12, 14)])
+def test_a_network_at_full_ranks_trains_as_the_full_rank_network(channels, filters, units):
+    """Kernels with fewer columns than rows, and with more."""
+    low, full = full_rank_pair(RankAdaptive(), channels, filters, units)
+    compare_step_by_step(low, full)

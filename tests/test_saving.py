@@ -1,0 +1,383 @@
+"""Saving and loading: ranks, weights, compile arguments and the state of training."""
+
+import copy
+import pathlib
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import FixedRank, LowRankConv2D, LowRankDense, LowRankModel, Tolerance
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((16, 6)).astype("float32")
+Y = rng.standard_normal((16, 3)).astype("float32")
+
+
+def functional(rank=3, width=6):
+    inputs = keras.Input((6,))
+    x = LowRankDense(width, rank=rank, activation="tanh", name="low")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    return LowRankModel(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+def nested(rank=3):
+    inputs = keras.Input((6,))
+    body = keras.Sequential(
+        [keras.Input((6,)), LowRankDense(6, rank=rank, name="low")], name="body"
+    )
+    return LowRankModel(inputs, LowRankDense(3, rank=rank, name="low")(body(inputs)))
+
+
+@keras.saving.register_keras_serializable("keras_lowrank_tests")
+class Subclassed(LowRankModel):
+    def __init__(self, rank=3, **kwargs):
+        super().__init__(**kwargs)
+        self.rank = rank
+        self.low = LowRankDense(6, rank=rank, name="low")
+        self.head = keras.layers.Dense(3, name="head")
+
+    def call(self, inputs):
+        return self.head(self.low(inputs))
+
+    def get_config(self):
+        return {**super().get_config(), "rank": self.rank}
+
+
+MAKERS = pytest.mark.parametrize("make", [functional, nested, Subclassed])
+
+
+def trained(make=functional, rank=3, epochs=1, truncation=0.75, **kwargs):
+    model = make(rank=rank)
+    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=truncation, **kwargs)
+    model.fit(X, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
+    return model
+
+
+def predict(model):
+    return model.predict(X, verbose=0)
+
+
+def assert_same(one, other):
+    assert list(one.ranks.values()) == list(other.ranks.values())
+    np.testing.assert_array_equal(predict(one), predict(other))
+
+
+# .keras files.
+
+
+@MAKERS
+def test_keras_file_in_mid_training_goes_on_as_if_nothing_had_been(make, tmp_path):
+    model = trained(make)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(again, LowRankModel)
+    assert again.ranks == model.ranks and list(again.ranks.values()) != [3] * len(again.ranks)
+    assert_same(again, model)
+    assert int(again.optimizer.iterations) == int(model.optimizer.iterations) == 4
+    histories = [
+        m.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
+        for m in (model, again)
+    ]
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+    assert again.ranks == model.ranks
+
+
+def test_compile_arguments_come_back(tmp_path):
+    model = functional()
+    model.compile(
+        keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5)),
+        "mse",
+        metrics=["mae"],
+        integrator="fixed_rank",
+        truncation=Tolerance(0.3, relative=False),
+    )
+    model.fit(X, Y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(again.integrator) is FixedRank
+    assert (again.truncation.tau, again.truncation.relative) == (0.3, False)
+    assert float(again.optimizer.learning_rate) == float(model.optimizer.learning_rate)
+    results = [m.evaluate(X, Y, verbose=0, return_dict=True) for m in (model, again)]
+    assert results[0].keys() == {"loss", "mae"}
+    assert results[0] == results[1]
+
+
+def test_frozen_ranks_stay_frozen(tmp_path):
+    model = trained(truncation=0.0)
+    model.freeze_ranks()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    again.truncation = Tolerance(0.9)
+    again.fit(X, Y, verbose=0)
+    assert again.ranks == model.ranks
+    again.unfreeze_ranks()
+    again.fit(X, Y, verbose=0)
+    assert again.ranks != model.ranks
+
+
+def test_frozen_layers_stay_frozen(tmp_path):
+    model = trained()
+    model.get_layer("low").trainable = False
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    before = again.get_layer("low").get_weights()
+    again.fit(X, Y, verbose=0)
+    for new, old in zip(again.get_layer("low").get_weights(), before):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_own_truncation_and_bounds_of_a_layer_come_back(tmp_path):
+    inputs = keras.Input((6, 6, 1))
+    layer = LowRankConv2D(4, 3, rank=3, min_rank=2, max_rank=3, truncation=0.9, name="low")
+    LowRankModel(inputs, layer(inputs)).save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").get_layer("low")
+    assert (again.min_rank, again.max_rank, again.truncation.tau) == (2, 3, 0.9)
+
+
+def test_model_that_was_never_compiled_comes_back(tmp_path):
+    model = functional(rank=2)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert_same(again, model)
+    again.compile("sgd", "mse")
+    again.fit(X, Y, verbose=0)
+
+
+def test_fresh_process_loads_and_goes_on(tmp_path):
+    model = trained()
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", Y)
+    np.save(tmp_path / "expected.npy", predict(model))
+    script = (
+        "import keras, numpy as np, keras_lowrank\n"
+        "m = keras.saving.load_model('model.keras')\n"
+        "x, y, want = (np.load(f'{n}.npy') for n in ('x', 'y', 'expected'))\n"
+        "np.testing.assert_allclose(m.predict(x, verbose=0), want, atol=1e-6)\n"
+        "m.fit(x, y, verbose=0)\n"
+        "print(type(m).__name__, m.ranks)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[0] == "LowRankModel"
+
+
+@MAKERS
+def test_config_alone_rebuilds_the_architecture(make):
+    model = make(rank=2)
+    model(X)
+    again = type(model).from_config(model.get_config())
+    again(X)
+    assert isinstance(again, LowRankModel) and again.ranks == model.ranks
+
+
+def test_compile_from_config_restores_what_get_compile_config_gave():
+    model = trained(integrator="fixed_rank", truncation=0.25)
+    model.freeze_ranks()
+    other = functional()
+    other.compile_from_config(model.get_compile_config())
+    assert type(other.integrator) is FixedRank and other.truncation.tau == 0.25
+    assert other.get_compile_config() == model.get_compile_config()
+
+
+# Weights alone.
+
+
+@MAKERS
+@pytest.mark.parametrize("started", [False, True])
+def test_weights_file_loads_into_other_starting_ranks(make, started, tmp_path):
+    model = trained(make)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = trained(make, rank=1, truncation=0.0) if started else make(rank=1)
+    other(X)
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert_same(other, model)
+    if not started:
+        other.compile("sgd", "mse")
+    other.fit(X, Y, verbose=0)
+
+
+@MAKERS
+def test_get_and_set_weights_carry_the_ranks(make):
+    model = trained(make)
+    other = make(rank=1)
+    other(X)
+    other.set_weights(model.get_weights())
+    assert_same(other, model)
+
+
+def test_layer_and_nested_model_set_weights_across_ranks():
+    model, other = trained(nested), nested(rank=1)
+    for name in ("low", "body"):
+        other.get_layer(name).set_weights(model.get_layer(name).get_weights())
+    assert_same(other, model)
+
+
+def bits(model):
+    return [weight.tobytes() for weight in model.get_weights()]
+
+
+def test_set_weights_that_do_not_fit_change_nothing():
+    model = functional()
+    before, weights = bits(model), model.get_weights()
+    cases = {
+        "needs 10 arrays.*Received: 3 arrays": weights[:3],
+        "must have the shapes U": [np.zeros((6, 2), "float32"), *weights[1:]],
+        "'head/bias' has the shape": [*weights[:-3], np.zeros(9), *weights[-2:]],
+    }
+    variables = [v.path for v in model.weights]
+    index = variables.index("head/bias")
+    cases["'head/bias' has the shape"] = [
+        np.zeros(9) if i == index else w for i, w in enumerate(weights)
+    ]
+    for words, values in cases.items():
+        with pytest.raises(ValueError, match=words):
+            model.set_weights(values)
+        assert bits(model) == before
+
+
+def test_weights_of_another_width_raise_and_leave_the_layer_alone(tmp_path):
+    functional(width=5).save_weights(tmp_path / "m.weights.h5")
+    other = functional()
+    before = [w.tobytes() for w in other.get_layer("low").get_weights()]
+    with pytest.raises(ValueError, match="6 x 6 matrix must have the shapes U"):
+        other.load_weights(tmp_path / "m.weights.h5")
+    assert [w.tobytes() for w in other.get_layer("low").get_weights()] == before
+
+
+# Files that are no good.
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_truncated_keras_file_raises(tmp_path, keep):
+    path = tmp_path / "model.keras"
+    trained().save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+    with pytest.raises((ValueError, OSError, zipfile.BadZipFile)):
+        keras.saving.load_model(path)
+
+
+def test_keras_file_with_flipped_bytes_raises(tmp_path):
+    path = tmp_path / "model.keras"
+    trained().save(path)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(255 - byte for byte in data[middle : middle + 64])
+    path.write_bytes(data)
+    with pytest.raises((ValueError, OSError, KeyError, zipfile.BadZipFile)):
+        keras.saving.load_model(path)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.2, 0.5, 0.95])
+def test_truncated_weights_file_raises_and_changes_nothing(tmp_path, keep):
+    path = tmp_path / "m.weights.h5"
+    trained().save_weights(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    other = functional(rank=2)
+    before = bits(other)
+    with pytest.raises((ValueError, OSError, KeyError)):
+        other.load_weights(path)
+    assert bits(other) == before
+
+
+def test_missing_file_raises(tmp_path):
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        keras.saving.load_model(tmp_path / "nowhere.keras")
+    with pytest.raises((ValueError, OSError)):
+        functional().load_weights(tmp_path / "nowhere.weights.h5")
+
+
+# What Keras's own callbacks write.
+
+
+def test_model_checkpoint_and_restore_best_weights(tmp_path):
+    model = functional()
+    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.75)
+    path = str(tmp_path / "best.keras")
+    save = keras.callbacks.ModelCheckpoint(path, monitor="loss", mode="max", save_best_only=True)
+    best = keras.callbacks.EarlyStopping(
+        monitor="loss", mode="max", patience=2, restore_best_weights=True
+    )
+    model.fit(X, Y, batch_size=4, epochs=5, verbose=0, callbacks=[save, best])
+    # mode="max" makes the first epoch the best, with ranks of its own.
+    assert_same(keras.saving.load_model(path), model)
+    assert pathlib.Path(path).exists()
+
+
+def test_backup_and_restore_goes_on_at_the_saved_ranks(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                seen.append(self.model.ranks)
+                raise KeyboardInterrupt
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append(self.model.ranks)
+
+    seen = []
+    for callback in (Stop(), Watch()):
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        model = functional()
+        model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.75)
+        try:
+            model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[backup, callback])
+        except KeyboardInterrupt:
+            continue
+    assert len(seen) == 2 and seen[0] == seen[1] != {"low": 3}
+
+
+def test_weights_saved_by_tensorflow_restore(tmp_path):
+    model, other = trained(), functional(rank=1)
+    path = tf.train.Checkpoint(model).write(tmp_path / "point")
+    tf.train.Checkpoint(other).read(path)
+    assert_same(other, model)
+
+
+# Copies in memory.
+
+
+def test_pickled_model_has_ranks_predictions_and_compile_arguments():
+    model = functional()
+    model.compile("sgd", "mse", integrator="fixed_rank", truncation=0.3)
+    model.fit(X, Y, verbose=0)
+    again = pickle.loads(pickle.dumps(model))
+    assert isinstance(again, LowRankModel) and again.ranks == model.ranks
+    np.testing.assert_array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert type(again.integrator) is FixedRank and again.truncation.tau == 0.3
+    again.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("make", [functional, Subclassed])
+def test_deepcopy_is_independent(make):
+    model = make()
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    twin = copy.deepcopy(model)
+    before = model.predict(X, verbose=0)
+    np.testing.assert_array_equal(twin.predict(X, verbose=0), before)
+    twin.fit(X, Y, verbose=0)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), before)
+    assert np.any(twin.predict(X, verbose=0) != before)
+
+
+def test_clone_model_is_a_fresh_model_of_the_same_kind():
+    model = functional()
+    twin = keras.models.clone_model(model)
+    assert isinstance(twin, LowRankModel) and twin.ranks == model.ranks
+    twin.compile("sgd", "mse")
+    before = model.get_weights()
+    twin.fit(X, Y, verbose=0)
+    for new, old in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(new, old)

@@ -1,0 +1,353 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference import fixed_rank
+from reference.closed_form import matrix
+
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank.factors import Factorization
+from keras_lowrank.linalg import complement
+from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
+
+CONV = {"kernel_size": (2, 3), "filters": 5}
+# (layer arguments, input shape)
+CASES = {
+    "dense 2-D": ({}, (7, 6)),
+    "dense 3-D": ({}, (3, 4, 6)),
+    "dense 4-D": ({}, (2, 3, 2, 6)),
+    "conv": (CONV, (3, 6, 7, 2)),
+    "conv strides": ({**CONV, "strides": 2, "padding": "same"}, (3, 6, 7, 2)),
+    "conv dilation": ({**CONV, "dilation_rate": (1, 2), "padding": "same"}, (3, 6, 7, 2)),
+    "conv channels first": ({**CONV, "data_format": "channels_first"}, (3, 2, 6, 7)),
+}
+cases = pytest.mark.parametrize("case", CASES)
+eager_and_traced = pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+
+
+class ChannelsFirst(keras.layers.Conv2D):
+    """TensorFlow has no such convolution on a CPU."""
+
+    def call(self, x):
+        return tf.transpose(super().call(tf.transpose(x, (0, 2, 3, 1))), (0, 3, 1, 2))
+
+
+def make(case, rank=2, dtype="float64", seed=0, **kwargs):
+    """A built layer with a full core, a full-rank Keras layer like it, and inputs of its shape."""
+    arguments, shape = CASES[case]
+    rng = np.random.default_rng(seed)
+    x = tf.constant(rng.standard_normal(shape), "float64" if dtype == "float64" else "float32")
+    if "filters" in arguments:
+        layer = LowRankConv2D(**arguments, rank=rank, dtype=dtype, **kwargs)
+        first = arguments.get("data_format") == "channels_first"
+        conv = ChannelsFirst if first else keras.layers.Conv2D
+        full = conv(**{**arguments, "data_format": "channels_last"}, dtype=dtype, **kwargs)
+    else:
+        layer = LowRankDense(5, rank=rank, dtype=dtype, **kwargs)
+        full = keras.layers.Dense(5, dtype=dtype, **kwargs)
+    layer.build(shape)
+    full.build([shape[i] for i in (0, 2, 3, 1)] if "data_format" in arguments else shape)
+    full.input_spec = None
+    layer.S.assign(rng.standard_normal((rank, rank)))
+    return layer, full, x
+
+
+def loss_of(outputs):
+    """Not linear, so that its gradient depends on the outputs."""
+    outputs = tf.cast(outputs, tf.float64)
+    weights = tf.reshape(tf.range(tf.size(outputs, tf.int64)), tf.shape(outputs))
+    return tf.reduce_sum(tf.sin(outputs) * (1.0 + 0.1 * tf.cast(weights % 7, tf.float64)))
+
+
+def full_gradient(full, kernel, x):
+    """`(G, dx)` of the full-rank layer at the given kernel, G as an n x m matrix."""
+    full.kernel.assign(kernel)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = loss_of(full(x))
+    G, dx = tape.gradient(loss, [full.kernel.value, x])
+    return tf.reshape(G, [-1, G.shape[-1]]).numpy(), dx.numpy()
+
+
+def probe_gradients(layer, x, sides=None, traced=False, forward=None):
+    """Gradients of K, L and x inside a substitution, and the coupling to the two complements."""
+
+    def run(x):
+        probe = TangentProbe(layer.factors.read(), keep_calls=sides is not None)
+        with substitute({layer.factors: probe}), tf.GradientTape() as tape:
+            tape.watch([x, probe.K, probe.L])
+            loss = loss_of((forward or layer)(x))
+        gradients = tape.gradient(loss, [probe.K, probe.L, x])
+        if sides is None:
+            return gradients
+        # A complement made here: in a traced function it is one of its own tensors, as in a step.
+        left, right = (complement(block, basis) for block, basis in sides)
+        q, z = left.residual @ left.root, right.residual @ right.root
+        return [*gradients, probe.coupling(left, right), q, z]
+
+    return [t.numpy() for t in (tf.function(run) if traced else run)(x)]
+
+
+def random_sides(layer, columns, seed=1):
+    """`(block, basis)` for each side of the layer's matrix, for `complement`."""
+    rng = np.random.default_rng(seed)
+    u, _, v = layer.factors.read()
+    dtype = u.dtype
+    return [
+        (tf.constant(rng.standard_normal((basis.shape[0], columns)), dtype), basis)
+        for basis in (u, v)
+    ]
+
+
+@cases
+@eager_and_traced
+def test_one_pass_gives_the_tangent_gradient_and_the_corner(case, traced):
+    """`(G V, G^T U)`, `Q^T G Z` and dx, where G is the gradient of a full kernel."""
+    layer, full, x = make(case, bias_initializer="normal", activation="tanh")
+    full.bias.assign(layer.bias)
+    G, dx = full_gradient(full, layer.kernel, x)
+    U, _, V = (factor.numpy() for factor in layer.factors.read())
+    K, L, found_dx, corner, q, z = probe_gradients(layer, x, random_sides(layer, 3), traced)
+    np.testing.assert_allclose(K, G @ V, atol=1e-10)
+    np.testing.assert_allclose(L, G.T @ U, atol=1e-10)
+    np.testing.assert_allclose(found_dx, dx, atol=1e-10)
+    assert q.shape[1] == z.shape[1] == 3
+    np.testing.assert_allclose(corner, q.T @ G @ z, atol=1e-10)
+
+
+@cases
+def test_a_substitution_does_not_change_the_outputs(case):
+    layer, full, x = make(case)
+    full.kernel.assign(layer.kernel)
+    full.bias.assign(layer.bias)
+    with substitute({layer.factors: TangentProbe(layer.factors.read())}):
+        inside = layer(x)
+    np.testing.assert_allclose(inside, full(x), atol=1e-12)
+    np.testing.assert_allclose(layer(x), full(x), atol=1e-12)
+
+
+@eager_and_traced
+def test_a_layer_called_twice_adds_up_both_calls(traced):
+    """On its own output and on the inputs again: pair, dx and corner are those of the sum."""
+    layer, full, x = make("dense 2-D", use_bias=False)
+    pad = tf.constant(np.eye(5, 6))
+
+    def forward(model):
+        return lambda x: model(model(x) @ pad) + 2.0 * model(x)
+
+    full.kernel.assign(layer.kernel)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = loss_of(forward(full)(x))
+    G, dx = (t.numpy() for t in tape.gradient(loss, [full.kernel.value, x]))
+    sides = random_sides(layer, 2)
+    K, L, found_dx, corner, q, z = probe_gradients(layer, x, sides, traced, forward(layer))
+    U, _, V = (factor.numpy() for factor in layer.factors.read())
+    np.testing.assert_allclose(K, G @ V, atol=1e-10)
+    np.testing.assert_allclose(L, G.T @ U, atol=1e-10)
+    np.testing.assert_allclose(found_dx, dx, atol=1e-10)
+    np.testing.assert_allclose(corner, q.T @ G @ z, atol=1e-10)
+
+
+@pytest.mark.parametrize("faint", [1.0, 1e-2, 1e-3])
+def test_a_faint_direction_costs_the_corner_its_faintness_and_not_the_square_of_it(faint):
+    """In float32, against `Q^T G Z` in float64 with the same Q and Z; ten roundings at 1."""
+    layer, full, x = make("dense 2-D", dtype="float32")
+    full.bias.assign(layer.bias)
+    G, _ = full_gradient(full, layer.kernel, x)
+    # Two columns that differ by little: then the faint direction is a difference of large ones.
+    mix = tf.constant([[1.0, 1.0], [0.0, faint]])
+    sides = [(block @ mix, basis) for block, basis in random_sides(layer, 2)]
+    corner = probe_gradients(layer, x, sides)[3]
+    left, right = (complement(*side) for side in sides)
+    q, z = (
+        side.residual.numpy().astype("float64") @ side.root.numpy().astype("float64")
+        for side in (left, right)
+    )
+    assert corner.shape == (2, 2)
+    bound = 10 * 2.0**-23 / faint * np.linalg.norm(G)
+    np.testing.assert_allclose(corner, q.T @ G @ z, atol=bound)
+
+
+def test_the_corner_of_a_layer_without_calls_or_without_directions():
+    layer, _, x = make("dense 2-D")
+    probe = TangentProbe(layer.factors.read(), keep_calls=True)
+    (left, right) = (complement(*side) for side in random_sides(layer, 2))
+    corner = probe.coupling(left, right)
+    assert corner.dtype == tf.float64
+    np.testing.assert_array_equal(corner, np.zeros((2, 2)))
+    nothing = complement(tf.zeros([6, 2], tf.float64), layer.factors.read().U)
+    with substitute({layer.factors: probe}), tf.GradientTape() as tape:
+        tape.watch(probe.K)
+        loss = loss_of(layer(x))
+    tape.gradient(loss, probe.K)
+    assert probe.coupling(nothing, right).shape == (0, 2)
+
+
+@cases
+def test_mixed_precision_computes_in_bfloat16_and_returns_float32(case):
+    layer, _, x = make(case, dtype="mixed_bfloat16")
+    assert layer.U.dtype == layer.S.dtype == layer.V.dtype == "float32"
+    exact, exact_full, wide = make(case, dtype="float64")
+    for variable, source in zip(exact.factors.variables, layer.factors.variables):
+        variable.assign(tf.cast(source.value, tf.float64))
+    G, _ = full_gradient(exact_full, exact.kernel, wide)
+    U, _, V = (factor.numpy() for factor in exact.factors.read())
+    with substitute({layer.factors: TangentProbe(layer.factors.read())}):
+        assert layer(x).dtype == tf.bfloat16
+    K, L, _, corner, q, z = probe_gradients(layer, x, random_sides(layer, 2))
+    for found, expected in ((K, G @ V), (L, G.T @ U), (corner, q.T @ G @ z)):
+        assert found.dtype == np.float32
+        # 8 bits of mantissa, summed over a few dozen products.
+        np.testing.assert_allclose(found, expected, atol=0.05 * np.linalg.norm(G))
+
+
+def test_a_corner_out_of_a_loop_is_refused_with_a_way_out():
+    class Looped(LowRankModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = LowRankDense(4, rank=2)
+
+        def call(self, x):
+            return tf.while_loop(lambda i, _: i < 2, lambda i, y: (i + 1, self.layer(y)), (0, x))[1]
+
+    model = Looped()
+    x = np.random.default_rng(9).standard_normal((8, 4)).astype("float32")
+    model(x)
+    model.compile("sgd", "mse", integrator="rank_adaptive")
+    with pytest.raises(
+        ValueError, match=r"cannot read them where .* use `integrator='fixed_rank'`"
+    ):
+        model.fit(x, x, verbose=0)
+    # The way out is one: pairs and core gradients are found through the loop.
+    h, W = 0.01, model.layer.kernel.numpy().astype("float64")
+    factors = [np.asarray(factor, "float64") for factor in model.layer.factors.read()]
+    model.compile(keras.optimizers.SGD(h), "mse", integrator="fixed_rank")
+    model.fit(x, x, verbose=0)
+
+    def gradient(W):
+        d = 2 / x.size * (x @ W @ W - x)
+        return x.T @ d @ W.T + (x @ W).T @ d
+
+    expected = matrix(fixed_rank.step(factors, gradient, h))
+    assert np.abs(expected - W).max() > 1e-3
+    np.testing.assert_allclose(model.layer.kernel, expected, atol=1e-6)
+
+
+@cases
+def test_in_a_plain_model_autodiff_gives_the_gradients_of_the_factors(case):
+    """Against central differences, at factors that are not orthonormal either."""
+    layer, _, x = make(case, bias_initializer="normal", activation="tanh")
+    model = keras.Sequential([keras.Input(batch_shape=x.shape, dtype="float64"), layer])
+    rng = np.random.default_rng(3)
+    for variable in layer.factors.variables:
+        variable.assign(rng.standard_normal(variable.shape))
+    assert len(model.trainable_variables) == 4
+    with tf.GradientTape() as tape:
+        loss = loss_of(model(x))
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    evaluate = tf.function(lambda: loss_of(model(x)))
+    for variable, gradient in zip(model.trainable_variables, gradients):
+        value, found = variable.numpy(), gradient.numpy()
+        for index in zip(*np.unravel_index(rng.permutation(value.size)[:6], value.shape)):
+            shift = np.zeros_like(value)
+            shift[index] = 1e-5
+            variable.assign(value + shift)
+            above = float(evaluate())
+            variable.assign(value - shift)
+            below = float(evaluate())
+            variable.assign(value)
+            np.testing.assert_allclose(found[index], (above - below) / 2e-5, atol=1e-7, rtol=1e-6)
+
+
+def test_a_plain_model_trains_the_factors_by_their_own_gradients():
+    """One step of SGD moves each factor by its gradient: nothing of the manifold acts here."""
+    layer, _, x = make("dense 2-D", dtype="float32", use_bias=False)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    y = np.random.default_rng(4).standard_normal((7, 5)).astype("float32")
+    U, S, V = (factor.numpy() for factor in layer.factors.read())
+    G = 2 / y.size * x.numpy().T @ (x.numpy() @ U @ S @ V.T - y)
+    model.fit(x, y, batch_size=7, verbose=0)
+    np.testing.assert_allclose(layer.U, U - 0.5 * G @ V @ S.T, atol=1e-6)
+    np.testing.assert_allclose(layer.S, S - 0.5 * U.T @ G @ V, atol=1e-6)
+    np.testing.assert_allclose(layer.V, V - 0.5 * G.T @ U @ S, atol=1e-6)
+
+
+def test_squared_norm_is_that_of_the_kernel_for_any_factors():
+    layer, _, _ = make("dense 2-D")
+    rng = np.random.default_rng(5)
+    for variable in layer.factors.variables:
+        variable.assign(rng.standard_normal(variable.shape))
+    with tf.GradientTape() as tape:
+        norm = squared_norm(layer.factors)
+    U, S, V = (v.numpy() for v in layer.factors.variables)
+    W = U @ S @ V.T
+    np.testing.assert_allclose(norm, np.sum(W**2))
+    dU, dS, dV = tape.gradient(norm, [v.value for v in layer.factors.variables])
+    np.testing.assert_allclose(dU, 2 * W @ V @ S.T)
+    np.testing.assert_allclose(dS, 2 * U.T @ W @ V)
+    np.testing.assert_allclose(dV, 2 * W.T @ U @ S)
+
+
+def test_squared_norm_inside_a_substitution_is_that_of_the_core():
+    """So a penalty reaches the core alone; the step lifts its gradient to the pair."""
+    layer, _, _ = make("dense 2-D")
+    S = layer.S.numpy()
+    point = layer.factors.read()
+    for kernel in (TangentProbe(point), Product.of(point)):
+        with substitute({layer.factors: kernel}), tf.GradientTape() as tape:
+            tape.watch(kernel.core)
+            norm = squared_norm(layer.factors)
+        np.testing.assert_allclose(norm, np.sum(S**2))
+        np.testing.assert_allclose(tape.gradient(norm, kernel.core), 2 * S)
+    # A product without a core, as an export holds it, leaves the variables to answer.
+    with substitute({layer.factors: Product(tf.zeros([6, 5], tf.float64))}):
+        np.testing.assert_allclose(squared_norm(layer.factors), np.sum(S**2))
+
+
+def test_a_product_holds_any_number_of_matrices_the_last_one_transposed():
+    rng = np.random.default_rng(6)
+    A, B, C, x = (rng.standard_normal(s) for s in ((6, 3), (3, 2), (5, 2), (4, 6)))
+    layer, _, _ = make("dense 2-D")
+    expected = {(A @ B @ C.T).tobytes(): (A, B, C), (A @ B).tobytes(): (A, B.T), A.tobytes(): (A,)}
+    for W, matrices in expected.items():
+        W = np.frombuffer(W).reshape(6, -1)
+        with substitute({layer.factors: Product(*map(tf.constant, matrices))}):
+            y = low_rank_apply(layer.project, layer.factors, tf.constant(x), "float64")
+        np.testing.assert_allclose(y, x @ W, atol=1e-12)
+
+
+def test_substitutions_nest_and_end_with_their_block_even_after_an_error():
+    layer, _, x = make("dense 2-D", use_bias=False)
+    other, _, _ = make("dense 2-D", use_bias=False, seed=1)
+    own = layer(x).numpy()
+
+    def scaled(factor):
+        u, s, v = layer.factors.read()
+        return {layer.factors: Product.of(Factorization(u, factor * s, v))}
+
+    with substitute(scaled(2.0)):
+        with substitute(scaled(3.0)):
+            np.testing.assert_allclose(layer(x), 3 * own)
+        np.testing.assert_allclose(layer(x), 2 * own)
+        with pytest.raises(RuntimeError, match="inside"), substitute(scaled(5.0)):
+            raise RuntimeError("inside")
+        np.testing.assert_allclose(layer(x), 2 * own)
+        # An inner substitution of another layer leaves the outer one in force.
+        with substitute({other.factors: Product.of(layer.factors.read())}):
+            np.testing.assert_allclose(layer(x), 2 * own)
+            np.testing.assert_allclose(other(x), own)
+    np.testing.assert_allclose(layer(x), own)
+
+
+def test_the_bases_of_a_probe_are_copies_that_a_loss_on_the_variables_does_not_reach():
+    layer, _, x = make("dense 2-D")
+    probe = TangentProbe(layer.factors.read())
+    with substitute({layer.factors: probe}), tf.GradientTape() as tape:
+        tape.watch([probe.K, probe.L])
+        loss = loss_of(layer(x)) + tf.reduce_sum(layer.U.value**3) + tf.reduce_sum(layer.V.value)
+    U = layer.U.numpy()
+    K, dU = tape.gradient(loss, [probe.K, layer.U.value])
+    np.testing.assert_allclose(dU, 3 * U**2)
+    np.testing.assert_allclose(K, probe_gradients(layer, x)[0])
