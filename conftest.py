@@ -13,7 +13,6 @@ import tensorflow as tf
 
 import keras_lowrank
 
-
 # `clear_session` collects garbage, and would look through all of TensorFlow before every test.
 gc.collect()
 gc.freeze()

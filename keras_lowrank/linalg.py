@@ -60,22 +60,30 @@ def matmul_last(inputs, matrix, transpose=False):
 
 
 class Complement(NamedTuple):
-    r"""What a block adds outside the span of a basis: `A = B X + Q Y`, with `Q = R T`.
+    r"""What a block adds outside the span of a basis: `A = B X + Q Y`, with `Q = R T - B C`.
 
     Q is orthonormal and orthogonal to B. It is kept as a product, because nobody needs it on its
     own: what is multiplied with it is multiplied with R first and with the small T afterwards.
+    C is what rounding has left of B in `R T`: "twice is enough" (Giraud, Langou, Rozloznik, van
+    den Eshof, Numer. Math. 101, 2005), and the second time can be done in the small matrices.
 
     Attributes:
         inside: `X = B^T A`, shape `(b, r)`.
         residual: `R = A - B X`, shape `(n, r)`.
         root: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
+        leak: C, shape `(b, k)`.
         outside: `Y = Q^T A`, shape `(k, r)`.
     """
 
     inside: tf.Tensor
     residual: tf.Tensor
     root: tf.Tensor
+    leak: tf.Tensor
     outside: tf.Tensor
+
+    def formed(self, basis):
+        """Q itself, shape `(n, k)`, for whoever wants to see it; no step does."""
+        return tf.matmul(self.residual, self.root) - tf.matmul(basis, self.leak)
 
 
 def complement(block, basis):
@@ -119,7 +127,9 @@ def complement(block, basis):
     root = directions[:, first:] / sizes[first:]
     # Y = T^T R^T R. A product, since it takes a quarter of the time of a transposition here.
     outside = tf.matmul(root, gram, transpose_a=True)
-    return Complement(inside, residual, tf.cast(root, dtype), tf.cast(outside, dtype))
+    root = tf.cast(root, dtype)
+    leak = tf.matmul(tf.matmul(basis, residual, transpose_a=True), root)
+    return Complement(inside, residual, root, leak, tf.cast(outside, dtype))
 
 
 def rotate(basis, added, coordinates):
@@ -127,7 +137,7 @@ def rotate(basis, added, coordinates):
 
     Args:
         basis: tensor `B`, shape `(n, b)`.
-        added: `Complement` to it, `Q = R T` of shape `(n, k)`.
+        added: `Complement` to it, with Q of shape `(n, k)`.
         coordinates: tensor `C` with orthonormal columns, shape `(b + k, r)`.
 
     Returns:
@@ -138,8 +148,9 @@ def rotate(basis, added, coordinates):
     gram = tf.matmul(coordinates, coordinates, transpose_a=True)
     coordinates = 1.5 * coordinates - 0.5 * tf.matmul(coordinates, gram)
     size = tf.shape(basis)[1]
-    outside = tf.matmul(added.root, coordinates[size:])
-    return tf.matmul(basis, coordinates[:size]) + tf.matmul(added.residual, outside)
+    inside, outside = coordinates[:size], coordinates[size:]
+    inside -= tf.matmul(added.leak, outside)
+    return tf.matmul(basis, inside) + tf.matmul(added.residual, tf.matmul(added.root, outside))
 
 
 def orthonormalized(left, core, right):

@@ -97,7 +97,7 @@ class TangentProbe:
                 dv = matmul_last(d, v)
                 dz = matmul_last(dv, core, transpose=True)
                 if self._calls is not None:
-                    self._calls.append((project, inputs, d))
+                    self._calls.append((project, inputs, z, d, dv))
                 return (
                     tape.gradient(z, inputs, dz),
                     tape.gradient(z, u, dv),
@@ -125,7 +125,7 @@ class TangentProbe:
                 and d cannot be read from outside.
         """
         total = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], left.root.dtype)
-        for project, inputs, d in self._calls:
+        for project, inputs, z, d, dv in self._calls:
             if not tf.executing_eagerly() and d.graph is not left.root.graph:
                 raise ValueError(
                     "`integrator='rank_adaptive'` needs the inputs and the output gradients of "
@@ -133,14 +133,21 @@ class TangentProbe:
                     "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
                     "outside of it, or use `integrator='fixed_rank'`."
                 )
-            z = project(inputs, tf.cast(left.residual, d.dtype))
-            dv = matmul_last(d, tf.cast(right.residual, d.dtype))
-            # T before the two meet: its columns are as long as directions are faint, and applied
-            # from both sides afterwards they would raise rounding to the square of that.
-            z = tf.matmul(tf.cast(rows(z), left.root.dtype), left.root)
-            dv = tf.matmul(tf.cast(rows(dv), right.root.dtype), right.root)
-            total += tf.matmul(z, dv, transpose_a=True)
+            xr = project(inputs, tf.cast(left.residual, d.dtype))
+            dr = matmul_last(d, tf.cast(right.residual, d.dtype))
+            total += tf.matmul(_in_basis(xr, z, left), _in_basis(dr, dv, right), transpose_a=True)
         return total
+
+
+def _in_basis(by_residual, by_basis, added):
+    """`y Q = (y R) T - (y B) C` for the basis Q of a `Complement`, given `y R` and `y B`.
+
+    T comes before two of these meet: its columns are as long as directions are faint, and applied
+    from both sides afterwards they would raise rounding to the square of that.
+    """
+    dtype = added.root.dtype
+    by_residual, by_basis = (tf.cast(rows(y), dtype) for y in (by_residual, by_basis))
+    return tf.matmul(by_residual, added.root) - tf.matmul(by_basis, added.leak)
 
 
 def low_rank_apply(project, factors, inputs, dtype):

@@ -39,9 +39,9 @@ def check_complement(block, basis, dtype):
     """Checks every promise of `complement`; returns how many columns it added."""
     block, basis = np.asarray(block, dtype), np.asarray(basis, dtype)
     added = complement(tf.constant(block), tf.constant(basis))
-    x, r, t, y = (part.numpy().astype("float64") for part in added)
+    x, r, t, c, y = (part.numpy().astype("float64") for part in added)
     A, B = block.astype("float64"), basis.astype("float64")
-    assert all(np.all(np.isfinite(part)) for part in (x, r, t, y))
+    assert all(np.all(np.isfinite(part)) for part in (x, r, t, c, y))
     count = t.shape[1]
     assert count <= min(A.shape[1], A.shape[0] - B.shape[1])
     size, noise = np.linalg.norm(A), NOISE[dtype]
@@ -49,7 +49,7 @@ def check_complement(block, basis, dtype):
     # The parts are what they are called.
     np.testing.assert_allclose(x, B.T @ A, atol=rounding * size)
     np.testing.assert_allclose(r, A - B @ x, atol=rounding * size)
-    Q = r @ t
+    Q = r @ t - B @ c
     # The block lies in [B, Q], up to one neglected direction a column.
     neglected = np.linalg.norm(A - B @ x - Q @ y)
     assert neglected <= (noise * np.sqrt(A.shape[1]) + rounding) * size
@@ -156,7 +156,7 @@ def test_rotate_multiplies_the_two_bases_with_the_coordinates(case):
     rng, n, b, r = case
     B = orthonormal(rng, n, b)
     added = complement(tf.constant(rng.standard_normal((n, r))), tf.constant(B))
-    both = np.hstack([B, (added.residual @ added.root).numpy()])
+    both = np.hstack([B, added.formed(tf.constant(B)).numpy()])
     C = orthonormal(rng, both.shape[1], min(r, both.shape[1]))
     new = rotate(tf.constant(B), added, tf.constant(C)).numpy()
     np.testing.assert_allclose(new, both @ C, atol=1e-7)

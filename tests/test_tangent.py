@@ -82,7 +82,7 @@ def probe_gradients(layer, x, sides=None, traced=False, forward=None):
             return gradients
         # A complement made here: in a traced function it is one of its own tensors, as in a step.
         left, right = (complement(block, basis) for block, basis in sides)
-        q, z = left.residual @ left.root, right.residual @ right.root
+        q, z = (side.formed(basis) for side, (_, basis) in zip((left, right), sides))
         return [*gradients, probe.coupling(left, right), q, z]
 
     return [t.numpy() for t in (tf.function(run) if traced else run)(x)]
@@ -161,8 +161,8 @@ def test_a_faint_direction_costs_the_corner_its_faintness_and_not_the_square_of_
     corner = probe_gradients(layer, x, sides)[3]
     left, right = (complement(*side) for side in sides)
     q, z = (
-        side.residual.numpy().astype("float64") @ side.root.numpy().astype("float64")
-        for side in (left, right)
+        side.formed(basis).numpy().astype("float64")
+        for side, (_, basis) in zip((left, right), sides)
     )
     assert corner.shape == (2, 2)
     bound = 10 * 2.0**-23 / faint * np.linalg.norm(G)

@@ -143,7 +143,7 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     pair = [tf.constant(rng.standard_normal((k, r)), tf.float32) for k in (n, m)]
     augmented = augment(factors, TangentVector(*pair))
     bases = [
-        np.hstack([basis, (side.residual @ side.root).numpy()]).astype("float64")
+        np.hstack([basis, side.formed(basis).numpy()]).astype("float64")
         for basis, side in zip((u, v), (augmented.left, augmented.right))
     ]
     a, b = (basis.shape[1] for basis in bases)
@@ -212,7 +212,7 @@ def test_truncation_keeps_the_invariant_where_a_base_holds_a_faint_direction(fai
     pair = [rng.standard_normal((k, r)) * scales for k in (n, m)]
     augmented = augment(factors, TangentVector(*(tf.constant(p, tf.float32) for p in pair)))
     bases = [
-        np.hstack([basis, side.residual.numpy().astype("float64") @ side.root.numpy()])
+        np.hstack([basis, side.formed(basis).numpy()]).astype("float64")
         for basis, side in zip(factors[::2], (augmented.left, augmented.right))
     ]
     assert bases[0].shape[1] == bases[1].shape[1] == 2 * r

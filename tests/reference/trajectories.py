@@ -28,7 +28,7 @@ class MatrixProblem:
 
     def coupling(self, complements):
         left, right = complements[0]
-        q, z = left.residual @ left.root, right.residual @ right.root
+        q, z = left.formed(self.factors[0].U), right.formed(self.factors[0].V)
         return [tf.transpose(q) @ self._full @ z]
 
     def core_direction(self, factors):
