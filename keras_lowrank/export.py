@@ -43,7 +43,7 @@ def export_model(model, filepath, format, verbose, input_signature, overwrite):
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
         made = pathlib.Path(folder) / target.name
         write(model, made, input_signature)
-        _check_parity(model, lambda inputs: run(made, inputs), input_signature)
+        _check_parity(model, lambda *call: run(made, *call), input_signature)
         _put_in_place(made, target, pathlib.Path(folder) / "previous")
     if verbose or verbose is None:
         print(f"Saved a {format} artefact of {_size(target):,} bytes at {str(target)!r}.")
@@ -91,12 +91,13 @@ def _write_litert(model, path, input_signature):
 def _check_parity(model, run, input_signature):
     """Raises ValueError where the artefact and the model differ on random input."""
     signature = input_signature or keras_internals.get_input_signature(model)
+    names = [getattr(spec, "name", None) for spec in keras.tree.flatten(signature)]
     random = np.random.default_rng(0)
     for batch in _BATCHES:
         draw = functools.partial(_draw, batch=batch, random=random)
         arguments = keras.tree.map_structure(draw, signature)
         expected = keras.tree.flatten(model(*arguments, training=False))
-        received = run(arguments)
+        received = run(arguments, names)
         for want, got in zip(expected, received, strict=True):
             want = keras.ops.convert_to_numpy(keras.ops.cast(want, "float32"))
             difference = np.max(np.abs(want - np.asarray(got, "float32")), initial=0.0)
@@ -130,33 +131,29 @@ def _draw(spec, batch, random):
     return tf.constant(random.integers(0, 2, shape), dtype)
 
 
-def _run_saved_model(path, arguments):
+def _run_saved_model(path, arguments, names):
     artefact = tf.saved_model.load(str(path))  # held: it owns the variables of its functions
     return keras.tree.flatten(artefact.serve(*arguments))
 
 
-def _run_litert(path, arguments):
+def _run_litert(path, arguments, names):
     try:
         interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
     except ImportError:  # an optional package; TensorFlow still ships the older one
         interpreter = tf.lite.Interpreter
-    session = interpreter(model_path=str(path))
-    # By position: the converter keeps the order of the arguments, not always their names.
-    inputs = keras.tree.flatten(arguments)
-    details = sorted(session.get_input_details(), key=_position)
-    for detail, value in zip(details, inputs, strict=True):
-        session.resize_tensor_input(detail["index"], value.shape)
-    session.allocate_tensors()
-    for detail, value in zip(details, inputs):
-        session.set_tensor(detail["index"], value.numpy())
-    session.invoke()
-    details = sorted(session.get_output_details(), key=_position)
-    return [session.get_tensor(detail["index"]) for detail in details]
+    session = interpreter(model_path=str(path))  # held: the runner does not own it
+    run = session.get_signature_runner("serving_default")
+    inputs = sorted(run.get_input_details(), key=_position)
+    if set(names) == set(inputs):  # inputs without names are called x_0, x_1, ...
+        inputs = names
+    outputs = run(**dict(zip(inputs, keras.tree.flatten(arguments), strict=True)))
+    return [outputs[key] for key in sorted(outputs, key=_position)]
 
 
-def _position(detail):
-    """`serving_default_name:2` and `StatefulPartitionedCall:2` are in third place."""
-    return int(detail["name"].rpartition(":")[2])
+def _position(key):
+    """Sorts `output_10` behind `output_9`, and other names as Keras flattens dictionaries."""
+    stem, _, digits = key.rpartition("_")
+    return (stem, int(digits)) if digits.isdigit() and stem in ("output", "x") else (key, 0)
 
 
 def _put_in_place(made, target, aside):

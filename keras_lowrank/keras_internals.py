@@ -80,6 +80,11 @@ def track_loss(model, loss, inputs):
     )
 
 
+def unpickle(data):
+    """The model that `keras.Model.__reduce__` put into `data`."""
+    return keras.Model._unpickle_model(data)
+
+
 def signed_as_functional(init):
     """Gives `__init__` the signature that Functional's has in this version of Keras.
 

@@ -110,7 +110,11 @@ class LowRankModel(keras.Model):
         run = self.train_function
 
         def train_function(iterator):
-            if not self._prepared and (batch := keras_internals.batch_of(iterator)) is not None:
+            if (
+                not self._prepared
+                and not self.run_eagerly
+                and (batch := keras_internals.batch_of(iterator)) is not None
+            ):
                 self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
             logs = run(iterator)
             self.faults.raise_if_any()
@@ -168,6 +172,10 @@ class LowRankModel(keras.Model):
         """Sets all weights from a list of arrays; ranks follow the arrays."""
         set_weights(self, weights)
 
+    def __reduce__(self):
+        # The class of a functional instance is not the one that its name leads to.
+        return keras_internals.unpickle, super().__reduce__()[1]
+
     def get_compile_config(self):
         config = super().get_compile_config()
         if config:
@@ -218,9 +226,15 @@ class LowRankModel(keras.Model):
         return {path: layer for path, layer in self._layers_by_path().items() if layer.trainable}
 
     def _prepare(self, batch):
-        if not self._prepared:
+        if self._prepared:
+            return
+        if self.run_eagerly:  # no trace to save, and a layer may not bear symbolic tensors
+            if not all(layer.built for layer in keras_internals.all_layers(self)):
+                self(batch[0])
+            self._build_optimizer()
+        else:
             keras_internals.build_for_training(self, batch, self._build_optimizer)
-            self._prepared = True
+        self._prepared = True
 
     def _build_optimizer(self):
         if self._trained_layers() and self.optimizer is not None and not self.optimizer.built:

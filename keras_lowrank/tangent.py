@@ -133,9 +133,14 @@ class TangentProbe:
                     "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
                     "outside of it, or use `integrator='fixed_rank'`."
                 )
-            xr = project(inputs, tf.cast(left.residual, d.dtype))
-            dr = matmul_last(d, tf.cast(right.residual, d.dtype))
-            total += tf.matmul(_in_basis(xr, z, left), _in_basis(dr, dv, right), transpose_a=True)
+            if d.dtype == left.root.dtype:
+                x_q = _in_basis(project(inputs, left.residual), z, left)
+                d_z = _in_basis(matmul_last(d, right.residual), dv, right)
+            else:  # half precision has no digits to spare for directions that T has to enlarge
+                x_q = project(inputs, tf.cast(left.formed(self.K), d.dtype))
+                d_z = matmul_last(d, tf.cast(right.formed(self.L), d.dtype))
+            x_q, d_z = (tf.cast(rows(y), left.root.dtype) for y in (x_q, d_z))
+            total += tf.matmul(x_q, d_z, transpose_a=True)
         return total
 
 
@@ -145,9 +150,7 @@ def _in_basis(by_residual, by_basis, added):
     T comes before two of these meet: its columns are as long as directions are faint, and applied
     from both sides afterwards they would raise rounding to the square of that.
     """
-    dtype = added.root.dtype
-    by_residual, by_basis = (tf.cast(rows(y), dtype) for y in (by_residual, by_basis))
-    return tf.matmul(by_residual, added.root) - tf.matmul(by_basis, added.leak)
+    return tf.matmul(rows(by_residual), added.root) - tf.matmul(rows(by_basis), added.leak)
 
 
 def low_rank_apply(project, factors, inputs, dtype):

@@ -113,9 +113,12 @@ class TrainingStep:
             keras_internals.track_loss(model, loss, self._x)
             self._y_pred = y_pred
             self._finite = {}
-        self._finite["the loss"] = all_finite(loss)
+        # A second pass starts from what the first has found, and must not hide its findings.
+        when = "" if first else " at the new bases"
+        self._finite[f"the loss{when}"] = all_finite(loss)
         for variable, gradient in zip(others, self._other_gradients):
-            self._finite[f"the gradient of {variable.path!r}"] = all_finite(_values(gradient))
+            place = f"the gradient of {variable.path!r}{when}"
+            self._finite[place] = all_finite(_values(gradient))
         # The gradients stay scaled as the loss was; h is what takes the scale out.
         self.step_size = self._learning_rate / self._scale
         return gradients[:cut]

@@ -26,7 +26,7 @@ def functional(cls=LowRankModel, rank=4, **kwargs):
     return cls(inputs, keras.layers.Dense(2, name="head")(x))
 
 
-@keras.saving.register_keras_serializable("keras_lowrank_tests")
+@keras.saving.register_keras_serializable("keras_lowrank_tests_model")
 class Subclassed(LowRankModel):
     def __init__(self, rank=3, **kwargs):
         super().__init__(**kwargs)

@@ -34,7 +34,7 @@ def nested(rank=3):
     return LowRankModel(inputs, LowRankDense(3, rank=rank, name="low")(body(inputs)))
 
 
-@keras.saving.register_keras_serializable("keras_lowrank_tests")
+@keras.saving.register_keras_serializable("keras_lowrank_tests_saving")
 class Subclassed(LowRankModel):
     def __init__(self, rank=3, **kwargs):
         super().__init__(**kwargs)

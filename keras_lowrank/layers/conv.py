@@ -91,6 +91,7 @@ class LowRankConv2D(LowRankLayer):
     def project(self, inputs, basis):
         height, width, channels, _ = self.kernel_shape
         rank = tf.shape(basis)[1] if basis.shape[1] is None else basis.shape[1]
+        inputs = tf.cast(inputs, basis.dtype)
         padding = self.padding
         if padding == "same" and max(self.dilation_rate) > 1:
             # TensorFlow pads for a dilated filter by its static shape, and a rank is open.

@@ -49,7 +49,7 @@ class LowRankDense(LowRankLayer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
 
     def project(self, inputs, basis):
-        return matmul_last(tf.convert_to_tensor(inputs), basis)
+        return matmul_last(tf.cast(inputs, basis.dtype), basis)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)

@@ -1,5 +1,6 @@
 """What every low-rank layer is: factors, rank arguments, bias and activation around `project`."""
 
+import itertools
 import math
 
 import keras
@@ -198,11 +199,14 @@ def find_low_rank_layers(model):
                 continue
             seen.add(id(layer))
             path = prefix + layer.name
+            if path in taken:  # names need not be unique in a subclassed model
+                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in taken)
+            taken.add(path)
             if isinstance(layer, LowRankLayer):
                 found[path] = layer
             search(layer, path + "/")
 
-    seen = set()
+    seen, taken = set(), set()
     search(model, "")
     return found
 
