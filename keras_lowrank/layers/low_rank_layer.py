@@ -107,7 +107,7 @@ class LowRankLayer(keras.layers.Layer):
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
-            self.S.regularizer = self._kernel_penalty
+            self.S.regularizer = _KernelPenalty(self.kernel_regularizer.l2, self.factors)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -181,8 +181,15 @@ class LowRankLayer(keras.layers.Layer):
         even = int((math.sqrt((n + m) ** 2 + 4 * n * m) - (n + m)) / 2)
         return min(max(even, self.min_rank), self.max_rank or largest)
 
-    def _kernel_penalty(self, _):
-        return self.kernel_regularizer.l2 * tangent.squared_norm(self.factors)
+
+class _KernelPenalty(keras.regularizers.Regularizer):
+    """`l2 ||W||_F^2`. Keras collects it from S, whatever kernel the present step has in place."""
+
+    def __init__(self, l2, factors):
+        self.l2, self.factors = l2, factors
+
+    def __call__(self, _):
+        return self.l2 * tangent.squared_norm(self.factors)
 
 
 def find_low_rank_layers(model):
