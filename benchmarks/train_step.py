@@ -48,13 +48,13 @@ for _name in ("widths", "ranks"):
     )
 
 _FEATURES, _CLASSES = 784, 10
-_METHODS = ("two_factor", "rank_adaptive", "fixed_rank")
+_METHODS = ("two_factor", "parallel", "rank_adaptive", "fixed_rank")
 
 
 def build(method, widths, rank):
     """Returns the compiled model of one row."""
     keras.utils.set_random_seed(0)
-    low_rank = method in ("rank_adaptive", "fixed_rank")
+    low_rank = method in ("parallel", "rank_adaptive", "fixed_rank")
     inputs = x = keras.Input((_FEATURES,))
     for width in widths:
         if low_rank:

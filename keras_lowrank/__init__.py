@@ -10,7 +10,7 @@ if keras.backend.backend() != "tensorflow":
 
 from keras_lowrank import callbacks
 from keras_lowrank.compression import Compression
-from keras_lowrank.integrators import FixedRank, Integrator, RankAdaptive
+from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import LowRankConv2D, LowRankDense, LowRankLayer
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
@@ -26,6 +26,7 @@ __all__ = [
     "LowRankDense",
     "LowRankLayer",
     "LowRankModel",
+    "Parallel",
     "RankAdaptive",
     "Tolerance",
     "Truncation",

@@ -211,11 +211,22 @@ def signed_svd(matrix):
     """
     matrix = tf.where(tf.math.is_finite(tf.reduce_sum(matrix)), matrix, tf.zeros_like(matrix))
     values, left, right = tf.linalg.svd(matrix)
+    left, right = fix_signs(left, right)
+    return left, values, right
+
+
+def fix_signs(left, right):
+    """Turns pairs of singular vectors so that the largest entry of each left one is positive."""
     largest = tf.argmax(tf.abs(left), axis=0)
     chosen = tf.one_hot(largest, tf.shape(left)[0], axis=0, dtype=left.dtype)
     pivots = tf.reduce_sum(left * chosen, axis=0)
     signs = tf.where(pivots < 0, -tf.ones_like(pivots), tf.ones_like(pivots))
-    return left * signs, values, right * signs
+    return left * signs, right * signs
+
+
+def identity_like(matrix):
+    """The identity of the size and type of a square matrix."""
+    return tf.eye(tf.shape(matrix)[0], dtype=matrix.dtype)
 
 
 def signed_qr(matrix):

@@ -1,7 +1,8 @@
 r"""How a layer applies its low-rank matrix, and the one custom gradient of the package.
 
 A tangent vector of the rank-r manifold at `W = U S V^T` is stored as a pair: the K-part `A V`
-(n x r) and the L-part `A^T U` (m x r). The S-part `U^T A V` is in both.
+(n x r) and the L-part `A^T U` (m x r). The S-part `U^T A V` (r x r) is in both; it is kept beside
+them, because the pass that gives the pair often gives it for next to nothing.
 
 Every low-rank layer applies its matrix through `low_rank_apply`. What that multiplies with is
 
@@ -21,14 +22,16 @@ from keras_lowrank.linalg import matmul_last, rows
 
 
 class TangentVector(NamedTuple):
-    """A tangent vector at `U S V^T`, as its two parts.
+    """A tangent vector at `U S V^T`, as its parts.
 
     Attributes:
         K: tensor `A V`, shape `(n, r)`.
+        S: tensor `U^T A V`, shape `(r, r)`.
         L: tensor `A^T U`, shape `(m, r)`.
     """
 
     K: tf.Tensor
+    S: tf.Tensor
     L: tf.Tensor
 
 
@@ -64,13 +67,14 @@ class TangentProbe:
     With `z = project(x, U)`, `y = z S V^T` and `d = dLoss/dy`, one backward pass gives
 
     - `G V = project^*(x, d V)`, as the gradient of `K`,
+    - `U^T G V = z^T d V`, as the gradient of `S`,
     - `G^T U = d^T z`, as the gradient of `L`,
     - `dx = project^*(d V S^T)`,
 
     where `project^*` is the adjoint that TensorFlow knows of the layer's own `project`. The full
-    gradient G is never formed. `K` and `L` are copies of U and V that nothing else reads, so a
-    loss term that touches the variables themselves does not mix with the pair; `core` is S for
-    the regularizers, which the product does not differentiate.
+    gradient G is never formed. `K`, `S` and `L` are copies of U, S and V that nothing else reads,
+    so a loss term that touches the variables themselves does not mix with the parts; `core` is S
+    for the regularizers, which the product does not differentiate.
 
     Args:
         factorization: `Factorization`, the point W.
@@ -79,15 +83,25 @@ class TangentProbe:
 
     def __init__(self, factorization, keep_calls=False):
         self.K = tf.identity(factorization.U)
-        self.core = tf.identity(factorization.S)
+        self.S = tf.identity(factorization.S)
         self.L = tf.identity(factorization.V)
+        self.core = tf.identity(factorization.S)
         self._calls = [] if keep_calls else None
+        self._core_by_pass = True
+
+    @property
+    def sources(self):
+        """What to differentiate the loss by; `tangent` takes the gradients in this order."""
+        return [self.K, self.S, self.L, self.core]
 
     def apply(self, project, inputs, dtype):
-        core = tf.stop_gradient(tf.cast(self.core, dtype))
+        # A batch of vectors is shorter than a basis as a rule, and z^T dV the cheaper way to the
+        # S-part; a batch of images or of sequences is not. Half precision has no digits to spare.
+        short = inputs.shape.rank == 2 and dtype == self.K.dtype
+        self._core_by_pass = self._core_by_pass and short
 
         @tf.custom_gradient
-        def apply(inputs, u, v):
+        def apply(inputs, u, core, v):
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch([inputs, u])
                 z = project(inputs, u)
@@ -101,12 +115,26 @@ class TangentProbe:
                 return (
                     tape.gradient(z, inputs, dz),
                     tape.gradient(z, u, dv),
+                    tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
                 )
 
             return outputs, gradient
 
-        return apply(inputs, tf.cast(self.K, dtype), tf.cast(self.L, dtype))
+        return apply(inputs, *(tf.cast(part, dtype) for part in (self.K, self.S, self.L)))
+
+    def tangent(self, gradients):
+        """The tangent gradient, from the gradients of `sources` (None where there is none)."""
+        k, s, l, penalty = gradients  # noqa: E741 (the papers' letter)
+        if k is None:  # the loss does not depend on the layer
+            k, s, l = (tf.zeros_like(part) for part in (self.K, self.S, self.L))  # noqa: E741
+        elif not self._core_by_pass:
+            s = tf.matmul(self.K, k, transpose_a=True)
+        if penalty is not None:
+            k += tf.matmul(self.K, penalty)
+            s += penalty
+            l += tf.matmul(self.L, penalty, transpose_b=True)  # noqa: E741
+        return TangentVector(k, s, l)
 
     def coupling(self, left, right):
         r"""Returns `Q^T G Z` for bases the backward pass did not know, from its x and d.

@@ -5,7 +5,10 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.factors import Factorization
 from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags, choose
-from keras_lowrank.tangent import Product, TangentProbe, TangentVector, substitute
+from keras_lowrank.tangent import Product, TangentProbe, substitute
+
+# Roundings turn orthonormal bases by some 1e-7 a step, in no direction: far from 1e-5 after these.
+_STEPS_BETWEEN_CHECKS = 16
 
 
 class TrainingStep:
@@ -27,6 +30,7 @@ class TrainingStep:
         # Everything that a forward pass may change: statistics, seeds of dropout.
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
         self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
+        self.check_bases = tf.equal(model.optimizer.iterations % _STEPS_BETWEEN_CHECKS, 0)
         self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
 
     def run(self):
@@ -56,12 +60,11 @@ class TrainingStep:
 
     def direction(self):
         self._probes = [TangentProbe(f, self._needs_coupling) for f in self.factors]
-        sources = [source for p in self._probes for source in (p.K, p.core, p.L)]
-        gradients = self._pass(self._probes, sources, first=True)
-        parts = zip(self._probes, gradients[::3], gradients[1::3], gradients[2::3])
-        pairs = [_tangent_gradient(*part) for part in parts]
-        self._note("the gradient of layer", pairs)
-        return [self._model.rule.direction(pair) for pair in pairs]
+        sources = [probe.sources for probe in self._probes]
+        gradients = iter(self._pass(self._probes, _flatten(sources), first=True))
+        tangents = [p.tangent([next(gradients) for _ in p.sources]) for p in self._probes]
+        self._note("the gradient of layer", [(t.K, t.L) for t in tangents])
+        return [self._model.rule.direction(tangent) for tangent in tangents]
 
     def coupling(self, complements):
         blocks = [probe.coupling(*pair) for probe, pair in zip(self._probes, complements)]
@@ -160,13 +163,3 @@ def _poisoned(gradient, finite):
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
-
-
-def _tangent_gradient(probe, k, core, l):  # noqa: E741 (the papers' letter)
-    """The pair of one layer, with what a penalty on its singular values adds to it."""
-    if k is None:  # the loss does not depend on the layer
-        k, l = tf.zeros_like(probe.K), tf.zeros_like(probe.L)  # noqa: E741
-    if core is not None:
-        k += tf.matmul(probe.K, core)
-        l += tf.matmul(probe.L, core, transpose_b=True)  # noqa: E741
-    return TangentVector(k, l)

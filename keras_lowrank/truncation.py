@@ -12,7 +12,14 @@ class Truncation:
 
     Subclass it for a rule of your own: implement `rank`, and `get_config` where there is
     something to save.
+
+    Attributes:
+        by_tail: bool. Whether the rank depends on the singular values that it does not keep
+            through their norm alone. They may then be given summed up in one last value, and most
+            steps need no singular value decomposition of the augmented core.
     """
+
+    by_tail = False
 
     def rank(self, singular_values, current):
         """Returns the rank to keep.
@@ -56,6 +63,8 @@ class Tolerance(Truncation):
     2
     """
 
+    by_tail = True
+
     def __init__(self, tau, relative=True):
         number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
         if not number or not math.isfinite(tau) or tau < 0 or (relative and tau >= 1):
@@ -81,6 +90,8 @@ class Tolerance(Truncation):
 class KeepRank(Truncation):
     """Keeps the rank that the layer has: what `LowRankModel.freeze_ranks` uses."""
 
+    by_tail = True
+
     def rank(self, singular_values, current):
         return current
 
@@ -97,6 +108,10 @@ class Policy(NamedTuple):
     truncation: Truncation
     min_rank: int = 1
     max_rank: int | None = None
+
+    @property
+    def by_tail(self):
+        return self.truncation.by_tail
 
     def rank(self, singular_values, current):
         available = tf.shape(singular_values)[0]

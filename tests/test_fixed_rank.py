@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, example, given
 from reference import fixed_rank
+from reference.cases import few, problems, same, seeds, shapes, start
 from reference.closed_form import (
-    LeastSquares,
-    LogCosh,
     factors_with_spectrum,
     matrix,
     orthonormal,
@@ -23,23 +21,6 @@ from reference.trajectories import (
 )
 
 from keras_lowrank import FixedRank
-
-few = settings(max_examples=10, deadline=None)
-# In float32 nearly dependent columns of K1 come with few digits; the problems that are drawn are
-# fixed, so that a run that passed once passes again.
-same = settings(max_examples=15, deadline=None, derandomize=True)
-seeds = st.integers(0, 2**31)
-problems = pytest.mark.parametrize("kind", [LeastSquares, LogCosh])
-
-
-@st.composite
-def shapes(draw):
-    n, m = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    return n, m, draw(st.integers(1, min(n, m)))
-
-
-def start(rng, n, m, r):
-    return factors_with_spectrum(rng, n, m, 0.5 * 1.5 ** -np.arange(r))
 
 
 def compare_with_the_paper(problem, factors, dtype, steps=50):

@@ -2,20 +2,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from reference import rank_adaptive
+from reference.cases import few, problems, same, seeds, shapes, start
 from reference.closed_form import (
     LeastSquares,
     LogCosh,
-    factors_with_spectrum,
     matrix,
     orthonormal,
     with_spectrum,
 )
 from reference.full_rank import compare_step_by_step, full_rank_pair
 from reference.trajectories import (
-    defect,
+    compare_trajectories,
     fit_one_layer,
     losses,
     mean_squared_error_gradient,
@@ -30,48 +30,10 @@ from keras_lowrank.factors import Factorization
 from keras_lowrank.tangent import Product, substitute
 from keras_lowrank.truncation import Policy
 
-few = settings(max_examples=10, deadline=None)
-# In float32 a decision on a rank may hang on a rounding; the problems that are drawn are fixed, so
-# that a run that passed once passes again.
-same = settings(max_examples=15, deadline=None, derandomize=True)
-seeds = st.integers(0, 2**31)
-problems = pytest.mark.parametrize("kind", [LeastSquares, LogCosh])
-
 
 class KeepAll(Truncation):
     def rank(self, singular_values, current):
         return tf.shape(singular_values)[0]
-
-
-@st.composite
-def shapes(draw):
-    n, m = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    return n, m, draw(st.integers(1, min(n, m)))
-
-
-def start(rng, n, m, r):
-    return factors_with_spectrum(rng, n, m, 0.5 * 1.5 ** -np.arange(r))
-
-
-def compare_with_the_paper(problem, factors, tau, dtype, steps=50, max_rank=None, scale=1.0):
-    """Runs both, each on its own factors, and compares W and the rank after every step."""
-    h = scale / problem.lipschitz
-    rule = RelativeTolerance(tau, max_rank=max_rank)
-    expected = [factors]
-    for _ in range(steps):
-        expected.append(rank_adaptive.step(expected[-1], problem.gradient, h, rule))
-    # Where a decision is as close as rounding, either rank is right.
-    assume(rule.margin > {"float32": 1e-4, "float64": 1e-6}[dtype])
-    integrator, policy = RankAdaptive(), Policy(Tolerance(tau), max_rank=max_rank)
-    ranks = []
-    for reference in expected[1:]:
-        factors = one_step(integrator, factors, problem.gradient, h, policy, dtype)
-        assert factors[1].shape == reference[1].shape
-        W = matrix(reference)
-        np.testing.assert_allclose(matrix(factors), W, atol=1e-5 * max(1, np.linalg.norm(W)))
-        assert max(defect(factors[0]), defect(factors[2])) < 1e-5
-        ranks.append(len(factors[1]))
-    return ranks
 
 
 @problems
@@ -88,7 +50,10 @@ def compare_with_the_paper(problem, factors, tau, dtype, steps=50, max_rank=None
 def test_fifty_steps_agree_with_the_paper(kind, dtype, shape, seed, tau, max_rank):
     rng = np.random.default_rng(seed)
     problem = kind.random(rng, *shape[:2])
-    compare_with_the_paper(problem, start(rng, *shape), tau, dtype, max_rank=max_rank, scale=0.5)
+    factors = start(rng, *shape)
+    compare_trajectories(
+        RankAdaptive(), rank_adaptive, problem, factors, tau, dtype, max_rank, scale=0.5
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -96,8 +61,12 @@ def test_ranks_grow_and_fall_as_the_paper_says(dtype):
     """From rank 1 up to what the tolerance asks of the target, and from full rank down to it."""
     rng = np.random.default_rng(0)
     problem = LeastSquares.random(rng, 14, 10)
-    up = compare_with_the_paper(problem, start(rng, 14, 10, 1), 0.05, dtype, scale=0.5)
-    down = compare_with_the_paper(problem, start(rng, 14, 10, 10), 0.05, dtype, scale=0.5)
+    up, down = (
+        compare_trajectories(
+            RankAdaptive(), rank_adaptive, problem, start(rng, 14, 10, r), 0.05, dtype, scale=0.5
+        )
+        for r in (1, 10)
+    )
     assert up[0] <= 2 and up[-1] >= 3
     assert down[0] > down[-1]
 
@@ -109,7 +78,7 @@ def test_a_zero_core_leaves_zero_as_the_paper_says(kind, shape):
     n, m, r = shape
     factors = (orthonormal(rng, n, r), np.zeros((r, r)), orthonormal(rng, m, r))
     problem = kind.random(rng, n, m)
-    compare_with_the_paper(problem, factors, 0.1, "float64", scale=0.5)
+    compare_trajectories(RankAdaptive(), rank_adaptive, problem, factors, 0.1, "float64", scale=0.5)
     assert np.abs(matrix(one_step(RankAdaptive(), factors, problem.gradient, 0.1))).max() > 0
 
 

@@ -141,7 +141,7 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     u, v = orthonormal(rng, n, r).astype("float32"), orthonormal(rng, m, r).astype("float32")
     factors = Factorization(tf.constant(u), tf.zeros([r, r]), tf.constant(v))
     pair = [tf.constant(rng.standard_normal((k, r)), tf.float32) for k in (n, m)]
-    augmented = augment(factors, TangentVector(*pair))
+    augmented = augment(factors, TangentVector(pair[0], None, pair[1]))
     bases = [
         np.hstack([basis, side.formed(basis).numpy()]).astype("float64")
         for basis, side in zip((u, v), (augmented.left, augmented.right))
@@ -209,8 +209,8 @@ def test_truncation_keeps_the_invariant_where_a_base_holds_a_faint_direction(fai
     u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
     factors = Factorization(*(tf.constant(t, tf.float32) for t in (u, np.eye(r), v)))
     scales = np.array([1.0, 1.0, 1.0, faint])
-    pair = [rng.standard_normal((k, r)) * scales for k in (n, m)]
-    augmented = augment(factors, TangentVector(*(tf.constant(p, tf.float32) for p in pair)))
+    pair = [tf.constant(rng.standard_normal((k, r)) * scales, tf.float32) for k in (n, m)]
+    augmented = augment(factors, TangentVector(pair[0], None, pair[1]))
     bases = [
         np.hstack([basis, side.formed(basis).numpy()]).astype("float64")
         for basis, side in zip(factors[::2], (augmented.left, augmented.right))

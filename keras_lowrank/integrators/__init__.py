@@ -4,11 +4,12 @@ import keras
 
 from keras_lowrank.integrators.fixed_rank import FixedRank
 from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.parallel import Parallel
 from keras_lowrank.integrators.rank_adaptive import RankAdaptive
 
-__all__ = ["FixedRank", "Integrator", "RankAdaptive", "get"]
+__all__ = ["FixedRank", "Integrator", "Parallel", "RankAdaptive", "get"]
 
-_NAMES = {"rank_adaptive": RankAdaptive, "fixed_rank": FixedRank}
+_NAMES = {"parallel": Parallel, "rank_adaptive": RankAdaptive, "fixed_rank": FixedRank}
 
 
 def get(identifier):

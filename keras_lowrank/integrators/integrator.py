@@ -20,14 +20,17 @@ class Problem(Protocol):
         factors: the matrices before the step.
         policies: who decides their ranks.
         step_size: the scalar tensor h.
+        check_bases: scalar bool tensor, true every few steps: then an integrator that does not
+            measure its new bases at every step has to.
     """
 
     factors: list[Factorization]
     policies: list[Policy]
     step_size: tf.Tensor
+    check_bases: tf.Tensor
 
     def direction(self) -> list[TangentVector]:
-        """The pairs `(D V, D^T U)` at the present matrices: one backward pass."""
+        """The parts of D at the present matrices: one backward pass."""
 
     def coupling(self, complements: list[tuple[Complement, Complement]]) -> list[tf.Tensor]:
         """The blocks `Q^T D Z` for the bases Q, Z of pairs of complements: the same pass."""

@@ -2,21 +2,24 @@
 
 import functools
 
+import hypothesis
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank import KeepRank, LowRankDense, LowRankModel
+from keras_lowrank import KeepRank, LowRankDense, LowRankModel, Tolerance
 from keras_lowrank.factors import Factorization
 from keras_lowrank.tangent import TangentVector
 from keras_lowrank.truncation import Policy
 from reference.closed_form import matrix
+from reference.truncation import RelativeTolerance
 
 
 class MatrixProblem:
     """The `Problem` of one matrix with the full gradient `gradient(W)`, a callable on tensors."""
 
-    def __init__(self, factorization, gradient, step_size, policy):
+    def __init__(self, factorization, gradient, step_size, policy, check_bases=True):
+        self.check_bases = tf.convert_to_tensor(check_bases)
         self.factors, self.policies = [factorization], [policy]
         self.step_size = tf.convert_to_tensor(step_size, factorization.S.dtype)
         self._gradient = gradient
@@ -24,7 +27,8 @@ class MatrixProblem:
     def direction(self):
         u, s, v = self.factors[0]
         self._full = self._gradient(u @ s @ tf.transpose(v))
-        return [TangentVector(self._full @ v, tf.transpose(self._full) @ u)]
+        k = self._full @ v
+        return [TangentVector(k, tf.transpose(u) @ k, tf.transpose(self._full) @ u)]
 
     def coupling(self, complements):
         left, right = complements[0]
@@ -92,6 +96,31 @@ def _traced_step(integrator, rule, dtype):
     return step
 
 
+def compare_trajectories(
+    integrator, reference, problem, factors, tau, dtype, max_rank=None, steps=50, scale=1.0
+):
+    """Runs both, each on its own factors, and compares W and the rank after every step.
+
+    `reference` is the module of the same integrator in NumPy, the problem is one of `closed_form`,
+    and h is `scale / problem.lipschitz`. Returns the rank after every step.
+    """
+    h = scale / problem.lipschitz
+    rule = RelativeTolerance(tau, max_rank=max_rank)
+    expected = [factors]
+    for _ in range(steps):
+        expected.append(reference.step(expected[-1], problem.gradient, h, rule))
+    # Where a decision is as close as rounding, either rank is right.
+    hypothesis.assume(rule.margin > {"float32": 1e-4, "float64": 1e-6}[dtype])
+    policy = Policy(Tolerance(tau), max_rank=max_rank)
+    for right in expected[1:]:
+        factors = one_step(integrator, factors, problem.gradient, h, policy, dtype)
+        assert factors[1].shape == right[1].shape
+        W = matrix(right)
+        np.testing.assert_allclose(matrix(factors), W, atol=1e-5 * max(1, np.linalg.norm(W)))
+        assert max(defect(factors[0]), defect(factors[2])) < 1e-5
+    return [len(right[1]) for right in expected[1:]]
+
+
 def losses(integrator, factors, problem, h, steps, policy=None, dtype="float32"):
     """The loss before, and after each of the steps."""
     found = [problem.loss(matrix(factors))]
@@ -140,7 +169,9 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
         seed = tf.stack([i, 7])
         shift = target + noise * tf.random.stateless_normal(target.shape, seed)
         point = Factorization(u, s, v)
-        (new,) = integrator.step(MatrixProblem(point, lambda W: W - shift, 0.1, policy))
+        (new,) = integrator.step(
+            MatrixProblem(point, lambda W: W - shift, 0.1, policy, i % 16 == 0)
+        )
         defects = tf.maximum(defects, tf.stack([defect_of(new.U), defect_of(new.V)]))
         rank = tf.shape(new.S)[0]
         return i + 1, *new, defects, tf.minimum(low, rank), tf.maximum(high, rank)

@@ -1,0 +1,44 @@
+"""The parallel integrator: one gradient moves bases and core."""
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
+from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.retraction import retract
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class Parallel(Integrator):
+    r"""The parallel integrator (Ceruti, Kusch, Lubich, BIT 64, 2024; GeoLoRA, ICLR 2025).
+
+    1. K and L: the tangent direction `(D V, D^T U)` at `W = U S V^T`.
+    2. `U^ = [U, Q]` and `V^ = [V, Z]`, augmented by what `D V` and `D^T U` add.
+    3. `S^ = U^^T (W - h P(D)) V^`, from the pair alone: its fourth block `Q^T P(D) Z` is zero.
+    4. Truncation of `S^` to the rank that the policy chooses, up to twice the present one.
+
+    So a step is `W <- truncation of (W - h P(D))`: where the rank stays it is Riemannian gradient
+    descent with the metric-projection retraction. Nothing is kept of a layer's inputs and output
+    gradients, and truncation takes r x r matrices wherever it can (`retract`).
+
+    Example:
+
+    >>> integrator = Parallel()   # the same as compile(integrator="parallel")
+    """
+
+    def step(self, problem):
+        directions = problem.direction()
+        h = problem.step_size
+
+        def general(factors, direction, policy):
+            augmented = augment(factors, direction)
+            corner = tf.zeros(
+                [tf.shape(augmented.left.root)[1], tf.shape(augmented.right.root)[1]],
+                factors.S.dtype,
+            )
+            return truncate(augmented, moved_core(augmented, corner, h), policy)
+
+        return [
+            retract(f, d, h, p, problem.check_bases, lambda f=f, d=d, p=p: general(f, d, p))
+            for f, d, p in zip(problem.factors, directions, problem.policies)
+        ]

@@ -1,0 +1,166 @@
+"""The way by r x r products against the general one, and when it is not taken."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from reference.cases import few, seeds
+from reference.closed_form import matrix, orthonormal
+
+from keras_lowrank import KeepRank, Tolerance, Truncation
+from keras_lowrank.factors import Factorization
+from keras_lowrank.integrators.retraction import nearest, retract
+from keras_lowrank.tangent import TangentVector
+from keras_lowrank.truncation import Policy
+
+h = 0.1
+
+
+def random_step(rng, n, m, r, condition, tangent, dtype="float32"):
+    """Factors and a direction whose new part is `tangent` times the smallest singular value."""
+    u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
+    values = np.geomspace(1, 1 / condition, r)
+    G = rng.standard_normal((n, m))
+    added = (np.eye(n) - u @ u.T) @ G @ v
+    G *= tangent * values[-1] / (h * max(np.linalg.norm(added, 2), 1e-30))
+    factors = Factorization(*(tf.constant(t, dtype) for t in (u, np.diag(values), v)))
+    direction = TangentVector(*(tf.constant(t, dtype) for t in (G @ v, u.T @ G @ v, G.T @ u)))
+    return factors, direction
+
+
+def step_size(factors):
+    return tf.constant(h, factors.S.dtype)
+
+
+def target(factors, direction):
+    """`W - h P(D)`, in float64."""
+    u, _, v = (t.numpy().astype("float64") for t in factors)
+    k, s, l = (t.numpy().astype("float64") for t in direction)  # noqa: E741
+    return matrix(factors) - h * (k @ v.T + u @ l.T - u @ s @ v.T)
+
+
+def refused():
+    raise AssertionError("The general way was taken.")
+
+
+def by_products(factors, direction, policy):
+    """The result of the near way alone; eager, so that the other way is not even traced."""
+    return retract(factors, direction, step_size(factors), policy, tf.constant(True), refused)
+
+
+def is_near(factors, direction, policy):
+    return bool(nearest(factors, direction, step_size(factors), policy).valid)
+
+
+@few
+@given(
+    st.tuples(st.integers(12, 40), st.integers(12, 40), st.integers(1, 6)),
+    seeds,
+    st.sampled_from([1.0, 10.0, 500.0]),
+    st.sampled_from([0.0, 1e-3, 0.03, 0.1]),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_a_short_step_lands_on_the_best_approximation(shape, seed, condition, tangent, dtype):
+    factors, direction = random_step(np.random.default_rng(seed), *shape, condition, tangent, dtype)
+    W, r = target(factors, direction), shape[2]
+    p, values, qt = np.linalg.svd(W)
+    u, s, v = by_products(factors, direction, Policy(KeepRank()))
+    unit = np.finfo(dtype).eps
+    bound = 64 * unit * np.linalg.norm(W)
+    assert np.linalg.norm(matrix((u, s, v)) - (p[:, :r] * values[:r]) @ qt[:r]) <= bound
+    np.testing.assert_allclose(np.diag(s), values[:r], atol=bound)
+    np.testing.assert_array_equal(s, np.diag(np.diag(s)))
+    for basis in (u, v):
+        gap = tf.matmul(basis, basis, transpose_a=True).numpy().astype("float64") - np.eye(r)
+        assert np.linalg.norm(gap, 2) <= 64 * unit
+    peaks = (u.numpy().T @ factors.U.numpy()).diagonal()
+    # A basis that turns little keeps its order and its signs.
+    assert condition == 1.0 or np.all(peaks > 0.5)
+
+
+@pytest.mark.parametrize("n, m, r", [(6, 6, 6), (5, 9, 5), (9, 5, 5), (1, 7, 1), (7, 1, 1)])
+def test_a_short_step_where_one_side_is_full(n, m, r):
+    factors, direction = random_step(np.random.default_rng(0), n, m, r, 3.0, 0.0)
+    scale = 0.05 / h
+    G = np.random.default_rng(1).standard_normal((n, m)) / np.sqrt(n * m) * scale
+    u, _, v = (t.numpy() for t in factors)
+    direction = TangentVector(*(tf.constant(t, tf.float32) for t in (G @ v, u.T @ G @ v, G.T @ u)))
+    new = by_products(factors, direction, Policy(KeepRank()))
+    p, values, qt = np.linalg.svd(target(factors, direction))
+    np.testing.assert_allclose(matrix(new), (p[:, :r] * values[:r]) @ qt[:r], atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 4])
+def test_the_rank_falls_on_this_way_too(kept):
+    """To the rank of the rule, at the error of the tail."""
+    factors, direction = random_step(np.random.default_rng(2), 30, 20, 4, 8.0, 0.01)
+    W = target(factors, direction)
+    values = np.linalg.svd(W, compute_uv=False)
+    tails = [np.linalg.norm(values[i:]) for i in range(6)]
+    tau = 0.5 * (tails[kept] + tails[kept - 1]) / tails[0]
+    new = by_products(factors, direction, Policy(Tolerance(tau)))
+    assert len(new.S) == kept
+    assert abs(np.linalg.norm(matrix(new) - W) - tails[kept]) <= 1e-5 * tails[0]
+
+
+def test_a_bound_on_the_rank_binds_on_this_way_too():
+    factors, direction = random_step(np.random.default_rng(2), 30, 20, 4, 8.0, 0.01)
+    assert len(by_products(factors, direction, Policy(KeepRank(), max_rank=2)).S) == 2
+    assert len(by_products(factors, direction, Policy(Tolerance(0.9), min_rank=3)).S) == 3
+
+
+def test_the_general_way_is_taken_where_the_rank_grows_or_may_grow():
+    step = random_step(np.random.default_rng(3), 30, 20, 4, 2.0, 0.1)
+    tail = np.linalg.norm(np.linalg.svd(target(*step), compute_uv=False)[4:])
+    assert is_near(*step, Policy(Tolerance(10 * tail, relative=False)))
+    assert not is_near(*step, Policy(Tolerance(0.5 * tail, relative=False)))
+    assert not is_near(*step, Policy(Tolerance(1.001 * tail, relative=False)))  # too close to call
+    assert not is_near(*step, Policy(KeepRank(), min_rank=5))
+
+
+@pytest.mark.parametrize("tangent", [3.0, 1e3, 1e30])
+def test_the_general_way_is_taken_where_the_step_is_long(tangent):
+    step = random_step(np.random.default_rng(4), 30, 20, 4, 2.0, tangent)
+    assert not is_near(*step, Policy(KeepRank()))
+
+
+@pytest.mark.parametrize("last", [0.0, 1e-8])
+def test_the_general_way_is_taken_where_a_singular_value_is_next_to_zero(last):
+    factors, direction = random_step(np.random.default_rng(5), 30, 20, 4, 2.0, 1e-3)
+    values = tf.constant([1.0, 0.5, 0.3, last])
+    assert not is_near(factors._replace(S=tf.linalg.diag(values)), direction, Policy(KeepRank()))
+    assert not is_near(factors._replace(S=tf.zeros([4, 4])), direction, Policy(KeepRank()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_left_to_the_general_way(bad):
+    factors, direction = random_step(np.random.default_rng(6), 30, 20, 4, 2.0, 0.01)
+    k = direction.K.numpy()
+    k[3, 1] = bad
+    assert not is_near(factors, direction._replace(K=tf.constant(k)), Policy(KeepRank()))
+    core = direction.S.numpy()
+    core[0, 1] = bad
+    assert not is_near(factors, direction._replace(S=tf.constant(core)), Policy(KeepRank()))
+
+
+def test_a_rule_that_looks_at_every_singular_value_is_given_every_one():
+    class HalfOfTheLargest(Truncation):
+        def rank(self, singular_values, current):
+            return tf.math.count_nonzero(singular_values > 0.5 * singular_values[0], dtype=tf.int32)
+
+    step = random_step(np.random.default_rng(7), 30, 20, 4, 2.0, 0.01)
+    answer = object()
+    policy = Policy(HalfOfTheLargest())
+    assert retract(*step, h, policy, tf.constant(True), lambda: answer) is answer
+
+
+def test_bases_that_have_drifted_are_mended_when_they_are_checked():
+    (u, s, v), direction = random_step(np.random.default_rng(8), 30, 20, 4, 2.0, 0.0)
+    drifted = Factorization(u * 1.001, s, v)
+    zero = TangentVector(*(0 * part for part in direction))
+    for check, bound in ((True, 1e-5), (False, 1e-2)):
+        new = retract(drifted, zero, h, Policy(KeepRank()), tf.constant(check), refused)
+        gap = np.linalg.norm(new.U.numpy().T @ new.U.numpy() - np.eye(4), 2)
+        assert gap < bound and (check or gap > 1e-3)
+        np.testing.assert_allclose(matrix(new), matrix(drifted), atol=1e-5)
