@@ -18,6 +18,10 @@ _NOISE_UNITS = 256.0
 # 256 * 2^-30 is an order of magnitude above sqrt(eps).
 _GRAM_UNIT = 2.0**-30
 
+# Directions down to this size, relative to the largest, have digits to spare in a float32 Gram
+# matrix: it is off by some 1e-7 of its norm, which is 1e-2 of the square of this.
+_DISTINCT = 3e-3
+
 # The spectral norm of B^T B - I that a basis is left with, in units of rounding: 7.6e-6 in float32.
 _DEFECT_UNITS = 64.0
 
@@ -64,14 +68,12 @@ class Complement(NamedTuple):
 
     Q is orthonormal and orthogonal to B. It is kept as a product, because nobody needs it on its
     own: what is multiplied with it is multiplied with R first and with the small T afterwards.
-    C is what rounding has left of B in `R T`: "twice is enough" (Giraud, Langou, Rozloznik, van
-    den Eshof, Numer. Math. 101, 2005), and the second time can be done in the small matrices.
 
     Attributes:
         inside: `X = B^T A`, shape `(b, r)`.
-        residual: `R = A - B X`, shape `(n, r)`.
+        residual: R, shape `(n, r)`: the block less what it has in the span of B, or the block.
         root: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
-        leak: C, shape `(b, k)`.
+        leak: C, shape `(b, k)`: what `R T` has in the span of B.
         outside: `Y = Q^T A`, shape `(k, r)`.
     """
 
@@ -97,6 +99,8 @@ def complement(block, basis):
     Gram matrix is formed in float64: the squared condition number then costs digits that float32
     data do not have. A faint direction is orthonormal up to (rounding of the block) / (its size),
     at worst about 1e-2; what enters a new basis from it is checked there, by `orthonormalized`.
+    The leak is what rounding has left of B in `R T`: "twice is enough" (Giraud, Langou, Rozloznik,
+    van den Eshof, Numer. Math. 101, 2005), and the second time can be done in the small matrices.
 
     Args:
         block: float tensor `A`, shape `(n, r)`.
@@ -115,10 +119,7 @@ def complement(block, basis):
     residual = block - tf.matmul(basis, inside)
     wide = tf.cast(residual, tf.float64)
     gram = tf.matmul(wide, wide, transpose_a=True)
-    # On a CPU, eigh raises on NaN, and would end the step before it can be discarded.
-    gram = tf.where(tf.math.is_finite(tf.reduce_sum(gram)), gram, tf.zeros_like(gram))
-    energies, directions = tf.linalg.eigh(gram)  # ascending
-    sizes = tf.sqrt(tf.maximum(energies, 0.0))
+    sizes, directions = _spectrum(gram)
     total = tf.reduce_sum(tf.square(tf.cast(inside, tf.float64))) + tf.linalg.trace(gram)
     noise = _NOISE_UNITS * max(np.finfo(dtype.as_numpy_dtype).eps, _GRAM_UNIT) * tf.sqrt(total)
     room = tf.shape(basis)[0] - tf.shape(basis)[1]
@@ -130,6 +131,43 @@ def complement(block, basis):
     root = tf.cast(root, dtype)
     leak = tf.matmul(tf.matmul(basis, residual, transpose_a=True), root)
     return Complement(inside, residual, root, leak, tf.cast(outside, dtype))
+
+
+def rough_complement(block, basis, inside):
+    """A `Complement` to two digits, for what enters in second order only; a third of the time.
+
+    Where all directions are distinct, the one product `A^T A` in float32 tells them apart. Else,
+    and in float64, it is `complement`.
+
+    Args:
+        block: float tensor `A`, shape `(n, r)`.
+        basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
+        inside: float tensor `B^T A`, shape `(b, r)`.
+    """
+    if block.dtype == tf.float64:
+        return complement(block, basis)
+    gram = tf.matmul(block, block, transpose_a=True)
+    gram = tf.cast(gram - tf.matmul(inside, inside, transpose_a=True), tf.float64)
+    sizes, directions = _spectrum(gram)
+    largest = tf.maximum(sizes[-1], tf.cast(tf.norm(inside), tf.float64))
+    room = tf.shape(basis)[0] - tf.shape(basis)[1] >= tf.shape(block)[1]
+
+    def from_gram():
+        root = directions / sizes
+        outside = tf.cast(tf.matmul(root, gram, transpose_a=True), block.dtype)
+        root = tf.cast(root, block.dtype)
+        return Complement(inside, block, root, tf.matmul(inside, root), outside)
+
+    distinct = (sizes[0] > _DISTINCT * largest) & room
+    return tf.cond(distinct, from_gram, lambda: complement(block, basis))
+
+
+def _spectrum(gram):
+    """Square roots of the eigenvalues, ascending, and eigenvectors of a float64 Gram matrix."""
+    # On a CPU, eigh raises on NaN, and would end the step before it can be discarded.
+    gram = tf.where(tf.math.is_finite(tf.reduce_sum(gram)), gram, tf.zeros_like(gram))
+    energies, directions = tf.linalg.eigh(gram)
+    return tf.sqrt(tf.maximum(energies, 0.0)), directions
 
 
 def rotate(basis, added, coordinates):
@@ -207,10 +245,11 @@ def signed_svd(matrix):
 
     Returns:
         `(P, s, Q)` of shapes `(a, k)`, `(k,)` and `(b, k)`, `k = min(a, b)`, `s` descending.
-        All zero where `matrix` is not finite.
+        Where `matrix` is not finite, s is NaN.
     """
-    matrix = tf.where(tf.math.is_finite(tf.reduce_sum(matrix)), matrix, tf.zeros_like(matrix))
-    values, left, right = tf.linalg.svd(matrix)
+    finite = tf.math.is_finite(tf.reduce_sum(matrix))
+    values, left, right = tf.linalg.svd(tf.where(finite, matrix, tf.zeros_like(matrix)))
+    values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
     left, right = fix_signs(left, right)
     return left, values, right
 

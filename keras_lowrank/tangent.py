@@ -154,7 +154,7 @@ class TangentProbe:
         """
         total = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], left.root.dtype)
         for project, inputs, z, d, dv in self._calls:
-            if not tf.executing_eagerly() and d.graph is not left.root.graph:
+            if not tf.executing_eagerly() and d.graph is not self.K.graph:
                 raise ValueError(
                     "`integrator='rank_adaptive'` needs the inputs and the output gradients of "
                     "every low-rank layer, and cannot read them where a layer is called inside a "

@@ -41,6 +41,7 @@ class TrainingStep:
         """
         model = self._model
         new = model.integrator.step(self)
+        self._note("the new core of layer", [(factors.S,) for factors in new])
         finite = all_finite_flags(self._finite) & model.faults.clear
         fatal = ~finite
         if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
@@ -66,10 +67,8 @@ class TrainingStep:
         self._note("the gradient of layer", [(t.K, t.L) for t in tangents])
         return [self._model.rule.direction(tangent) for tangent in tangents]
 
-    def coupling(self, complements):
-        blocks = [probe.coupling(*pair) for probe, pair in zip(self._probes, complements)]
-        self._note("the gradient at the augmented bases of layer", [(b,) for b in blocks])
-        return blocks
+    def coupling(self, index, left, right):
+        return self._probes[index].coupling(left, right)
 
     def core_direction(self, factors):
         # The same batch, the same dropout mask, and statistics that are updated once: by this

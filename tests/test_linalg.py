@@ -11,6 +11,7 @@ from keras_lowrank.linalg import (
     matmul_last,
     orthonormalized,
     rotate,
+    rough_complement,
     rows,
     signed_qr,
     signed_svd,
@@ -36,9 +37,14 @@ def blocks(draw):
 
 
 def check_complement(block, basis, dtype):
-    """Checks every promise of `complement`; returns how many columns it added."""
+    """Checks every promise of both complements; returns how many columns the fine one added."""
     block, basis = np.asarray(block, dtype), np.asarray(basis, dtype)
-    added = complement(tf.constant(block), tf.constant(basis))
+    rough = rough_complement(*map(tf.constant, (block, basis, basis.T @ block)))
+    check_parts(block, basis, dtype, rough, rough=True)
+    return check_parts(block, basis, dtype, complement(tf.constant(block), tf.constant(basis)))
+
+
+def check_parts(block, basis, dtype, added, rough=False):
     x, r, t, c, y = (part.numpy().astype("float64") for part in added)
     A, B = block.astype("float64"), basis.astype("float64")
     assert all(np.all(np.isfinite(part)) for part in (x, r, t, c, y))
@@ -48,17 +54,17 @@ def check_complement(block, basis, dtype):
     rounding = ROUNDING[dtype] * np.sqrt(B.shape[1] + A.shape[1])
     # The parts are what they are called.
     np.testing.assert_allclose(x, B.T @ A, atol=rounding * size)
-    np.testing.assert_allclose(r, A - B @ x, atol=rounding * size)
+    assert (rough and np.array_equal(r, A)) or np.max(np.abs(r - (A - B @ x))) <= rounding * size
     Q = r @ t - B @ c
     # The block lies in [B, Q], up to one neglected direction a column.
     neglected = np.linalg.norm(A - B @ x - Q @ y)
     assert neglected <= (noise * np.sqrt(A.shape[1]) + rounding) * size
     if count:
         # Orthonormal up to (rounding of the block) / (size of the faintest direction), and to what
-        # the float64 Gram matrix resolves: that ratio squared.
+        # the float64 Gram matrix resolves: that ratio squared; or to two digits.
         ratio = size / np.linalg.norm(y, axis=1).min()
         assert ratio <= 1.01 / noise
-        bound = 3 * rounding * (1 + ratio) + 2.0**-50 * ratio**2
+        bound = 3 * rounding * (1 + ratio) + 2.0**-50 * ratio**2 + 0.03 * rough
         assert defect(Q) <= bound
         assert np.linalg.norm(B.T @ Q, 2) <= bound
     return count
@@ -244,7 +250,7 @@ def test_signed_svd_puts_every_sign_into_the_right_factor(a, b, seed):
 def test_signed_svd_of_zero_and_of_nan():
     for value in (0.0, np.nan, np.inf):
         p, values, q = signed_svd(tf.fill([4, 3], tf.constant(value, tf.float32)))
-        np.testing.assert_array_equal(values, np.zeros(3))
+        np.testing.assert_array_equal(values, np.full(3, 0.0 if value == 0.0 else np.nan))
         assert max(defect(p), defect(q)) < 1e-6
 
 

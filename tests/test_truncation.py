@@ -9,7 +9,8 @@ from reference.truncation import kept_rank
 
 from keras_lowrank import KeepRank, Tolerance, Truncation
 from keras_lowrank.factors import Factorization
-from keras_lowrank.integrators.augmentation import augment, truncate
+from keras_lowrank.integrators.augmentation import Augmented, augment, truncate
+from keras_lowrank.linalg import complement
 from keras_lowrank.tangent import TangentVector
 from keras_lowrank.truncation import Policy, get_truncation
 
@@ -140,8 +141,9 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     rng = np.random.default_rng(seed)
     u, v = orthonormal(rng, n, r).astype("float32"), orthonormal(rng, m, r).astype("float32")
     factors = Factorization(tf.constant(u), tf.zeros([r, r]), tf.constant(v))
-    pair = [tf.constant(rng.standard_normal((k, r)), tf.float32) for k in (n, m)]
-    augmented = augment(factors, TangentVector(pair[0], None, pair[1]))
+    G = rng.standard_normal((n, m))
+    parts = (G @ v, u.T @ G @ v, G.T @ u)
+    augmented = augment(factors, TangentVector(*(tf.constant(p, tf.float32) for p in parts)))
     bases = [
         np.hstack([basis, side.formed(basis).numpy()]).astype("float64")
         for basis, side in zip((u, v), (augmented.left, augmented.right))
@@ -210,7 +212,7 @@ def test_truncation_keeps_the_invariant_where_a_base_holds_a_faint_direction(fai
     factors = Factorization(*(tf.constant(t, tf.float32) for t in (u, np.eye(r), v)))
     scales = np.array([1.0, 1.0, 1.0, faint])
     pair = [tf.constant(rng.standard_normal((k, r)) * scales, tf.float32) for k in (n, m)]
-    augmented = augment(factors, TangentVector(pair[0], None, pair[1]))
+    augmented = Augmented(factors, *map(complement, pair, factors[::2]))
     bases = [
         np.hstack([basis, side.formed(basis).numpy()]).astype("float64")
         for basis, side in zip(factors[::2], (augmented.left, augmented.right))

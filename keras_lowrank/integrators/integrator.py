@@ -32,8 +32,8 @@ class Problem(Protocol):
     def direction(self) -> list[TangentVector]:
         """The parts of D at the present matrices: one backward pass."""
 
-    def coupling(self, complements: list[tuple[Complement, Complement]]) -> list[tf.Tensor]:
-        """The blocks `Q^T D Z` for the bases Q, Z of pairs of complements: the same pass."""
+    def coupling(self, index: int, left: Complement, right: Complement) -> tf.Tensor:
+        """The block `Q^T D Z` of one matrix, for the bases of two complements: the same pass."""
 
     def core_direction(self, factors: list[Factorization]) -> list[tf.Tensor]:
         """`U^T D(U S V^T) V` at new matrices: a second pass."""

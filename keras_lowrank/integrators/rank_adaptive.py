@@ -1,9 +1,12 @@
 """The rank-adaptive BUG integrator."""
 
 import keras
+import tensorflow as tf
 
 from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
 from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.retraction import Corner, retract
+from keras_lowrank.linalg import rough_complement
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -28,8 +31,22 @@ class RankAdaptive(Integrator):
     needs_coupling = True
 
     def step(self, problem):
-        directions = problem.direction()
-        augmented = [augment(f, d) for f, d in zip(problem.factors, directions)]
-        corners = problem.coupling([(a.left, a.right) for a in augmented])
-        cores = [moved_core(a, c, problem.step_size) for a, c in zip(augmented, corners)]
-        return [truncate(a, c, p) for a, c, p in zip(augmented, cores, problem.policies)]
+        directions, h = problem.direction(), problem.step_size
+
+        def phase_s_and_truncation(index, factors, direction, policy):
+            def general():
+                augmented = augment(factors, direction)
+                corner = problem.coupling(index, augmented.left, augmented.right)
+                return truncate(augmented, moved_core(augmented, corner, h), policy)
+
+            def rough_corner():
+                left = rough_complement(direction.K, factors.U, direction.S)
+                right = rough_complement(direction.L, factors.V, tf.transpose(direction.S))
+                return Corner(left, right, problem.coupling(index, left, right))
+
+            return retract(
+                factors, direction, h, policy, problem.check_bases, general, rough_corner
+            )
+
+        matrices = zip(problem.factors, directions, problem.policies)
+        return [phase_s_and_truncation(index, *matrix) for index, matrix in enumerate(matrices)]

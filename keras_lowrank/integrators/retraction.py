@@ -13,6 +13,8 @@ and the spaces are singular ones where, with `F = A + Q^T Q Y` and `H = A^T + R^
 
     X F = I + M Q^T Q Y,    Y H = I + M^T R^T R X.
 
+M is what an integrator has in the corner, zero in the parallel one.
+
 Solved by turns, from `Y = A^-T`, these are the subspace iteration for `W^` warm-started at U and V,
 and contract by `s_{r+1} / s_r`. No orthonormal basis of R or Q is needed, no direction has to be
 told from noise, and no matrix larger than r x r is factorised.
@@ -28,20 +30,38 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
-from keras_lowrank.linalg import fix_signs, identity_like, orthonormalized, signed_svd
+from keras_lowrank.linalg import Complement, fix_signs, identity_like, orthonormalized, signed_svd
 
-# What X and Y may leave of their equations, in units of rounding relative to ||A||_F: as much as
-# the singular value decomposition of W^ would.
-_RESIDUAL_UNITS = 16.0
+# What X and Y may leave of their equations, in units of rounding relative to ||A||_F: less than
+# the singular value decomposition of W^ would, since a remainder of one sign adds up over steps.
+_RESIDUAL_UNITS = 8.0
 
-# tr(X^T R^T R X), the squared tangent of the angle, up to which the series below are exact.
-_LARGEST_ANGLE = 0.1
+# ||X F - I||_F^2, and the same for Y, whatever R and Q are.
+_LARGEST_GAP = 1e-2
+
+# tr(X^T R^T R X), the squared tangent of the angle, up to which the series below is exact.
+_LARGEST_ANGLE = 0.02
 
 # Below this ratio of the smallest to the largest singular value a Gram matrix loses too much.
 _SMALLEST_VALUE = 1e-4
 
-# Newton's steps square an error: twice as many give twice the digits.
-_ROUNDS = {tf.float32: 1, tf.float64: 2}
+# How often X and Y take turns. Without a corner each turn gains four orders of the angle, with one
+# only the ratio of what is cut to what is kept.
+_TURNS, _TURNS_WITH_CORNER = 1, 2
+
+
+class Corner(NamedTuple):
+    """The block `P^T D Z` of a step, P and Z the bases that D adds to U and to V.
+
+    Attributes:
+        left: `Complement` of `D V` to U, with the basis P of a columns.
+        right: `Complement` of `D^T U` to V, with the basis Z of b columns.
+        block: tensor, shape `(a, b)`.
+    """
+
+    left: Complement
+    right: Complement
+    block: tf.Tensor
 
 
 class Near(NamedTuple):
@@ -62,8 +82,8 @@ class Near(NamedTuple):
     right: tuple
 
 
-def retract(factors, direction, step_size, policy, check_bases, otherwise):
-    """Returns the truncation of `W - h P(D)` at the rank that the policy chooses.
+def retract(factors, direction, step_size, policy, check_bases, otherwise, corner=None):
+    """Returns the truncation of `W - h (P(D) + corner)` at the rank that the policy chooses.
 
     Args:
         factors: `Factorization` of W.
@@ -72,10 +92,12 @@ def retract(factors, direction, step_size, policy, check_bases, otherwise):
         policy: `Policy`.
         check_bases: scalar bool tensor, whether to see to it that the new bases are orthonormal.
         otherwise: callable that returns a `Factorization`, the same by the general way.
+        corner: callable that returns a `Corner`, what the step has outside of the tangent space,
+            or None. It enters in second order, so its bases may be rough.
     """
     if not policy.by_tail:
         return otherwise()
-    near = nearest(factors, direction, step_size, policy)
+    near = nearest(factors, direction, step_size, policy, corner and corner())
 
     def finished():
         rank = near.rank
@@ -92,8 +114,8 @@ def retract(factors, direction, step_size, policy, check_bases, otherwise):
     return tf.cond(near.valid, finished, otherwise)
 
 
-def nearest(factors, direction, step_size, policy):
-    """Returns the `Near` of `W - h P(D)`: r x r products and one r x r eigenvalue problem."""
+def nearest(factors, direction, step_size, policy, corner=None):
+    """Returns the `Near` of a step: r x r products and one r x r eigenvalue problem."""
     s, (k, inside, l) = factors.S, direction  # noqa: E741 (the papers' letter)
     h = tf.cast(step_size, s.dtype)
     one = identity_like(s)
@@ -102,42 +124,61 @@ def nearest(factors, direction, step_size, policy):
     gram_r = h * h * (_gram(k) - _gram(inside))
     gram_q = h * h * (_gram(l) - tf.matmul(inside, inside, transpose_b=True))
 
-    # The transpose of Y is kept, so that nothing is ever transposed.
-    x = tf.linalg.diag(tf.math.divide_no_nan(tf.ones_like(s[0]), tf.linalg.diag_part(a)))
+    m_q = m_r_t = None
+    rest = tf.zeros([], s.dtype)
+    if corner is not None:
+        # With R = -h (D V)_new: M Q^T Q and (M^T R^T R)^T, and the norm of R M Q^T.
+        left, right, block = corner
+        m_q = -h * tf.matmul(left.root, tf.matmul(block, right.outside))
+        m_r_t = -h * tf.matmul(
+            tf.matmul(left.outside, block, transpose_a=True), right.root, transpose_b=True
+        )
+        rest = h * tf.norm(block)
+
+    # The transpose of Y is kept, so that next to nothing is ever transposed.
+    f_inverse = tf.linalg.diag(tf.math.divide_no_nan(tf.ones_like(s[0]), tf.linalg.diag_part(a)))
     for _ in range(2):
-        x = _improved_inverse(x, a, one)
-    y_t = x
-    for _ in range(2 * _ROUNDS[s.dtype]):
+        f_inverse = _improved_inverse(f_inverse, a, one)
+    h_inverse = y_t = f_inverse
+    turns = _TURNS if corner is None else _TURNS_WITH_CORNER
+    for _ in range(turns if s.dtype == tf.float32 else 3 * turns):
         f = a + tf.matmul(gram_q, y_t, transpose_b=True)
-        x = _improved_inverse(x, f, one)
+        f_inverse = _improved_inverse(f_inverse, f, one)
+        x_right = _plus_one(m_q, y_t, one, transpose_b=True)
+        x = tf.matmul(x_right, f_inverse) if corner is not None else f_inverse
         x_gram = tf.matmul(x, gram_r, transpose_a=True)
         h_t = a + x_gram
-        y_t = _improved_inverse(y_t, h_t, one)
+        h_inverse = _improved_inverse(h_inverse, h_t, one)
+        y_t_right = _plus_one(x, m_r_t, one, transpose_a=True)
+        y_t = tf.matmul(h_inverse, y_t_right) if corner is not None else h_inverse
     gram_y = tf.matmul(gram_q, y_t, transpose_b=True)
     f = a + gram_y
-    left_gap, right_gap = tf.matmul(x, f) - one, tf.matmul(h_t, y_t) - one
+    x_right = _plus_one(m_q, y_t, one, transpose_b=True)
+    left_gap, right_gap = tf.matmul(x, f) - x_right, tf.matmul(h_t, y_t) - y_t_right
     residual = _inner(tf.matmul(gram_r, left_gap), left_gap) + _inner(
         tf.matmul(right_gap, gram_q), right_gap
     )
     unit = np.finfo(s.dtype.as_numpy_dtype).eps
     scale = tf.reduce_sum(tf.square(a))
     solved = residual <= (_RESIDUAL_UNITS * unit) ** 2 * scale
+    # Also where D adds nothing: an X that is no inverse would be large, and cancel in vain.
+    solved &= tf.maximum(_inner(left_gap, left_gap), _inner(right_gap, right_gap)) <= _LARGEST_GAP
 
     # U + R X has the Gram matrix I + E_left, and V + Q Y has I + E_right.
     e_left, e_right = tf.matmul(x_gram, x), tf.matmul(y_t, gram_y)
-    near = tf.maximum(tf.linalg.trace(e_left), tf.linalg.trace(e_right)) <= _LARGEST_ANGLE
+    angle = tf.maximum(tf.linalg.trace(e_left), tf.linalg.trace(e_right))
+    near = angle <= _LARGEST_ANGLE
     n_left, n_right = _inverse_root(e_left, one), _inverse_root(e_right, one)
-    # What is cut is (I + X X^T)^(1/2) X F Y^T (I + Y Y^T)^(-1/2), in orthonormal coordinates.
-    tail = tf.sqrt(
-        tf.maximum(_inner(tf.matmul(e_left, f), tf.matmul(f, e_right)), 0.0)
-        * (1 + tf.linalg.trace(e_left))
-    )
+    # What is cut is, in orthonormal coordinates and with the corner D,
+    # (I + X X^T)^(1/2) (D (I + Y Y^T)^(1/2) - X F Y^T (I + Y Y^T)^(-1/2)).
+    small = _inner(tf.matmul(e_left, f), tf.matmul(f, e_right))
+    tail = (rest + tf.sqrt(tf.maximum(small, 0.0))) * (1.0 + angle)
     core = tf.matmul(tf.matmul(n_left, tf.matmul(one + e_left, f)), n_right)
     # What has diverged may be too large for an eigenvalue problem, which raises on a CPU.
     p, values, q = _moderate_svd(tf.where(solved & near, core, one))
     ranks = [
-        policy.rank(tf.concat([values, [rest]], axis=0), current=tf.shape(s)[0])
-        for rest in (tail, tf.zeros_like(tail))
+        policy.rank(tf.concat([values, [cut]], axis=0), current=tf.shape(s)[0])
+        for cut in (tail, tf.zeros_like(tail))
     ]
     decided = (ranks[0] == ranks[1]) & (ranks[0] <= tf.shape(s)[0])
     kept = values[-1] > tf.maximum(tail, _SMALLEST_VALUE * values[0])
@@ -164,15 +205,20 @@ def _inner(a, b):
     return tf.reduce_sum(a * b)
 
 
+def _plus_one(a, b, one, **transpose):
+    """`I + A B`, or I where there is no corner."""
+    return one if a is None or b is None else one + tf.matmul(a, b, **transpose)
+
+
 def _improved_inverse(inverse, matrix, one):
     """A step of Newton and Schulz: the error `I - M Z` is squared. Diverges in silence."""
     return tf.matmul(inverse, 2.0 * one - tf.matmul(matrix, inverse))
 
 
 def _inverse_root(e, one):
-    """`(I + E)^(-1/2)` for a small symmetric E: three terms of the series, then Newton's steps."""
-    root = one - 0.5 * e + 0.375 * tf.matmul(e, e)
-    for _ in range(_ROUNDS[e.dtype]):
+    """`(I + E)^(-1/2)` for a small symmetric E, by its series."""
+    root = one - tf.matmul(e, 0.5 * one - tf.matmul(e, 0.375 * one - 0.3125 * e))
+    if e.dtype == tf.float64:  # a step of Newton doubles the digits
         root = 0.5 * tf.matmul(root, 3.0 * one - tf.matmul(tf.matmul(root, root), one + e))
     return root
 

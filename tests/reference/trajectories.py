@@ -30,10 +30,9 @@ class MatrixProblem:
         k = self._full @ v
         return [TangentVector(k, tf.transpose(u) @ k, tf.transpose(self._full) @ u)]
 
-    def coupling(self, complements):
-        left, right = complements[0]
-        q, z = left.formed(self.factors[0].U), right.formed(self.factors[0].V)
-        return [tf.transpose(q) @ self._full @ z]
+    def coupling(self, index, left, right):
+        q, z = left.formed(self.factors[index].U), right.formed(self.factors[index].V)
+        return tf.transpose(q) @ self._full @ z
 
     def core_direction(self, factors):
         u, s, v = factors[0]
