@@ -39,8 +39,8 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every row: seeds 0, 1, ...", l
 INTEGRATOR = flags.DEFINE_enum(
     "integrator",
     "rank_adaptive",
-    ["rank_adaptive", "fixed_rank"],
-    "How the factors move: rank_adaptive finds the ranks, fixed_rank keeps those of --ranks.",
+    ["parallel", "rank_adaptive", "fixed_rank"],
+    "How the factors move: parallel and rank_adaptive find the ranks, fixed_rank keeps --ranks.",
 )
 RANKS = flags.DEFINE_list("ranks", [], "Ranks to start with, one a layer, separated by commas.")
 flags.register_validator(

@@ -147,15 +147,14 @@ def rough_complement(block, basis, inside):
     if block.dtype == tf.float64:
         return complement(block, basis)
     gram = tf.matmul(block, block, transpose_a=True)
-    gram = tf.cast(gram - tf.matmul(inside, inside, transpose_a=True), tf.float64)
+    gram -= tf.matmul(inside, inside, transpose_a=True)
     sizes, directions = _spectrum(gram)
-    largest = tf.maximum(sizes[-1], tf.cast(tf.norm(inside), tf.float64))
+    largest = tf.maximum(sizes[-1], tf.norm(inside))
     room = tf.shape(basis)[0] - tf.shape(basis)[1] >= tf.shape(block)[1]
 
     def from_gram():
         root = directions / sizes
-        outside = tf.cast(tf.matmul(root, gram, transpose_a=True), block.dtype)
-        root = tf.cast(root, block.dtype)
+        outside = tf.matmul(root, gram, transpose_a=True)
         return Complement(inside, block, root, tf.matmul(inside, root), outside)
 
     distinct = (sizes[0] > _DISTINCT * largest) & room
@@ -163,7 +162,7 @@ def rough_complement(block, basis, inside):
 
 
 def _spectrum(gram):
-    """Square roots of the eigenvalues, ascending, and eigenvectors of a float64 Gram matrix."""
+    """Square roots of the eigenvalues, ascending, and eigenvectors of a Gram matrix."""
     # On a CPU, eigh raises on NaN, and would end the step before it can be discarded.
     gram = tf.where(tf.math.is_finite(tf.reduce_sum(gram)), gram, tf.zeros_like(gram))
     energies, directions = tf.linalg.eigh(gram)
