@@ -72,6 +72,13 @@ def build_for_training(model, batch, build_optimizer):
     model._symbolic_build(data_batch=batch)
 
 
+def choose_jit(model, wanted):
+    """Decides anew, as `compile` does, whether the model's functions are compiled by XLA."""
+    # An assignment of the present value is skipped, and with it the question whether it is allowed.
+    model.jit_compile = False
+    model.jit_compile = model._resolve_auto_jit_compile() if wanted == "auto" else wanted
+
+
 def track_loss(model, loss, inputs):
     """Feeds the epoch's mean of the loss, weighted by batch size, as Keras's train step does."""
     batch = next(tensor for tensor in tf.nest.flatten(inputs) if tensor is not None)

@@ -88,7 +88,7 @@ class Complement(NamedTuple):
         return tf.matmul(self.residual, self.root) - tf.matmul(basis, self.leak)
 
 
-def complement(block, basis):
+def complement(block, basis, static=False):
     r"""Returns the `Complement` of a block to a basis.
 
     `range([B, Q])` is `range([B, A])`, up to directions of the residual below rounding relative to
@@ -105,6 +105,8 @@ def complement(block, basis):
     Args:
         block: float tensor `A`, shape `(n, r)`.
         basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
+        static: bool. Keep `min(r, n - b)` columns in every case, those of noise as zeros, so that
+            shapes follow from shapes, which XLA asks for.
 
     Example:
 
@@ -122,10 +124,13 @@ def complement(block, basis):
     sizes, directions = _spectrum(gram)
     total = tf.reduce_sum(tf.square(tf.cast(inside, tf.float64))) + tf.linalg.trace(gram)
     noise = _NOISE_UNITS * max(np.finfo(dtype.as_numpy_dtype).eps, _GRAM_UNIT) * tf.sqrt(total)
-    room = tf.shape(basis)[0] - tf.shape(basis)[1]
-    kept = tf.minimum(tf.math.count_nonzero(sizes > noise, dtype=tf.int32), room)
-    first = tf.shape(sizes)[0] - kept
-    root = directions[:, first:] / sizes[first:]
+    distinct = sizes > noise
+    first = tf.shape(sizes)[0] - _room(block, basis)
+    if static:
+        root = directions[:, first:] * tf.where(distinct, 1.0 / sizes, tf.zeros_like(sizes))[first:]
+    else:
+        first = tf.maximum(first, tf.math.count_nonzero(~distinct, dtype=tf.int32))
+        root = directions[:, first:] / sizes[first:]
     # Y = T^T R^T R. A product, since it takes a quarter of the time of a transposition here.
     outside = tf.matmul(root, gram, transpose_a=True)
     root = tf.cast(root, dtype)
@@ -133,32 +138,38 @@ def complement(block, basis):
     return Complement(inside, residual, root, leak, tf.cast(outside, dtype))
 
 
-def rough_complement(block, basis, inside):
+def rough_complement(block, basis, inside, gram, static=False):
     """A `Complement` to two digits, for what enters in second order only; a third of the time.
 
-    Where all directions are distinct, the one product `A^T A` in float32 tells them apart. Else,
-    and in float64, it is `complement`.
+    Where all directions are distinct, a float32 Gram matrix tells them apart. Else, and in
+    float64, it is `complement`.
 
     Args:
         block: float tensor `A`, shape `(n, r)`.
         basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
-        inside: float tensor `B^T A`, shape `(b, r)`.
+        inside: float tensor `X = B^T A`, shape `(b, r)`.
+        gram: float tensor `A^T A - X^T X`, shape `(r, r)`.
+        static: as in `complement`.
     """
     if block.dtype == tf.float64:
-        return complement(block, basis)
-    gram = tf.matmul(block, block, transpose_a=True)
-    gram -= tf.matmul(inside, inside, transpose_a=True)
+        return complement(block, basis, static)
     sizes, directions = _spectrum(gram)
     largest = tf.maximum(sizes[-1], tf.norm(inside))
-    room = tf.shape(basis)[0] - tf.shape(basis)[1] >= tf.shape(block)[1]
+    first = tf.shape(sizes)[0] - _room(block, basis)
+    sizes, directions = sizes[first:], directions[:, first:]
 
     def from_gram():
         root = directions / sizes
         outside = tf.matmul(root, gram, transpose_a=True)
         return Complement(inside, block, root, tf.matmul(inside, root), outside)
 
-    distinct = (sizes[0] > _DISTINCT * largest) & room
-    return tf.cond(distinct, from_gram, lambda: complement(block, basis))
+    distinct = tf.reduce_min(sizes) > _DISTINCT * largest
+    return tf.cond(distinct, from_gram, lambda: complement(block, basis, static))
+
+
+def _room(block, basis):
+    """How many columns a block can add to a basis at most."""
+    return tf.minimum(tf.shape(block)[1], tf.shape(basis)[0] - tf.shape(basis)[1])
 
 
 def _spectrum(gram):
@@ -195,11 +206,10 @@ def orthonormalized(left, core, right):
 
     Bases that pass from step to step collect roundings, and faint directions bring more. Both are
     measured here, by one Gram matrix each. Where the spectral norm of `B^T B - I` or `D^T D - I`
-    may exceed 7.6e-6 (float32), `B = B' L^T` by a Cholesky factor of the Gram matrix, and
-    likewise D, and the small factors go into the core, whose singular value decomposition
-    restores the gauge; else nothing is done. So orthonormality is a property of every step and
-    does not depend on their number. `||E^4||_F^(1/4)` bounds the spectral norm of E from above,
-    within a factor of `r^(1/8)`.
+    may exceed 7.6e-6 (float32), a Householder QR takes B and D apart, which bears columns of any
+    kind, and the small factors go into the core, whose singular value decomposition restores the
+    gauge; else nothing is done. `||E^4||_F^(1/4)` bounds the spectral norm of E from above, within
+    a factor of `r^(1/8)`.
 
     Args:
         left: almost orthonormal tensor B, shape `(n, r)`.
@@ -209,18 +219,13 @@ def orthonormalized(left, core, right):
     Returns:
         Tuple of tensors `(B, C, D)` of the same shapes.
     """
-    grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
 
     def mended():
-        # A faint direction that is mostly noise is still far from dependent: the factors exist.
-        lower = [tf.linalg.cholesky(gram) for gram in grams]
-        p, values, q = signed_svd(tf.matmul(tf.matmul(lower[0], core, transpose_a=True), lower[1]))
-        return (
-            tf.matmul(left, tf.linalg.triangular_solve(lower[0], p, adjoint=True)),
-            tf.linalg.diag(values),
-            tf.matmul(right, tf.linalg.triangular_solve(lower[1], q, adjoint=True)),
-        )
+        (left_q, left_r), (right_q, right_r) = tf.linalg.qr(left), tf.linalg.qr(right)
+        p, values, q = signed_svd(tf.matmul(tf.matmul(left_r, core), right_r, transpose_b=True))
+        return tf.matmul(left_q, p), tf.linalg.diag(values), tf.matmul(right_q, q)
 
+    grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
     defect = tf.maximum(*(_defect(gram) for gram in grams))
     return tf.cond(defect > 1.0, mended, lambda: (left, core, right))
 

@@ -54,6 +54,7 @@ class LowRankModel(keras.Model):
         *args,
         integrator="rank_adaptive",
         truncation=0.1,
+        jit_compile="auto",
         **kwargs,
     ):
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
@@ -66,6 +67,9 @@ class LowRankModel(keras.Model):
             integrator: str (`"rank_adaptive"`, `"fixed_rank"`) or `Integrator`.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own.
+            jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is
+                used with `"fixed_rank"` and from `freeze_ranks` on; as long as ranks may change,
+                Keras falls back to running without, and says so.
             *args: all other arguments of `keras.Model.compile`, in its order.
             **kwargs: the same, by name.
 
@@ -78,8 +82,10 @@ class LowRankModel(keras.Model):
         optimizer = keras.optimizers.get(optimizer)
         if self._trained_layers():
             rule_for(optimizer)
-        super().compile(optimizer, loss, *args, **kwargs)
         self.integrator = integrator
+        self._tell_layers_of_jit()
+        super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
+        self._wanted_jit = jit_compile
         self.truncation = truncation
         self.faults = FaultRecord()
         self._prepared = False
@@ -182,6 +188,7 @@ class LowRankModel(keras.Model):
             config["integrator"] = keras.saving.serialize_keras_object(self.integrator)
             config["truncation"] = keras.saving.serialize_keras_object(self.truncation)
             config["ranks_frozen"] = self._ranks_frozen
+            config["jit_compile"] = self._wanted_jit
         return config
 
     def compile_from_config(self, config):
@@ -240,10 +247,18 @@ class LowRankModel(keras.Model):
         if self._trained_layers() and self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.other_variables or self.stand_in)
 
+    def _tell_layers_of_jit(self):
+        static = self._ranks_frozen or not self.integrator.adapts_rank
+        for layer in self._layers_by_path().values():
+            layer.supports_jit = static
+
     def _set_frozen(self, frozen):
         if frozen == self._ranks_frozen:
             return
         self._ranks_frozen = frozen
+        if self.compiled:
+            self._tell_layers_of_jit()
+            keras_internals.choose_jit(self, self._wanted_jit)
         if self.compiled and self.train_function is not None:
             self.make_train_function(force=True)
 

@@ -102,8 +102,11 @@ class TangentProbe:
 
         @tf.custom_gradient
         def apply(inputs, u, core, v):
-            with tf.GradientTape(persistent=True) as tape:
-                tape.watch([inputs, u])
+            # One tape each: the two adjoints are asked for with different arguments, and a tape of
+            # both would run both every time.
+            with tf.GradientTape() as tape, tf.GradientTape() as u_tape:
+                tape.watch(inputs)
+                u_tape.watch(u)
                 z = project(inputs, u)
             outputs = matmul_last(matmul_last(z, core), v, transpose=True)
 
@@ -114,7 +117,7 @@ class TangentProbe:
                     self._calls.append((project, inputs, z, d, dv))
                 return (
                     tape.gradient(z, inputs, dz),
-                    tape.gradient(z, u, dv),
+                    u_tape.gradient(z, u, dv),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
                 )

@@ -113,6 +113,11 @@ class Policy(NamedTuple):
     def by_tail(self):
         return self.truncation.by_tail
 
+    @property
+    def keeps_rank(self):
+        """bool, whether the rank is known to stay before the singular values are."""
+        return isinstance(self.truncation, KeepRank)
+
     def rank(self, singular_values, current):
         available = tf.shape(singular_values)[0]
         most = available if self.max_rank is None else tf.minimum(self.max_rank, available)

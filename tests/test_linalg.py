@@ -39,7 +39,9 @@ def blocks(draw):
 def check_complement(block, basis, dtype):
     """Checks every promise of both complements; returns how many columns the fine one added."""
     block, basis = np.asarray(block, dtype), np.asarray(basis, dtype)
-    rough = rough_complement(*map(tf.constant, (block, basis, basis.T @ block)))
+    inside = basis.T @ block
+    gram = block.T @ block - inside.T @ inside
+    rough = rough_complement(*map(tf.constant, (block, basis, inside, gram)))
     check_parts(block, basis, dtype, rough, rough=True)
     return check_parts(block, basis, dtype, complement(tf.constant(block), tf.constant(basis)))
 

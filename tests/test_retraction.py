@@ -49,7 +49,7 @@ def refused():
 def by_products(factors, direction, policy, corner=None):
     """The result of the near way alone; eager, so that the other way is not even traced."""
     check = tf.constant(True)
-    given_corner = corner and (lambda: corner)
+    given_corner = corner and (lambda *grams: corner)
     return retract(factors, direction, step_size(factors), policy, check, refused, given_corner)
 
 
@@ -111,7 +111,7 @@ def test_a_short_step_with_a_corner_lands_on_the_best_approximation(
     assert max(defect(new.U), defect(new.V)) <= 64 * np.finfo(dtype).eps
     tail = np.linalg.norm(values[r:])
     growing = Policy(Tolerance(0.99 * tail, relative=False))
-    assert not nearest(factors, direction, step_size(factors), growing, corner).valid
+    assert not nearest(factors, direction, step_size(factors), growing, lambda *grams: corner).valid
 
 
 @pytest.mark.parametrize("n, m, r", [(6, 6, 6), (5, 9, 5), (9, 5, 5), (1, 7, 1), (7, 1, 1)])

@@ -24,15 +24,16 @@ class Augmented(NamedTuple):
     right: Complement
 
 
-def augment(factors, direction):
+def augment(factors, direction, static=False):
     """Adds to the bases what the direction has outside of them.
 
-    `span(U^)` is that of `[K1, U]` with `K1 = U S - h G V`, as the papers write it.
+    `span(U^)` is that of `[K1, U]` with `K1 = U S - h G V`, as the papers write it. `static` is
+    that of `complement`.
     """
     return Augmented(
         factors,
-        complement(direction.K, factors.U),
-        complement(direction.L, factors.V),
+        complement(direction.K, factors.U, static),
+        complement(direction.L, factors.V, static),
     )
 
 

@@ -40,7 +40,7 @@ def _new_bases(factors, direction, step_size):
     """The bases of step 1 and the old matrix in them, step 2."""
     u, s, v = factors
     h = tf.cast(step_size, s.dtype)
-    _, left, right = augment(factors, direction)
+    _, left, right = augment(factors, direction, static=True)
     p = _coordinates(s, left, h)
     q = _coordinates(tf.transpose(s), right, h)
     rank = tf.shape(s)[0]

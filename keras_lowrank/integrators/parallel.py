@@ -31,7 +31,7 @@ class Parallel(Integrator):
         h = problem.step_size
 
         def general(factors, direction, policy):
-            augmented = augment(factors, direction)
+            augmented = augment(factors, direction, policy.keeps_rank)
             corner = tf.zeros(
                 [tf.shape(augmented.left.root)[1], tf.shape(augmented.right.root)[1]],
                 factors.S.dtype,

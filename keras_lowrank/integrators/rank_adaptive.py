@@ -34,14 +34,17 @@ class RankAdaptive(Integrator):
         directions, h = problem.direction(), problem.step_size
 
         def phase_s_and_truncation(index, factors, direction, policy):
+            static = policy.keeps_rank
+
             def general():
-                augmented = augment(factors, direction)
+                augmented = augment(factors, direction, static)
                 corner = problem.coupling(index, augmented.left, augmented.right)
                 return truncate(augmented, moved_core(augmented, corner, h), policy)
 
-            def rough_corner():
-                left = rough_complement(direction.K, factors.U, direction.S)
-                right = rough_complement(direction.L, factors.V, tf.transpose(direction.S))
+            def rough_corner(gram_k, gram_l):
+                (u, _, v), (k, s, l) = factors, direction  # noqa: E741 (the papers' letter)
+                left = rough_complement(k, u, s, gram_k, static)
+                right = rough_complement(l, v, tf.transpose(s), gram_l, static)
                 return Corner(left, right, problem.coupling(index, left, right))
 
             return retract(

@@ -93,11 +93,12 @@ def retract(factors, direction, step_size, policy, check_bases, otherwise, corne
         check_bases: scalar bool tensor, whether to see to it that the new bases are orthonormal.
         otherwise: callable that returns a `Factorization`, the same by the general way.
         corner: callable that returns a `Corner`, what the step has outside of the tangent space,
-            or None. It enters in second order, so its bases may be rough.
+            or None. It is given the Gram matrices of what `D V` and `D^T U` add. It enters in
+            second order, so its bases may be rough.
     """
     if not policy.by_tail:
         return otherwise()
-    near = nearest(factors, direction, step_size, policy, corner and corner())
+    near = nearest(factors, direction, step_size, policy, corner)
 
     def finished():
         rank = near.rank
@@ -120,15 +121,16 @@ def nearest(factors, direction, step_size, policy, corner=None):
     h = tf.cast(step_size, s.dtype)
     one = identity_like(s)
     a = s - h * inside
-    # R^T R and Q^T Q. The difference may cancel; what it is off by is rounding beside A^T A.
-    gram_r = h * h * (_gram(k) - _gram(inside))
-    gram_q = h * h * (_gram(l) - tf.matmul(inside, inside, transpose_b=True))
+    # These differences may cancel; what they are off by is rounding beside A^T A.
+    gram_k = _gram(k) - _gram(inside)
+    gram_l = _gram(l) - tf.matmul(inside, inside, transpose_b=True)
+    gram_r, gram_q = h * h * gram_k, h * h * gram_l
 
     m_q = m_r_t = None
     rest = tf.zeros([], s.dtype)
     if corner is not None:
         # With R = -h (D V)_new: M Q^T Q and (M^T R^T R)^T, and the norm of R M Q^T.
-        left, right, block = corner
+        left, right, block = corner(gram_k, gram_l)
         m_q = -h * tf.matmul(left.root, tf.matmul(block, right.outside))
         m_r_t = -h * tf.matmul(
             tf.matmul(left.outside, block, transpose_a=True), right.root, transpose_b=True

@@ -78,7 +78,7 @@ class LowRankLayer(keras.layers.Layer):
         self.kernel_regularizer = _check_regularizer(keras.regularizers.get(kernel_regularizer))
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.bias_constraint = keras.constraints.get(bias_constraint)
-        # A change of rank would compile again under XLA, every time.
+        # A change of rank would compile again under XLA, every time; the model knows if none comes.
         self.supports_jit = False
 
     def project(self, inputs, basis):

@@ -1,0 +1,79 @@
+"""What a step multiplies, counted product by product as it runs, against the formula."""
+
+import keras
+import numpy as np
+import pytest
+from tensorflow.python.framework import op_callbacks
+
+from keras_lowrank import LowRankDense, LowRankModel
+
+BATCH, N, M, RANK, CLASSES = 64, 640, 512, 8, 32
+
+
+class ProductCounter:
+    """Counts the floating-point operations of every matrix product that runs in eager mode."""
+
+    def __init__(self):
+        self.flops = 0
+
+    def __call__(self, op_type, inputs, attrs, outputs, op_name=None, graph=None):
+        if op_type == "MatMul":
+            flags = dict(zip(attrs[::2], attrs[1::2]))
+            rows, inner = inputs[0].shape[::-1] if flags["transpose_a"] else inputs[0].shape
+            self.flops += 2 * rows * inner * outputs[0].shape[1]
+
+    def __enter__(self):
+        op_callbacks.add_op_callback(self)
+        return self
+
+    def __exit__(self, *_):
+        op_callbacks.remove_op_callback(self)
+
+
+def flops_of_a_step(layer):
+    """Of a step of a network around the layer, less those of the full-rank layers in it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    hidden = layer(keras.layers.Dense(N)(inputs))
+    model = LowRankModel(inputs, keras.layers.Dense(CLASSES)(hidden))
+    integrator = getattr(layer, "integrator_under_test", "parallel")
+    # So small a step that it is a near one, as most steps of a training are.
+    optimizer = keras.optimizers.SGD(1e-4)
+    model.compile(optimizer, "mse", integrator=integrator, truncation=0.1, run_eagerly=True)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((BATCH, 8)), rng.standard_normal((BATCH, CLASSES))
+    model.train_on_batch(x, y)  # the first step also checks the bases
+    with ProductCounter() as counter:
+        model.train_on_batch(x, y)
+    first = 2 * BATCH * 8 * N * 2  # outputs, gradient of the kernel; the data need none
+    head = 2 * BATCH * M * CLASSES * 3
+    return counter.flops - first - head
+
+
+# Forward, and backward to the inputs: two products a side; K and L: one a side. The parts that are
+# r x r are next to nothing.
+PASS = 2 * BATCH * RANK * 3 * (N + M + RANK)
+# A Gram matrix a side, and the new bases: `U a + K b`.
+NEAR = 2 * RANK**2 * 3 * (N + M)
+SMALL = 60 * 2 * RANK**3
+
+
+@pytest.mark.parametrize(
+    "integrator, expected",
+    [
+        ("parallel", PASS + NEAR + SMALL),
+        # The extra block projects x and d once more, and tells directions apart once a side.
+        ("rank_adaptive", PASS + NEAR + SMALL + 2 * (BATCH * RANK + RANK**2) * (N + M)),
+    ],
+)
+def test_a_step_multiplies_what_the_formula_says(integrator, expected):
+    layer = LowRankDense(M, rank=RANK)
+    layer.integrator_under_test = integrator
+    assert flops_of_a_step(layer) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_counter_counts_a_full_rank_layer():
+    """What it is compared with: three products of n x m numbers."""
+    with pytest.warns(UserWarning, match="no trainable low-rank layer"):
+        counted = flops_of_a_step(keras.layers.Dense(M))
+    assert counted == pytest.approx(3 * 2 * BATCH * N * M, rel=0.01)
