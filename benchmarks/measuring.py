@@ -1,0 +1,78 @@
+"""Time, in turns: what else the machine does meets all candidates alike."""
+
+import gc
+import time
+
+import networks
+import numpy as np
+import rich.console
+import rich.progress
+import tensorflow as tf
+
+
+class TrainingSteps:
+    """Training steps of one model, by the train function that `fit` runs.
+
+    Args:
+        model: compiled Keras model.
+        batch: int, rows in its batch of random numbers.
+    """
+
+    def __init__(self, model, batch):
+        random = np.random.default_rng(0)
+        rows = random.standard_normal((batch, *model.input_shape[1:]), dtype="float32")
+        labels = random.integers(0, networks.CLASSES, batch)
+        data = tf.data.Dataset.from_tensors((rows, labels)).cache().repeat().prefetch(2)
+        self.model = model
+        model.fit(data, epochs=1, steps_per_epoch=2, verbose=0, shuffle=False)
+        self._batches = iter(data)
+
+    def __call__(self):
+        logs = self.model.train_function(self._batches)
+        return float(logs["loss"])  # waits for a device that runs ahead
+
+
+def seconds_in_turns(candidates, rounds, calls):
+    """Returns `{key: seconds per call in every round}`.
+
+    Args:
+        candidates: dict from a key to a callable.
+        rounds: int; in each, every candidate has its turn.
+        calls: int, or dict from a key to one: calls of a turn. One more before them is not
+            counted, since the candidate before has just emptied the caches.
+    """
+    seconds = {key: [] for key in candidates}
+    gc.collect()
+    with progress() as bar:
+        task = bar.add_task("rounds", total=rounds * len(candidates))
+        for _ in range(rounds):
+            for key, call in candidates.items():
+                call()
+                begin = time.perf_counter()
+                turn = calls[key] if isinstance(calls, dict) else calls
+                for _ in range(turn):
+                    call()
+                seconds[key].append((time.perf_counter() - begin) / turn)
+                bar.advance(task)
+    return seconds
+
+
+def progress():
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TimeElapsedColumn())
+    return rich.progress.Progress(*columns, console=rich.console.Console(stderr=True))
+
+
+def check_ranks(model, rank):
+    """Ends the benchmark where a rank has left the one that is measured."""
+    found = set(getattr(model, "ranks", {}).values())
+    if found - {rank}:
+        raise SystemExit(f"A rank has left {rank}: {sorted(found)}. Nothing was written.")
+
+
+def ratio(seconds, key, to):
+    """`(25%, median, 75%)` of the ratio of two candidates round by round."""
+    return np.percentile(np.array(seconds[key]) / np.array(seconds[to]), (25, 50, 75)).tolist()
+
+
+def milliseconds(seconds, key):
+    return 1000.0 * float(np.median(seconds[key]))

@@ -1,0 +1,98 @@
+"""How much memory do training and inference take: full-rank, two-factor and low-rank?
+
+Every row is a process of its own that builds 784-5120-5120-5120-5120-10 and trains it for some
+steps, or predicts with it. What counts is its peak of resident memory above that of a process that
+does the same with hidden layers of 8 neurons: above what Python, TensorFlow and a trace take.
+
+    python benchmarks/memory.py
+"""
+
+import json
+import resource
+import subprocess
+import sys
+
+import keras
+import measuring
+import networks
+import numpy as np
+import reporting
+from absl import flags
+
+WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
+RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
+BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 5, "Steps, or predictions.", lower_bound=1)
+_CHILD = flags.DEFINE_string("child", None, "For its own processes: what to measure, as JSON.")
+
+
+def measure_here(task, method, rank, optimizer, widths):
+    """Does the task and prints this process's peak memory in MB."""
+    model = networks.dense(method, widths, rank)
+    if task == "training":
+        if optimizer == "adam":
+            model.compile("adam", model.loss)
+        step = measuring.TrainingSteps(model, BATCH.value)
+        for _ in range(STEPS.value):
+            step()
+        measuring.check_ranks(model, rank)
+    else:
+        rows = np.zeros((BATCH.value, networks.FEATURES), "float32")
+        for _ in range(STEPS.value):
+            model.predict_on_batch(rows)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def measure(*what):
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, f"--batch={BATCH.value}", f"--steps={STEPS.value}"]
+    command.append(f"--child={json.dumps(what)}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{what} failed:\n{done.stderr}")
+    return float(done.stdout.split()[-1])
+
+
+def main(_):
+    if _CHILD.value:
+        measure_here(*json.loads(_CHILD.value))
+        return
+    widths = reporting.numbers(WIDTHS)
+    models = [("full_rank", None)]
+    models += [(m, rank) for rank in reporting.numbers(RANKS) for m in networks.METHODS]
+    plain = [model for model in models if model[0] not in networks.LOW_RANK]
+    cases = [("training", *model, "sgd") for model in models]
+    # The factors move by plain gradient steps; there is no state of Adam for them to measure.
+    cases += [("training", *model, "adam") for model in plain]
+    cases += [("inference", *model, None) for model in models if model[0] != "fixed_rank"]
+    bare, full_rank, rows = {}, {}, []
+    with measuring.progress() as bar:
+        for case in bar.track(cases, description="processes"):
+            task, method, rank, optimizer = case
+            small = (task, method, rank and 4, optimizer, [8] * len(widths))
+            if (task, method, optimizer) not in bare:
+                bare[task, method, optimizer] = measure(*small)
+            megabytes = measure(*case, widths) - bare[task, method, optimizer]
+            # The first row of a task and an optimizer is that of full rank.
+            full = full_rank.setdefault((task, optimizer), megabytes)
+            rows.append(
+                {
+                    "task": task,
+                    "optimizer": optimizer,
+                    "method": method,
+                    "rank": rank,
+                    "megabytes": megabytes,
+                    "full_rank_over_it": full / megabytes,
+                }
+            )
+    columns = dict.fromkeys(("task", "optimizer", "method", "rank"), "{}")
+    columns |= {"megabytes": "{:.0f}", "full_rank_over_it": "{:.1f}"}
+    title = f"Peak memory above the bare process, batch {BATCH.value}, hidden layers {widths}"
+    reporting.report("memory", title, rows, columns, batch=BATCH.value, widths=widths)
+
+
+if __name__ == "__main__":
+    keras.utils.disable_interactive_logging()
+    reporting.run(main)

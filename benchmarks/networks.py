@@ -1,0 +1,58 @@
+"""The networks that are measured, each in the same shape by every method."""
+
+import keras
+
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+
+FEATURES, CLASSES = 784, 10
+LOW_RANK = ("parallel", "rank_adaptive", "fixed_rank")
+# two_factor is plain low-rank Keras: a layer with r outputs and no bias, then the layer itself.
+METHODS = ("two_factor", *LOW_RANK)
+
+
+def dense(method, widths, rank=None):
+    """A fully connected network, compiled: all hidden layers by the method, the head dense."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((FEATURES,))
+    for width in widths:
+        if method in LOW_RANK:
+            x = LowRankDense(width, rank=rank, activation="relu", **_bounds(rank))(x)
+        else:
+            if method == "two_factor":
+                x = keras.layers.Dense(rank, use_bias=False)(x)
+            x = keras.layers.Dense(width, activation="relu")(x)
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+
+
+def conv(method, layers, size=16, channels=256, rank=None):
+    """A stack of 3 x 3 convolutions, as in the middle of VGG, compiled."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((size, size, channels))
+    options = {"padding": "same", "activation": "relu"}
+    for _ in range(layers):
+        if method in LOW_RANK:
+            x = LowRankConv2D(channels, 3, rank=rank, **options, **_bounds(rank))(x)
+        elif method == "two_factor":
+            x = keras.layers.Conv2D(rank, 3, padding="same", use_bias=False)(x)
+            x = keras.layers.Conv2D(channels, 1, activation="relu")(x)
+        else:
+            x = keras.layers.Conv2D(channels, 3, **options)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+
+
+def _bounds(rank):
+    # Bounds instead of `freeze_ranks`: the whole adaptive step is measured, its decision on the
+    # rank too, and still the rank is the one that is named.
+    return {"min_rank": rank, "max_rank": rank}
+
+
+def _compiled(method, inputs, outputs):
+    low_rank = method in LOW_RANK
+    model = LowRankModel(inputs, outputs) if low_rank else keras.Model(inputs, outputs)
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.01),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **({"integrator": method} if low_rank else {}),
+    )
+    return model
