@@ -69,7 +69,7 @@ def deployed_kernels(model):
 
 def _write_saved_model(model, path, input_signature):
     if input_signature is None:
-        input_signature = keras_internals.get_input_signature(model)
+        input_signature = keras_internals.input_signature(model)
     archive = keras.export.ExportArchive()
     for layer in keras_internals.all_layers(model):
         if not layer.variables:
@@ -90,7 +90,7 @@ def _write_litert(model, path, input_signature):
 
 def _check_parity(model, run, input_signature):
     """Raises ValueError where the artefact and the model differ on random input."""
-    signature = input_signature or keras_internals.get_input_signature(model)
+    signature = input_signature or keras_internals.input_signature(model)
     names = [getattr(spec, "name", None) for spec in keras.tree.flatten(signature)]
     random = np.random.default_rng(0)
     for batch in _BATCHES:

@@ -10,7 +10,7 @@ import inspect
 import keras
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
-from keras.src.export.export_utils import get_input_signature
+from keras.src.export.export_utils import get_input_signature, make_input_spec
 from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
@@ -18,7 +18,6 @@ from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
 __all__ = [
     "LossScaleOptimizer",
-    "get_input_signature",  # knows the inputs of functional and of subclassed models
     "in_stateless_scope",  # Variable.assign must be able to tell
     "unscale_loss_for_distribution",  # the reported loss is the global one, as in Keras
 ]
@@ -77,6 +76,19 @@ def choose_jit(model, wanted):
     # An assignment of the present value is skipped, and with it the question whether it is allowed.
     model.jit_compile = False
     model.jit_compile = model._resolve_auto_jit_compile() if wanted == "auto" else wanted
+
+
+def input_signature(model):
+    """What `model` is called with, as the list of arguments that an export archive takes."""
+    if isinstance(model, Functional):
+        # Up to Keras 3.8 theirs has lost the names of a dictionary of inputs.
+        return [keras.tree.map_structure(make_input_spec, model._inputs_struct)]
+    return get_input_signature(model)
+
+
+def completed_steps(optimizer):
+    """The steps that `optimizer` has made; up to Keras 3.8 a scaling one does not count them."""
+    return getattr(optimizer, "inner_optimizer", optimizer).iterations
 
 
 def track_loss(model, loss, inputs):

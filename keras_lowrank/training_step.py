@@ -30,7 +30,8 @@ class TrainingStep:
         # Everything that a forward pass may change: statistics, seeds of dropout.
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
         self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
-        self.check_bases = tf.equal(model.optimizer.iterations % _STEPS_BETWEEN_CHECKS, 0)
+        self._completed = keras_internals.completed_steps(model.optimizer)
+        self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
         self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
 
     def run(self):
@@ -49,7 +50,7 @@ class TrainingStep:
             # the loss itself overflows or there is no scale left to take away.
             hopeless = ~self._finite["the loss"] | (self._scale < 1.0) | ~model.faults.clear
             fatal &= hopeless
-        model.faults.record(fatal, self._finite, model.optimizer.iterations)
+        model.faults.record(fatal, self._finite, self._completed)
         self._update_others(finite, fatal)
         self._state.restore_unless(finite)
         flat = choose(finite, _flatten(new), _flatten(self.factors))

@@ -18,6 +18,7 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
     [
         ("keras.src.backend.common.stateless_scope", "in_stateless_scope"),
         ("keras.src.export.export_utils", "get_input_signature"),
+        ("keras.src.export.export_utils", "make_input_spec"),
         ("keras.src.losses.loss", "unscale_loss_for_distribution"),
         ("keras.src.models.functional", "Functional"),
         ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
@@ -188,7 +189,7 @@ def test_stateless_call_takes_factors_of_another_rank():
 
 
 def test_input_signature_is_known_for_functional_and_subclassed_models():
-    (spec,) = keras.tree.flatten(keras_internals.get_input_signature(compiled()))
+    (spec,) = keras.tree.flatten(keras_internals.input_signature(compiled()))
     assert tuple(spec.shape) == (None, 4), MOVED
 
     class Mine(keras.Model):
@@ -197,7 +198,7 @@ def test_input_signature_is_known_for_functional_and_subclassed_models():
 
     model = Mine()
     model(tf.zeros((2, 4)))
-    (spec,) = keras.tree.flatten(keras_internals.get_input_signature(model))
+    (spec,) = keras.tree.flatten(keras_internals.input_signature(model))
     assert tuple(spec.shape) == (None, 4), MOVED
 
 
