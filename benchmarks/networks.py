@@ -41,6 +41,30 @@ def conv(method, layers, size=16, channels=256, rank=None):
     return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
 
 
+def lenet5(method, rank=None):
+    """LeNet5 of the paper on 28 x 28 images, every rank the given one or the largest there is."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((28, 28, 1))
+    for filters in (20, 50):
+        r = rank and min(rank, filters)
+        if method in LOW_RANK:
+            x = LowRankConv2D(filters, 5, rank=r, activation="relu", **_bounds(r))(x)
+        elif method == "two_factor":
+            x = keras.layers.Conv2D(r, 5, use_bias=False)(x)
+            x = keras.layers.Conv2D(filters, 1, activation="relu")(x)
+        else:
+            x = keras.layers.Conv2D(filters, 5, activation="relu")(x)
+        x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Flatten()(x)
+    if method in LOW_RANK:
+        x = LowRankDense(500, rank=rank, activation="relu", **_bounds(rank))(x)
+    else:
+        if method == "two_factor":
+            x = keras.layers.Dense(rank, use_bias=False)(x)
+        x = keras.layers.Dense(500, activation="relu")(x)
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+
+
 def _bounds(rank):
     # Bounds instead of `freeze_ranks`: the whole adaptive step is measured, its decision on the
     # rank too, and still the rank is the one that is named.

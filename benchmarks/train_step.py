@@ -1,7 +1,8 @@
 """How long is one training step: full-rank, two-factor and low-rank, in one process?
 
-784-5120-5120-5120-5120-10 unless told otherwise, or with `--network conv` a stack of 3 x 3
-convolutions of 256 channels on 16 x 16 images, on one batch of random numbers, by SGD:
+784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
+convolutions of 256 channels on 16 x 16 images, with `lenet5` the paper's; on one batch of random
+numbers, by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -10,6 +11,7 @@ The models take turns; ratios are those of the same round, medians and quartiles
     python benchmarks/train_step.py
     python benchmarks/train_step.py --widths 784,784,784,784 --ranks 8,32,128
     python benchmarks/train_step.py --network conv --batch 16 --ranks 32,64
+    python benchmarks/train_step.py --network lenet5 --batch 128 --ranks 16,32,100
 """
 
 import measuring
@@ -17,7 +19,7 @@ import networks
 import reporting
 from absl import flags
 
-NETWORK = flags.DEFINE_enum("network", "dense", ["dense", "conv"], "The kind of its layers.")
+NETWORK = flags.DEFINE_enum("network", "dense", ["dense", "conv", "lenet5"], "What to train.")
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
 LAYERS = flags.DEFINE_integer("layers", 2, "Convolutions.", lower_bound=1)
@@ -33,6 +35,8 @@ METHODS = flags.DEFINE_multi_enum(
 def build(method, rank):
     if NETWORK.value == "conv":
         return networks.conv(method, LAYERS.value, rank=rank)
+    if NETWORK.value == "lenet5":
+        return networks.lenet5(method, rank)
     return networks.dense(method, reporting.numbers(WIDTHS), rank)
 
 
@@ -58,7 +62,8 @@ def main(_):
         row["ms_of_rounds"] = [1000.0 * second for second in seconds[method, rank]]
         rows.append(row)
     widths = "-".join(map(str, [networks.FEATURES, *reporting.numbers(WIDTHS), networks.CLASSES]))
-    network = widths if NETWORK.value == "dense" else f"{LAYERS.value} x conv 3x3x256x256 on 16x16"
+    conv = f"{LAYERS.value} x conv 3x3x256x256 on 16x16"
+    network = {"dense": widths, "conv": conv, "lenet5": "LeNet5"}[NETWORK.value]
     columns = {
         "method": "{}",
         "rank": "{}",

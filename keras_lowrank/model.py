@@ -30,7 +30,7 @@ class LowRankModel(keras.Model):
     >>> inputs = keras.Input((8,))
     >>> outputs = keras.layers.Dense(2)(LowRankDense(16, rank=4, activation="relu")(inputs))
     >>> model = LowRankModel(inputs, outputs)
-    >>> model.compile("sgd", "mse", integrator="rank_adaptive", truncation=0.1)
+    >>> model.compile("sgd", "mse", integrator="parallel", truncation=0.1)
     >>> history = model.fit(np.ones((4, 8)), np.ones((4, 2)), verbose=0)
     >>> list(model.ranks)
     ['low_rank_dense']
@@ -52,7 +52,7 @@ class LowRankModel(keras.Model):
         optimizer="sgd",
         loss=None,
         *args,
-        integrator="rank_adaptive",
+        integrator="parallel",
         truncation=0.1,
         jit_compile="auto",
         **kwargs,
@@ -64,7 +64,11 @@ class LowRankModel(keras.Model):
                 step size of the factors too. Must be plain `SGD` where the model has low-rank
                 layers.
             loss: as in Keras.
-            integrator: str (`"rank_adaptive"`, `"fixed_rank"`) or `Integrator`.
+            integrator: str or `Integrator`. `"parallel"`, the default, needs one gradient and keeps
+                nothing of a layer's inputs: the least time and memory, at the accuracy of
+                `"rank_adaptive"` in all that was measured (benchmarks/README.md). That one also
+                sees the gradient outside of the tangent space, so that a rank which starts too low
+                grows sooner. `"fixed_rank"` keeps the ranks, and takes two passes.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own.
             jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is

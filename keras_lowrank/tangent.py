@@ -162,7 +162,7 @@ class TangentProbe:
                     "`integrator='rank_adaptive'` needs the inputs and the output gradients of "
                     "every low-rank layer, and cannot read them where a layer is called inside a "
                     "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
-                    "outside of it, or use `integrator='fixed_rank'`."
+                    "outside of it, or use `integrator='parallel'`, which needs neither."
                 )
             if d.dtype == left.root.dtype:
                 x_q = _in_basis(project(inputs, left.residual), z, left)

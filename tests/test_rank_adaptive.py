@@ -161,7 +161,7 @@ def test_the_one_pass_step_is_the_literal_three_pass_step_of_a_network(float64):
         outputs = layer(outputs)
     model = LowRankModel(inputs, outputs)
     h, tau = 2.0, 0.05
-    model.compile(keras.optimizers.SGD(h), "mse", truncation=tau)
+    model.compile(keras.optimizers.SGD(h), "mse", integrator="rank_adaptive", truncation=tau)
     ranks = []
     for _ in range(8):
         expected, biases = literal_step(model, layers, tf.constant(x), tf.constant(y), h, tau)

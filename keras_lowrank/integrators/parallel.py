@@ -21,6 +21,9 @@ class Parallel(Integrator):
     descent with the metric-projection retraction. Nothing is kept of a layer's inputs and output
     gradients, and truncation takes r x r matrices wherever it can (`retract`).
 
+    A rank grows only by what a step adds in second order: start high enough (`rank=None` does), or
+    use `RankAdaptive`, whose fourth block is of first order.
+
     Example:
 
     >>> integrator = Parallel()   # the same as compile(integrator="parallel")
