@@ -39,8 +39,8 @@ _RESIDUAL_UNITS = 8.0
 # ||X F - I||_F^2, and the same for Y, whatever R and Q are.
 _LARGEST_GAP = 1e-2
 
-# tr(X^T R^T R X), the squared tangent of the angle, up to which the series below is exact.
-_LARGEST_ANGLE = 0.02
+# ||X^T R^T R X||_F, the squared tangent of the angle, up to which the series below are exact.
+_LARGEST_ANGLE = 7e-3
 
 # Below this ratio of the smallest to the largest singular value a Gram matrix loses too much.
 _SMALLEST_VALUE = 1e-4
@@ -138,44 +138,40 @@ def nearest(factors, direction, step_size, policy, corner=None):
         rest = h * tf.norm(block)
 
     # The transpose of Y is kept, so that next to nothing is ever transposed.
-    f_inverse = tf.linalg.diag(tf.math.divide_no_nan(tf.ones_like(s[0]), tf.linalg.diag_part(a)))
-    for _ in range(2):
-        f_inverse = _improved_inverse(f_inverse, a, one)
+    f_inverse = _first_inverse(a)
+    f_inverse, _ = _improved_inverse(f_inverse, a, one)
     h_inverse = y_t = f_inverse
     turns = _TURNS if corner is None else _TURNS_WITH_CORNER
     for _ in range(turns if s.dtype == tf.float32 else 3 * turns):
         f = a + tf.matmul(gram_q, y_t, transpose_b=True)
-        f_inverse = _improved_inverse(f_inverse, f, one)
+        f_inverse, _ = _improved_inverse(f_inverse, f, one)
         x_right = _plus_one(m_q, y_t, one, transpose_b=True)
-        x = tf.matmul(x_right, f_inverse) if corner is not None else f_inverse
+        x = f_inverse if corner is None else tf.matmul(x_right, f_inverse)
         x_gram = tf.matmul(x, gram_r, transpose_a=True)
         h_t = a + x_gram
-        h_inverse = _improved_inverse(h_inverse, h_t, one)
+        h_inverse, right_gap = _improved_inverse(h_inverse, h_t, one)
         y_t_right = _plus_one(x, m_r_t, one, transpose_a=True)
-        y_t = tf.matmul(h_inverse, y_t_right) if corner is not None else h_inverse
+        y_t = h_inverse if corner is None else tf.matmul(h_inverse, y_t_right)
     gram_y = tf.matmul(gram_q, y_t, transpose_b=True)
-    f = a + gram_y
     x_right = _plus_one(m_q, y_t, one, transpose_b=True)
-    left_gap, right_gap = tf.matmul(x, f) - x_right, tf.matmul(h_t, y_t) - y_t_right
-    residual = _inner(tf.matmul(gram_r, left_gap), left_gap) + _inner(
-        tf.matmul(right_gap, gram_q), right_gap
-    )
+    left_gap = _energy(tf.matmul(x, a + gram_y) - x_right)
+    residual = tf.linalg.trace(gram_r) * left_gap + tf.linalg.trace(gram_q) * right_gap
     unit = np.finfo(s.dtype.as_numpy_dtype).eps
-    scale = tf.reduce_sum(tf.square(a))
-    solved = residual <= (_RESIDUAL_UNITS * unit) ** 2 * scale
+    solved = residual <= (_RESIDUAL_UNITS * unit) ** 2 * _energy(a)
     # Also where D adds nothing: an X that is no inverse would be large, and cancel in vain.
-    solved &= tf.maximum(_inner(left_gap, left_gap), _inner(right_gap, right_gap)) <= _LARGEST_GAP
+    solved &= tf.maximum(left_gap, right_gap) <= _LARGEST_GAP
 
     # U + R X has the Gram matrix I + E_left, and V + Q Y has I + E_right.
     e_left, e_right = tf.matmul(x_gram, x), tf.matmul(y_t, gram_y)
-    angle = tf.maximum(tf.linalg.trace(e_left), tf.linalg.trace(e_right))
+    angle = tf.sqrt(tf.maximum(_energy(e_left), _energy(e_right)))
     near = angle <= _LARGEST_ANGLE
-    n_left, n_right = _inverse_root(e_left, one), _inverse_root(e_right, one)
-    # What is cut is, in orthonormal coordinates and with the corner D,
-    # (I + X X^T)^(1/2) (D (I + Y Y^T)^(1/2) - X F Y^T (I + Y Y^T)^(-1/2)).
-    small = _inner(tf.matmul(e_left, f), tf.matmul(f, e_right))
-    tail = (rest + tf.sqrt(tf.maximum(small, 0.0))) * (1.0 + angle)
-    core = tf.matmul(tf.matmul(n_left, tf.matmul(one + e_left, f)), n_right)
+    n_left, _ = _roots(e_left, one)
+    n_right, root_right = _roots(e_right, one)
+    # What is cut is, in orthonormal coordinates, with the corner D, and R for its coordinates,
+    # (I + X X^T)^(1/2) (D - R Y^T) (I + Y Y^T)^(-1/2).
+    tail = (rest + tf.sqrt(tf.maximum(tf.reduce_sum(gram_r * e_right), 0.0))) * (1.0 + angle)
+    # Since H^T Y^T = I + ..., W^^T (U + R X) = (V + Q Y) H.
+    core = tf.matmul(tf.matmul(n_left, h_t), root_right)
     # What has diverged may be too large for an eigenvalue problem, which raises on a CPU.
     p, values, q = _moderate_svd(tf.where(solved & near, core, one))
     ranks = [
@@ -203,8 +199,9 @@ def _gram(block):
     return tf.matmul(block, block, transpose_a=True)
 
 
-def _inner(a, b):
-    return tf.reduce_sum(a * b)
+def _energy(matrix):
+    """The squared Frobenius norm."""
+    return tf.reduce_sum(tf.square(matrix))
 
 
 def _plus_one(a, b, one, **transpose):
@@ -212,17 +209,31 @@ def _plus_one(a, b, one, **transpose):
     return one if a is None or b is None else one + tf.matmul(a, b, **transpose)
 
 
+def _first_inverse(matrix):
+    """`(D + O)^-1` to first order in O, for a diagonal D: S is diagonal, and a step is short."""
+    scale = tf.math.reciprocal_no_nan(tf.linalg.diag_part(matrix))
+    return tf.linalg.diag(2.0 * scale) - scale[:, None] * matrix * scale
+
+
 def _improved_inverse(inverse, matrix, one):
-    """A step of Newton and Schulz: the error `I - M Z` is squared. Diverges in silence."""
-    return tf.matmul(inverse, 2.0 * one - tf.matmul(matrix, inverse))
+    """A step of Newton and Schulz, which squares the error. Diverges in silence.
+
+    Returns the new inverse and a bound of `||I - M Z||_F^2` for it, up to rounding.
+    """
+    gap = one - tf.matmul(matrix, inverse)
+    return inverse + tf.matmul(inverse, gap), tf.square(_energy(gap))
 
 
-def _inverse_root(e, one):
-    """`(I + E)^(-1/2)` for a small symmetric E, by its series."""
-    root = one - tf.matmul(e, 0.5 * one - tf.matmul(e, 0.375 * one - 0.3125 * e))
+def _roots(e, one):
+    """`(I + E)^(-1/2)` and `(I + E)^(1/2)` for a small symmetric E, by their series."""
+    square = tf.matmul(e, e)
+    inverse, root = one - 0.5 * e + 0.375 * square, one + 0.5 * e - 0.125 * square
     if e.dtype == tf.float64:  # a step of Newton doubles the digits
-        root = 0.5 * tf.matmul(root, 3.0 * one - tf.matmul(tf.matmul(root, root), one + e))
-    return root
+        inverse = 0.5 * tf.matmul(
+            inverse, 3.0 * one - tf.matmul(tf.matmul(inverse, inverse), one + e)
+        )
+        root = tf.matmul(one + e, inverse)
+    return inverse, root
 
 
 def _moderate_svd(matrix):
