@@ -35,8 +35,8 @@ TOLERANCE = flags.DEFINE_float(
 INTEGRATOR = flags.DEFINE_enum(
     "integrator",
     "rank_adaptive",
-    ["rank_adaptive", "fixed_rank"],
-    "How the factors move: rank_adaptive finds the ranks, fixed_rank keeps those of the start.",
+    ["parallel", "rank_adaptive", "fixed_rank"],
+    "How the factors move: parallel and rank_adaptive find the ranks, fixed_rank keeps them.",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and order of batches.", lower_bound=0)
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "./out/digits", "Folder for pictures and exports.")

@@ -10,7 +10,7 @@ from keras_lowrank.integrators.retraction import retract
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class Parallel(Integrator):
-    r"""The parallel integrator (Ceruti, Kusch, Lubich, BIT 64, 2024; GeoLoRA, ICLR 2025).
+    r"""The parallel integrator of Ceruti, Kusch and Lubich (arXiv:2304.05660, 2024).
 
     1. K and L: the tangent direction `(D V, D^T U)` at `W = U S V^T`.
     2. `U^ = [U, Q]` and `V^ = [V, Z]`, augmented by what `D V` and `D^T U` add.

@@ -40,7 +40,7 @@ class LowRankDense(LowRankLayer):
     def __init__(self, units, activation=None, use_bias=True, *, rank=None, **kwargs):
         super().__init__(activation=activation, use_bias=use_bias, rank=rank, **kwargs)
         if not isinstance(units, int) or units <= 0:
-            raise ValueError(f"`units` must be a positive integer. Received: units={units}")
+            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
         self.units = units
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True

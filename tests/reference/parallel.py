@@ -1,4 +1,4 @@
-"""The parallel integrator of Ceruti, Kusch, Lubich (BIT 64, 2024), with explicit Euler steps."""
+"""The parallel integrator of Ceruti, Kusch, Lubich (arXiv:2304.05660), by explicit Euler steps."""
 
 import numpy as np
 
