@@ -11,6 +11,7 @@ from keras_lowrank import (
     KeepRank,
     LowRankDense,
     LowRankModel,
+    Parallel,
     RankAdaptive,
     Tolerance,
     callbacks,
@@ -71,7 +72,7 @@ def test_functional_model_trains_and_names_its_ranks():
     model = functional()
     assert isinstance(model, LowRankModel) and isinstance(model, keras.Model)
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
-    assert (type(model.integrator), model.truncation.tau) == (RankAdaptive, 0.1)
+    assert (type(model.integrator), model.truncation.tau) == (Parallel, 0.1)
     history = model.fit(X, Y, epochs=4, verbose=0, validation_data=(X, Y)).history
     assert set(history) == {"loss", "mae", "val_loss", "val_mae"}
     assert history["loss"][-1] < history["loss"][0]
@@ -220,7 +221,12 @@ def test_a_subclass_made_functionally_keeps_its_own_methods():
 
 @pytest.mark.parametrize(
     "given, made",
-    [("rank_adaptive", RankAdaptive), ("fixed_rank", FixedRank), (FixedRank(), FixedRank)],
+    [
+        ("parallel", Parallel),
+        ("rank_adaptive", RankAdaptive),
+        ("fixed_rank", FixedRank),
+        (FixedRank(), FixedRank),
+    ],
 )
 def test_integrator_by_name_and_as_an_object(given, made):
     model = functional()
