@@ -34,7 +34,7 @@ TOLERANCE = flags.DEFINE_float(
 )
 INTEGRATOR = flags.DEFINE_enum(
     "integrator",
-    "rank_adaptive",
+    "parallel",
     ["parallel", "rank_adaptive", "fixed_rank"],
     "How the factors move: parallel and rank_adaptive find the ranks, fixed_rank keeps them.",
 )

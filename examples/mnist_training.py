@@ -38,7 +38,7 @@ EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of every run.", lower_bound=
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every row: seeds 0, 1, ...", lower_bound=1)
 INTEGRATOR = flags.DEFINE_enum(
     "integrator",
-    "rank_adaptive",
+    "parallel",
     ["parallel", "rank_adaptive", "fixed_rank"],
     "How the factors move: parallel and rank_adaptive find the ranks, fixed_rank keeps --ranks.",
 )
