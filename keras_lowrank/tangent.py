@@ -35,6 +35,30 @@ class TangentVector(NamedTuple):
     L: tf.Tensor
 
 
+def paired(k, l, u, v):
+    r"""The tangent vector of a K-part and an L-part that were worked out apart.
+
+    `U^T K` and `(V^T L)^T` are one S-part in two places; where they differ, both become their
+    mean, which is the nearest pair in the Frobenius norm. An integrator relies on that: it takes
+    the S-part once, and bases would lose orthonormality by the difference.
+
+    Args:
+        k: tensor, shape `(n, r)`.
+        l: tensor, shape `(m, r)`.
+        u: tensor U with orthonormal columns, shape `(n, r)`.
+        v: tensor V with orthonormal columns, shape `(m, r)`.
+
+    Returns:
+        `TangentVector`.
+    """
+    from_k = tf.matmul(u, k, transpose_a=True)
+    from_l = tf.matmul(l, v, transpose_a=True)
+    s = 0.5 * (from_k + from_l)
+    return TangentVector(
+        k + tf.matmul(u, s - from_k), s, l + tf.matmul(v, s - from_l, transpose_b=True)
+    )
+
+
 class Product:
     """A matrix given as a product `A B ... C^T`; `project` carries A, plain products the rest.
 
@@ -87,7 +111,7 @@ class TangentProbe:
         self.L = tf.identity(factorization.V)
         self.core = tf.identity(factorization.S)
         self._calls = [] if keep_calls else None
-        self._core_by_pass = True
+        self._core_by_pass, self._half = True, False
 
     @property
     def sources(self):
@@ -96,9 +120,9 @@ class TangentProbe:
 
     def apply(self, project, inputs, dtype):
         # A batch of vectors is shorter than a basis as a rule, and z^T dV the cheaper way to the
-        # S-part; a batch of images or of sequences is not. Half precision has no digits to spare.
-        short = inputs.shape.rank == 2 and dtype == self.K.dtype
-        self._core_by_pass = self._core_by_pass and short
+        # S-part; a batch of images or of sequences is not.
+        self._core_by_pass &= inputs.shape.rank == 2
+        self._half |= dtype != self.K.dtype
 
         @tf.custom_gradient
         def apply(inputs, u, core, v):
@@ -128,15 +152,17 @@ class TangentProbe:
 
     def tangent(self, gradients):
         """The tangent gradient, from the gradients of `sources` (None where there is none)."""
-        k, s, l, penalty = gradients  # noqa: E741 (the papers' letter)
+        k, s, l, penalty = gradients
         if k is None:  # the loss does not depend on the layer
-            k, s, l = (tf.zeros_like(part) for part in (self.K, self.S, self.L))  # noqa: E741
+            k, s, l = (tf.zeros_like(part) for part in (self.K, self.S, self.L))
+        elif self._half:  # its products leave the parts with roundings of their own
+            k, s, l = paired(k, l, self.K, self.L)
         elif not self._core_by_pass:
             s = tf.matmul(self.K, k, transpose_a=True)
         if penalty is not None:
             k += tf.matmul(self.K, penalty)
             s += penalty
-            l += tf.matmul(self.L, penalty, transpose_b=True)  # noqa: E741
+            l += tf.matmul(self.L, penalty, transpose_b=True)
         return TangentVector(k, s, l)
 
     def coupling(self, left, right):

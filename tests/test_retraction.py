@@ -38,7 +38,7 @@ def step_size(factors):
 def target(factors, direction):
     """`W - h P(D)`, in float64."""
     u, _, v = (t.numpy().astype("float64") for t in factors)
-    k, s, l = (t.numpy().astype("float64") for t in direction)  # noqa: E741
+    k, s, l = (t.numpy().astype("float64") for t in direction)
     return matrix(factors) - h * (k @ v.T + u @ l.T - u @ s @ v.T)
 
 

@@ -42,7 +42,7 @@ class RankAdaptive(Integrator):
                 return truncate(augmented, moved_core(augmented, corner, h), policy)
 
             def rough_corner(gram_k, gram_l):
-                (u, _, v), (k, s, l) = factors, direction  # noqa: E741 (the papers' letter)
+                (u, _, v), (k, s, l) = factors, direction
                 left = rough_complement(k, u, s, gram_k, static)
                 right = rough_complement(l, v, tf.transpose(s), gram_l, static)
                 return Corner(left, right, problem.coupling(index, left, right))

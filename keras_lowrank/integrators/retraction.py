@@ -117,7 +117,7 @@ def retract(factors, direction, step_size, policy, check_bases, otherwise, corne
 
 def nearest(factors, direction, step_size, policy, corner=None):
     """Returns the `Near` of a step: r x r products and one r x r eigenvalue problem."""
-    s, (k, inside, l) = factors.S, direction  # noqa: E741 (the papers' letter)
+    s, (k, inside, l) = factors.S, direction
     h = tf.cast(step_size, s.dtype)
     one = identity_like(s)
     a = s - h * inside

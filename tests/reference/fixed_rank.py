@@ -3,8 +3,8 @@
 import numpy as np
 
 
-def step(factors, gradient, h):
-    """One step from `W = U0 S0 V0^T`; arguments as in `rank_adaptive.step`."""
+def step(factors, gradient, h, rule=None):
+    """One step from `W = U0 S0 V0^T`; arguments as in `rank_adaptive.step`, its rule unused."""
     U0, S0, V0 = factors
     # K-step
     K0 = U0 @ S0

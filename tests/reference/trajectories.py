@@ -96,7 +96,7 @@ def _traced_step(integrator, rule, dtype):
 
 
 def compare_trajectories(
-    integrator, reference, problem, factors, tau, dtype, max_rank=None, steps=50, scale=1.0
+    integrator, reference, problem, factors, tau, dtype, max_rank=None, steps=50, scale=0.5
 ):
     """Runs both, each on its own factors, and compares W and the rank after every step.
 
