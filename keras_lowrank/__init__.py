@@ -8,16 +8,17 @@ if keras.backend.backend() != "tensorflow":
         f"the first import of keras. Received: backend={keras.backend.backend()!r}"
     )
 
-from keras_lowrank import callbacks
+from keras_lowrank import callbacks, optimizers
 from keras_lowrank.compression import Compression
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import LowRankConv2D, LowRankDense, LowRankLayer
 from keras_lowrank.model import LowRankModel
-from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
+from keras_lowrank.truncation import Budget, KeepRank, Tolerance, Truncation
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "Compression",
     "FixedRank",
     "Integrator",
@@ -31,4 +32,5 @@ __all__ = [
     "Tolerance",
     "Truncation",
     "callbacks",
+    "optimizers",
 ]

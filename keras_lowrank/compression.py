@@ -52,13 +52,7 @@ def count_weights(model):
             f"`build` it. Received: an unbuilt model {model.name!r}"
         )
     layers = [layer for layer in find_low_rank_layers(model).values() if layer.built]
-    factors = {id(variable) for layer in layers for variable in layer.factors.variables}
-    dense = sum(
-        math.prod(v.shape)
-        for v in model.variables
-        if id(v) not in factors and _is_weight(v) and _is_float(v)
-    )
-    full = factored = deployed = training = dense
+    full = factored = deployed = training = _count_dense(model, layers)
     for n, m, rank in ((one.factors.n, one.factors.m, one.factors.rank) for one in layers):
         full += n * m
         factored += rank * (n + m)
@@ -68,6 +62,25 @@ def count_weights(model):
     if optimizer is not None:
         training += sum(math.prod(v.shape) for v in optimizer.variables if _is_weight(v))
     return Compression(full, factored, deployed, training)
+
+
+def count_others(model, layers):
+    """`(full, factored)`: the weights of a model beside some of its low-rank layers."""
+    chosen = {id(layer) for layer in layers}
+    built = [layer for layer in find_low_rank_layers(model).values() if layer.built]
+    rest = [layer.factors for layer in built if id(layer) not in chosen]
+    dense = _count_dense(model, built)
+    full = dense + sum(factors.n * factors.m for factors in rest)
+    return full, dense + sum(factors.rank * (factors.n + factors.m) for factors in rest)
+
+
+def _count_dense(model, layers):
+    factors = {id(variable) for layer in layers for variable in layer.factors.variables}
+    return sum(
+        math.prod(v.shape)
+        for v in model.variables
+        if id(v) not in factors and _is_weight(v) and _is_float(v)
+    )
 
 
 def _is_weight(variable):

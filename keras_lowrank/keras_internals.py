@@ -15,6 +15,7 @@ from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 __all__ = [
     "LossScaleOptimizer",
@@ -88,7 +89,30 @@ def input_signature(model):
 
 def completed_steps(optimizer):
     """The steps that `optimizer` has made; up to Keras 3.8 a scaling one does not count them."""
-    return getattr(optimizer, "inner_optimizer", optimizer).iterations
+    return inner_optimizer(optimizer).iterations
+
+
+def inner_optimizer(optimizer):
+    """The optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
+    return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+
+
+def completes_accumulation(optimizer):
+    """Scalar bool tensor: this call of `optimizer`, which accumulates gradients, applies them."""
+    steps = tf.cast(optimizer.gradient_accumulation_steps, optimizer._iterations.dtype)
+    return tf.equal((optimizer._iterations.value + 1) % steps, 0)
+
+
+@no_automatic_dependency_tracking
+def hold(optimizer, variables):
+    """Makes variables part of the state of `optimizer`: saved, restored and counted with it."""
+    for variable in variables:
+        optimizer._track_variable(variable)
+
+
+def decays(optimizer, variable):
+    """Whether `weight_decay` of `optimizer` is meant for `variable`."""
+    return optimizer._use_weight_decay(variable)
 
 
 def track_loss(model, loss, inputs):

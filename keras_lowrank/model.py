@@ -6,14 +6,16 @@ import warnings
 import keras
 
 from keras_lowrank import integrators, keras_internals
-from keras_lowrank.compression import count_weights
+from keras_lowrank.compression import count_others, count_weights
 from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.optimizers import rule_for
+from keras_lowrank.optimizers.rule import TANGENT
+from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
 from keras_lowrank.training_step import TrainingStep
-from keras_lowrank.truncation import KeepRank, Policy, get_truncation
+from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -85,13 +87,14 @@ class LowRankModel(keras.Model):
         truncation = get_truncation(truncation)
         optimizer = keras.optimizers.get(optimizer)
         if self._trained_layers():
-            rule_for(optimizer)
+            rule_for(optimizer, integrator)
         self.integrator = integrator
         self._tell_layers_of_jit()
         super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
         self._wanted_jit = jit_compile
         self.truncation = truncation
         self.faults = FaultRecord()
+        self.optimizer_state = None
         self._prepared = False
         if self.built:
             # Built here, on the other variables alone: elsewhere Keras would build it on all, and
@@ -109,7 +112,6 @@ class LowRankModel(keras.Model):
                 stacklevel=2,
             )
             return super().train_step(data)
-        self.rule = rule_for(self.optimizer)
         x, y, y_pred, sample_weight = TrainingStep(self, layers, batch).run()
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -126,6 +128,8 @@ class LowRankModel(keras.Model):
                 and (batch := keras_internals.batch_of(iterator)) is not None
             ):
                 self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
+            if self.optimizer_state is not None:
+                self.optimizer_state.follow_ranks()
             logs = run(iterator)
             self.faults.raise_if_any()
             return logs
@@ -213,12 +217,22 @@ class LowRankModel(keras.Model):
         }
         return [v for v in self.trainable_variables if id(v) not in factors]
 
-    def policy_of(self, layer):
-        """The truncation `Policy` that holds for a low-rank layer at present."""
+    def policies(self, layers, matrices, step):
+        """The truncation `Policy` of every low-rank layer for one step.
+
+        Args:
+            layers: list of trained `LowRankLayer`.
+            matrices: list of their `Factorization`.
+            step: scalar float tensor, the number of the step: 1, 2, ...
+        """
         if self._ranks_frozen:
-            return Policy(KeepRank())
-        policy = layer.policy
-        return policy if policy.truncation else policy._replace(truncation=self.truncation)
+            return [Policy(KeepRank())] * len(matrices)
+        policies = [layer.policy for layer in layers]
+        policies = [
+            policy if policy.truncation else policy._replace(truncation=self.truncation)
+            for policy in policies
+        ]
+        return plan(policies, matrices, step, count_others(self, layers))
 
     @functools.cached_property
     def _stand_in_holder(self):
@@ -248,8 +262,18 @@ class LowRankModel(keras.Model):
         self._prepared = True
 
     def _build_optimizer(self):
-        if self._trained_layers() and self.optimizer is not None and not self.optimizer.built:
+        layers = self._trained_layers()
+        if not layers or self.optimizer is None:
+            return
+        if not self.optimizer.built:
             self.optimizer.build(self.other_variables or self.stand_in)
+        # What the optimizer keeps for the factors, beside what it keeps for all else.
+        self.rule = rule_for(self.optimizer, self.integrator)
+        optimizer = keras_internals.inner_optimizer(self.optimizer)
+        kinds = dict(self.rule.state)
+        if optimizer.gradient_accumulation_steps:
+            kinds[ACCUMULATED] = TANGENT
+        self.optimizer_state = OptimizerState.of(optimizer, layers, kinds)
 
     def _tell_layers_of_jit(self):
         static = self._ranks_frozen or not self.integrator.adapts_rank

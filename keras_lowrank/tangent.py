@@ -1,9 +1,5 @@
 r"""How a layer applies its low-rank matrix, and the one custom gradient of the package.
 
-A tangent vector of the rank-r manifold at `W = U S V^T` is stored as a pair: the K-part `A V`
-(n x r) and the L-part `A^T U` (m x r). The S-part `U^T A V` (r x r) is in both; it is kept beside
-them, because the pass that gives the pair often gives it for next to nothing.
-
 Every low-rank layer applies its matrix through `low_rank_apply`. What that multiplies with is
 
 - the layer's variables, differentiated as TensorFlow differentiates everything: the honest
@@ -14,49 +10,11 @@ Every low-rank layer applies its matrix through `low_rank_apply`. What that mult
 
 import contextlib
 import threading
-from typing import NamedTuple
 
 import tensorflow as tf
 
 from keras_lowrank.linalg import matmul_last, rows
-
-
-class TangentVector(NamedTuple):
-    """A tangent vector at `U S V^T`, as its parts.
-
-    Attributes:
-        K: tensor `A V`, shape `(n, r)`.
-        S: tensor `U^T A V`, shape `(r, r)`.
-        L: tensor `A^T U`, shape `(m, r)`.
-    """
-
-    K: tf.Tensor
-    S: tf.Tensor
-    L: tf.Tensor
-
-
-def paired(k, l, u, v):
-    r"""The tangent vector of a K-part and an L-part that were worked out apart.
-
-    `U^T K` and `(V^T L)^T` are one S-part in two places; where they differ, both become their
-    mean, which is the nearest pair in the Frobenius norm. An integrator relies on that: it takes
-    the S-part once, and bases would lose orthonormality by the difference.
-
-    Args:
-        k: tensor, shape `(n, r)`.
-        l: tensor, shape `(m, r)`.
-        u: tensor U with orthonormal columns, shape `(n, r)`.
-        v: tensor V with orthonormal columns, shape `(m, r)`.
-
-    Returns:
-        `TangentVector`.
-    """
-    from_k = tf.matmul(u, k, transpose_a=True)
-    from_l = tf.matmul(l, v, transpose_a=True)
-    s = 0.5 * (from_k + from_l)
-    return TangentVector(
-        k + tf.matmul(u, s - from_k), s, l + tf.matmul(v, s - from_l, transpose_b=True)
-    )
+from keras_lowrank.tangent_vector import TangentVector, paired
 
 
 class Product:
@@ -165,14 +123,17 @@ class TangentProbe:
             l += tf.matmul(self.L, penalty, transpose_b=True)
         return TangentVector(k, s, l)
 
-    def coupling(self, left, right):
-        r"""Returns `Q^T G Z` for bases the backward pass did not know, from its x and d.
+    def coupling(self, left, right, row_scale=None, column_scale=None):
+        r"""Returns `Q^T diag(p) G diag(q) Z` for bases that the backward pass did not know.
 
-        `sum over calls of project(x, Q)^T (d Z)`: two small products, no second pass.
+        From its x and d, `sum over calls of project(x, diag(p) Q)^T (d diag(q) Z)`: two small
+        products, no second pass.
 
         Args:
             left: `Complement` with the basis Q, shape `(n, a)`.
             right: `Complement` with the basis Z, shape `(m, b)`.
+            row_scale: tensor p, shape `(n,)`, or None for ones.
+            column_scale: tensor q, shape `(m,)`, or None for ones.
 
         Returns:
             Tensor of shape `(a, b)`, in the type of the bases.
@@ -190,12 +151,15 @@ class TangentProbe:
                     "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
                     "outside of it, or use `integrator='parallel'`, which needs neither."
                 )
-            if d.dtype == left.root.dtype:
+            if d.dtype == left.root.dtype and row_scale is None:
                 x_q = _in_basis(project(inputs, left.residual), z, left)
                 d_z = _in_basis(matmul_last(d, right.residual), dv, right)
             else:  # half precision has no digits to spare for directions that T has to enlarge
-                x_q = project(inputs, tf.cast(left.formed(self.K), d.dtype))
-                d_z = matmul_last(d, tf.cast(right.formed(self.L), d.dtype))
+                q, z_basis = left.formed(self.K), right.formed(self.L)
+                if row_scale is not None:
+                    q, z_basis = row_scale[:, None] * q, column_scale[:, None] * z_basis
+                x_q = project(inputs, tf.cast(q, d.dtype))
+                d_z = matmul_last(d, tf.cast(z_basis, d.dtype))
             x_q, d_z = (tf.cast(rows(y), left.root.dtype) for y in (x_q, d_z))
             total += tf.matmul(x_q, d_z, transpose_a=True)
         return total

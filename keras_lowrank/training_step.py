@@ -3,9 +3,11 @@
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.factors import Factorization
 from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags, choose
+from keras_lowrank.optimizers.options import clip_factors, weight_decay
+from keras_lowrank.optimizers.state import ACCUMULATED
 from keras_lowrank.tangent import Product, TangentProbe, substitute
+from keras_lowrank.tangent_vector import core_in, zeros_at
 
 # Roundings turn orthonormal bases by some 1e-7 a step, in no direction: far from 1e-5 after these.
 _STEPS_BETWEEN_CHECKS = 16
@@ -24,15 +26,21 @@ class TrainingStep:
         self._model = model
         self._layers = layers
         self._x, self._y, self._sample_weight = batch
-        self._needs_coupling = model.integrator.needs_coupling
-        self.factors = [layer.factors.read() for layer in layers.values()]
-        self.policies = [model.policy_of(layer) for layer in layers.values()]
+        self._rule, self._slots = model.rule, model.optimizer_state
+        self._optimizer = keras_internals.inner_optimizer(model.optimizer)
+        self._points = [layer.factors.read() for layer in layers.values()]
         # Everything that a forward pass may change: statistics, seeds of dropout.
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
         self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
         self._completed = keras_internals.completed_steps(model.optimizer)
         self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
         self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
+        self._number = tf.cast(self._completed, tf.float32) + 1.0
+        self.factors = [
+            self._decayed(factors, layer) for factors, layer in zip(self._points, layers.values())
+        ]
+        self.policies = model.policies(layers.values(), self.factors, self._number)
+        self.step_size = self._rule.step_size(self._learning_rate, self._number)
 
     def run(self):
         """Performs the step: integrator, optimizer, and the decision whether any of it is kept.
@@ -41,7 +49,12 @@ class TrainingStep:
             `(x, y, y_pred, sample_weight)`, for the metrics.
         """
         model = self._model
-        new = model.integrator.step(self)
+        gradients = self._tangent_gradients()
+        old_slots = [self._slots.read(path) for path in self._layers]
+        if self._optimizer.gradient_accumulation_steps:
+            new, new_slots = self._accumulate(gradients, old_slots)
+        else:
+            new, new_slots = self._advance(gradients, old_slots)
         self._note("the new core of layer", [(factors.S,) for factors in new])
         finite = all_finite_flags(self._finite) & model.faults.clear
         fatal = ~finite
@@ -53,25 +66,113 @@ class TrainingStep:
         model.faults.record(fatal, self._finite, self._completed)
         self._update_others(finite, fatal)
         self._state.restore_unless(finite)
-        flat = choose(finite, _flatten(new), _flatten(self.factors))
-        for layer, *factors in zip(self._layers.values(), flat[::3], flat[1::3], flat[2::3]):
-            layer.factors.assign(Factorization(*factors))
+        new, new_slots = _choose_structure(finite, (new, new_slots), (self._points, old_slots))
+        for (path, layer), factors, slots in zip(self._layers.items(), new, new_slots):
+            layer.factors.assign(factors)
+            self._slots.assign(path, slots)
         return self._x, self._y, self._y_pred, self._sample_weight
 
     # The problem that the integrator sees.
 
     def direction(self):
-        self._probes = [TangentProbe(f, self._needs_coupling) for f in self.factors]
-        sources = [probe.sources for probe in self._probes]
-        gradients = iter(self._pass(self._probes, _flatten(sources), first=True))
-        tangents = [p.tangent([next(gradients) for _ in p.sources]) for p in self._probes]
-        self._note("the gradient of layer", [(t.K, t.L) for t in tangents])
-        return [self._model.rule.direction(tangent) for tangent in tangents]
+        clips, self._common_clip = clip_factors(
+            self._optimizer,
+            self._tangents,
+            [_scaled(g, self._unscaling) for g in self._other_gradients],
+        )
+        # What the gradient of the network is multiplied with before the rule sees it.
+        self._gains = [_product(self._unscaling, clip) for clip in clips]
+        self._clipped = [
+            tangent if clip is None else tangent.scaled(clip)
+            for tangent, clip in zip(self._tangents, clips)
+        ]
+        results = [
+            self._rule.direction(gradient, slots, point, self._learning_rate, self._number)
+            for gradient, slots, point in zip(self._clipped, self._old_slots, self._points)
+        ]
+        self._directions, self._new_slots = map(list, zip(*results))
+        return [direction.tangent for direction in self._directions]
 
     def coupling(self, index, left, right):
-        return self._probes[index].coupling(left, right)
+        direction = self._directions[index]
+        block = self._probes[index].coupling(left, right, direction.rows, direction.columns)
+        gain = _product(self._gains[index], direction.share)
+        return block if gain is None else tf.cast(gain, block.dtype) * block
 
     def core_direction(self, factors):
+        """Where D is a multiple of the gradient and something known, the gradient is a new one."""
+        cores = [
+            core_in(direction.tangent, point, new)
+            for direction, point, new in zip(self._directions, self._points, factors)
+        ]
+        if any(d.share is None or d.rows is not None for d in self._directions):
+            return cores
+        gradients = self._second_pass(factors)
+        for index, (direction, gradient) in enumerate(zip(self._directions, gradients)):
+            gain = _product(self._gains[index], direction.share)
+            if gain is not None:
+                gradient = tf.cast(gain, gradient.dtype) * gradient
+            if direction.tangent is self._clipped[index]:
+                cores[index] = gradient
+            else:
+                old = core_in(self._clipped[index], self._points[index], factors[index])
+                cores[index] += gradient - tf.cast(direction.share, old.dtype) * old
+        return cores
+
+    def _advance(self, tangents, slots):
+        """A step from gradients: the new matrices, and the state of the optimizer for them."""
+        self._tangents, self._old_slots = tangents, slots
+        new = self._model.integrator.step(self)
+        carried = [
+            self._slots.carried(state, point, factors)
+            for state, point, factors in zip(self._new_slots, self._points, new)
+        ]
+        return new, carried
+
+    def _accumulate(self, tangents, slots):
+        """A step from the mean of some gradients at one point, or nothing but their sum."""
+        steps = self._optimizer.gradient_accumulation_steps
+        sums = [t.plus(state[ACCUMULATED]) for t, state in zip(tangents, slots)]
+
+        def advance():
+            means = [total.scaled(1.0 / steps) for total in sums]
+            new, states = self._advance(means, slots)
+            states = [
+                {**state, ACCUMULATED: zeros_at(factors)} for state, factors in zip(states, new)
+            ]
+            return _flat((new, states))
+
+        def wait():
+            states = [{**state, ACCUMULATED: total} for state, total in zip(slots, sums)]
+            return _flat((self._points, states))
+
+        complete = keras_internals.completes_accumulation(self._optimizer)
+        return _packed((self._points, slots), tf.cond(complete, advance, wait))
+
+    def _decayed(self, factors, layer):
+        """W after decoupled weight decay, as Keras's optimizers do it: before the step."""
+        decay = weight_decay(self._optimizer, layer.S)
+        if not decay:
+            return factors
+        return factors._replace(
+            S=factors.S * tf.cast(1.0 - decay * self._learning_rate, factors.S.dtype)
+        )
+
+    def _tangent_gradients(self):
+        """One forward and one backward pass; returns the tangent gradients, as of no scale."""
+        self._probes = [
+            TangentProbe(point, self._model.integrator.needs_coupling) for point in self._points
+        ]
+        sources = [probe.sources for probe in self._probes]
+        gradients = iter(self._pass(self._probes, _flat(sources), first=True))
+        tangents = [p.tangent([next(gradients) for _ in p.sources]) for p in self._probes]
+        self._note("the gradient of layer", [(t.K, t.L) for t in tangents])
+        if self._unscaling is None:
+            return tangents
+        return [tangent.scaled(self._unscaling) for tangent in tangents]
+
+    def _second_pass(self, factors):
+        """The gradients of the cores at new matrices."""
         # The same batch, the same dropout mask, and statistics that are updated once: by this
         # pass, whose gradients move the cores and the other variables.
         metrics = Snapshot(self._model.metrics_variables)
@@ -122,8 +223,8 @@ class TrainingStep:
         for variable, gradient in zip(others, self._other_gradients):
             place = f"the gradient of {variable.path!r}{when}"
             self._finite[place] = all_finite(_values(gradient))
-        # The gradients stay scaled as the loss was; h is what takes the scale out.
-        self.step_size = self._learning_rate / self._scale
+        scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
+        self._unscaling = 1.0 / self._scale if scales else None
         return gradients[:cut]
 
     def _note(self, place, tensors_by_layer):
@@ -140,18 +241,49 @@ class TrainingStep:
             variables = variables or self._model.stand_in
             gradients = [tf.zeros_like(v.value) for v in variables]
         # A scaling optimizer finds overflow by itself, in the gradients that it sees.
-        gradients = [_poisoned(g, finite) for g in gradients]
-        before = Snapshot([*variables, *optimizer.variables])
+        gradients = [_poisoned(_scaled(g, self._common_clip), finite) for g in gradients]
+        held = {id(variable) for variable in self._slots.variables}
+        own = [v for v in optimizer.variables if id(v) not in held]
+        before = Snapshot([*variables, *own])
         optimizer.apply_gradients(zip(gradients, variables))
         before.restore_unless(~fatal)
 
 
-def _flatten(tuples):
-    return [tensor for entries in tuples for tensor in entries]
+def _flat(structure):
+    return tf.nest.flatten(structure)
+
+
+def _packed(structure, tensors):
+    return tf.nest.pack_sequence_as(structure, tensors)
+
+
+def _choose_structure(condition, values, others):
+    return _packed(values, choose(condition, _flat(values), _flat(others)))
+
+
+def _product(one, other):
+    """The product of two factors, None standing for 1."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one * other
 
 
 def _values(gradient):
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _with_values(gradient, values):
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
+
+
+def _scaled(gradient, factor):
+    """The gradient times a scalar; either may be None."""
+    if gradient is None or factor is None:
+        return gradient
+    values = _values(gradient)
+    return _with_values(gradient, tf.cast(factor, values.dtype) * values)
 
 
 def _poisoned(gradient, finite):
@@ -159,7 +291,4 @@ def _poisoned(gradient, finite):
     if gradient is None:
         return None
     values = _values(gradient)
-    values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return values
+    return _with_values(gradient, tf.where(finite, values, tf.cast(float("nan"), values.dtype)))

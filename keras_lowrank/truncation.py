@@ -1,5 +1,6 @@
 """Who decides the rank: truncation policies, from singular values to a number."""
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -20,6 +21,19 @@ class Truncation:
     """
 
     by_tail = False
+
+    def plan(self, matrices, step, others):
+        """Returns the truncations that hold for one step, one for each matrix.
+
+        Override it for a rule that changes during training, or that looks at several layers.
+
+        Args:
+            matrices: list of `Factorization`, all that this truncation decides for.
+            step: scalar float tensor, the number of the step: 1, 2, ...
+            others: `(full, factored)`, ints: the weights of the model beside these matrices, at
+                full rank and as they are.
+        """
+        return [self] * len(matrices)
 
     def rank(self, singular_values, current):
         """Returns the rank to keep.
@@ -51,7 +65,9 @@ class Tolerance(Truncation):
 
     Args:
         tau: float, the tolerance, without unit when relative. `0 <= tau < 1` when relative,
-            `tau >= 0` when absolute. 0 cuts exact zeros only.
+            `tau >= 0` when absolute. 0 cuts exact zeros only. Or a schedule: a
+            `keras.optimizers.schedules.LearningRateSchedule`, or any callable from the number of
+            the step to a number. One that rises from 0 cuts nothing before it was learned.
         relative: bool. Measure the tail relative to `||W||_F`. Defaults to `True`.
 
     Raises:
@@ -61,18 +77,33 @@ class Tolerance(Truncation):
 
     >>> int(Tolerance(0.3).rank(tf.constant([2.0, 1.0, 0.5]), current=3))
     2
+    >>> rising = Tolerance(keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 0.2))
     """
 
     by_tail = True
 
     def __init__(self, tau, relative=True):
-        number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
-        if not number or not math.isfinite(tau) or tau < 0 or (relative and tau >= 1):
-            rule = "in [0, 1)" if relative else "a finite number >= 0"
-            kind = "relative" if relative else "absolute"
-            raise ValueError(f"A {kind} tolerance `tau` must be {rule}. Received: tau={tau!r}")
-        self.tau = float(tau)
+        if isinstance(tau, dict):
+            tau = keras.saving.deserialize_keras_object(tau)
+        if not callable(tau):
+            number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
+            if not number or not math.isfinite(tau) or tau < 0 or (relative and tau >= 1):
+                rule = "in [0, 1)" if relative else "a finite number >= 0"
+                kind = "relative" if relative else "absolute"
+                raise ValueError(
+                    f"A {kind} tolerance `tau` must be {rule}, or a schedule. Received: tau={tau!r}"
+                )
+            tau = float(tau)
+        self.tau = tau
         self.relative = bool(relative)
+
+    def plan(self, matrices, step, others):
+        if not callable(self.tau):
+            return [self] * len(matrices)
+        now = copy.copy(self)
+        # As a learning rate, a schedule is asked for the number of steps that were completed.
+        now.tau = tf.convert_to_tensor(self.tau(step - 1.0))
+        return [now] * len(matrices)
 
     def rank(self, singular_values, current):
         # Summed from the smallest up, so that faint tails are not lost beside large heads.
@@ -83,7 +114,8 @@ class Tolerance(Truncation):
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 
     def get_config(self):
-        return {"tau": self.tau, "relative": self.relative}
+        tau = keras.saving.serialize_keras_object(self.tau) if callable(self.tau) else self.tau
+        return {"tau": tau, "relative": self.relative}
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -94,6 +126,110 @@ class KeepRank(Truncation):
 
     def rank(self, singular_values, current):
         return current
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class Budget(Truncation):
+    r"""Spends a number of weights on the layers, by their singular values.
+
+    At every step the largest budget-fitting set of singular values is kept, in the order of
+
+        s_i^2 / (||W||_F^2 (n + m)),
+
+    what leaving a value out changes of its matrix, relative to it, for each weight that this
+    saves. So ranks only fall: start them high. The budget itself falls from the full-rank weights
+    to what was asked for,
+
+        b(t) = b + (b_full - b) (1 - t / steps)^3,    t = 0 ... steps,
+
+    fast at first and slowly towards its end (the cubic of Zhu and Gupta, arXiv:1710.01878), and is
+    kept from then on. Every layer keeps its `min_rank`, whatever the budget.
+
+    Args:
+        weights: int or None, the number of weights of the whole model to arrive at, counted as
+            `Compression.factored` does: `r (n + m)` a low-rank layer, and all other kernels.
+        compression: float or None, in its place: the share of the full-rank weights to save, in
+            percent.
+        steps: int, the number of training steps until it is met.
+
+    Raises:
+        ValueError: both or none of `weights` and `compression`, or one outside its range.
+
+    Example:
+
+    >>> truncation = Budget(compression=90.0, steps=2000)
+    """
+
+    by_tail = True
+
+    def __init__(self, weights=None, compression=None, *, steps):
+        if (weights is None) == (compression is None):
+            raise ValueError(
+                "A budget is either `weights` or `compression`. "
+                f"Received: weights={weights!r}, compression={compression!r}"
+            )
+        _check_budget("weights", weights, 1, math.inf)
+        _check_budget("compression", compression, 0, 100)
+        _check_budget("steps", steps, 1, math.inf)
+        self.weights, self.compression, self.steps = weights, compression, steps
+
+    def plan(self, matrices, step, others):
+        sizes = [f.U.shape[0] + f.V.shape[0] for f in matrices]
+        full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in matrices)
+        weights = self.weights
+        if weights is None:
+            weights = (1.0 - self.compression / 100.0) * full
+        goal = tf.maximum(tf.cast(weights - others[1], tf.float32), 0.0)
+        left = tf.maximum(1.0 - step / self.steps, 0.0)
+        start = tf.cast(full - others[0], tf.float32)
+        allowed = goal + tf.maximum(start - goal, 0.0) * left**3
+        return [_Capped(rank) for rank in _spend(matrices, sizes, allowed)]
+
+    def rank(self, singular_values, current):
+        return current
+
+    def get_config(self):
+        return {"weights": self.weights, "compression": self.compression, "steps": self.steps}
+
+
+class _Capped(Truncation):
+    """At most a rank that was allotted to a layer for one step."""
+
+    by_tail = True
+
+    def __init__(self, cap):
+        self._cap = cap
+
+    def rank(self, singular_values, current):
+        return tf.minimum(current, self._cap)
+
+
+def _rank(factors):
+    return tf.cast(tf.shape(factors.S)[0], tf.float32)
+
+
+def _spend(matrices, sizes, allowed):
+    """The ranks that a number of weights pays for, best first."""
+    scores, costs, owners = [], [], []
+    for index, (factors, size) in enumerate(zip(matrices, sizes)):
+        energies = tf.cast(tf.square(tf.linalg.diag_part(factors.S)), tf.float32)
+        scores.append(tf.math.divide_no_nan(energies, tf.reduce_sum(energies) * size))
+        costs.append(tf.fill(tf.shape(energies), float(size)))
+        owners.append(tf.fill(tf.shape(energies), index))
+    order = tf.argsort(tf.concat(scores, axis=0), direction="DESCENDING", stable=True)
+    spent = tf.cumsum(tf.gather(tf.concat(costs, axis=0), order))
+    paid = tf.gather(tf.concat(owners, axis=0), order)[: tf.math.count_nonzero(spent <= allowed)]
+    return [tf.math.count_nonzero(paid == i, dtype=tf.int32) for i in range(len(matrices))]
+
+
+def _check_budget(name, value, low, high):
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value < high:
+        raise ValueError(
+            f"`{name}` of a budget must be a number in [{low}, {high}). Received: {name}={value!r}"
+        )
 
 
 class Policy(NamedTuple):
@@ -123,6 +259,27 @@ class Policy(NamedTuple):
         most = available if self.max_rank is None else tf.minimum(self.max_rank, available)
         rank = self.truncation.rank(singular_values, current)
         return tf.minimum(tf.maximum(rank, self.min_rank), most)
+
+
+def plan(policies, matrices, step, others):
+    """The policies for one step: those that share a truncation are planned together.
+
+    Args:
+        policies: list of `Policy`, one a matrix.
+        matrices: list of `Factorization`.
+        step: scalar float tensor, the number of the step: 1, 2, ...
+        others: `(full, factored)`, the weights of the model beside these matrices.
+    """
+    planned = list(policies)
+    for truncation in {id(p.truncation): p.truncation for p in policies}.values():
+        group = [i for i, p in enumerate(policies) if p.truncation is truncation]
+        outside = [f for i, f in enumerate(matrices) if i not in group]
+        full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in outside)
+        held = others[1] + sum(_rank(f) * (f.U.shape[0] + f.V.shape[0]) for f in outside)
+        now = truncation.plan([matrices[i] for i in group], step, (full, held))
+        for i, chosen in zip(group, now):
+            planned[i] = policies[i]._replace(truncation=chosen)
+    return planned
 
 
 def get_truncation(identifier):

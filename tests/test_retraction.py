@@ -13,7 +13,7 @@ from keras_lowrank import KeepRank, Tolerance, Truncation
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import augment
 from keras_lowrank.integrators.retraction import Corner, nearest, retract
-from keras_lowrank.tangent import TangentVector
+from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.truncation import Policy
 
 h = 0.1

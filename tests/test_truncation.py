@@ -11,7 +11,7 @@ from keras_lowrank import KeepRank, Tolerance, Truncation
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import Augmented, augment, truncate
 from keras_lowrank.linalg import complement
-from keras_lowrank.tangent import TangentVector
+from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.truncation import Policy, get_truncation
 
 few = settings(max_examples=25, deadline=None)

@@ -27,6 +27,7 @@ class FixedRank(Integrator):
     """
 
     adapts_rank = False
+    needs_core_direction = True
 
     def step(self, problem):
         directions = problem.direction()

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import Complement
-from keras_lowrank.tangent import TangentVector
+from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.truncation import Policy
 
 
@@ -30,7 +30,7 @@ class Problem(Protocol):
     check_bases: tf.Tensor
 
     def direction(self) -> list[TangentVector]:
-        """The parts of D at the present matrices: one backward pass."""
+        """The parts of D at the present matrices: from one backward pass, by the optimizer."""
 
     def coupling(self, index: int, left: Complement, right: Complement) -> tf.Tensor:
         """The block `Q^T D Z` of one matrix, for the bases of two complements: the same pass."""
@@ -48,10 +48,12 @@ class Integrator:
     Attributes:
         needs_coupling: bool. Whether `step` calls `problem.coupling`, for which the inputs and
             output gradients of every layer are kept to the end of the step.
+        needs_core_direction: bool. Whether `step` calls `problem.core_direction`.
         adapts_rank: bool. Whether ranks may change.
     """
 
     needs_coupling = False
+    needs_core_direction = False
     adapts_rank = True
 
     def step(self, problem):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import KeepRank, LowRankDense, LowRankModel, Tolerance
 from keras_lowrank.factors import Factorization
-from keras_lowrank.tangent import TangentVector
+from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.truncation import Policy
 from reference.closed_form import matrix
 from reference.truncation import RelativeTolerance

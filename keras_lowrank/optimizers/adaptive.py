@@ -1,0 +1,143 @@
+r"""Adam and its kin: a momentum divided by the size of the gradient, on the manifold.
+
+Keras's optimizers keep the mean square of every entry of the gradient. Entries of U, S and V, or
+of a K-part, mean nothing by themselves: another basis of the same matrix has others. What no
+change of basis touches are the rows of the K-part `G V` and of the L-part `G^T U`, so their mean
+squares are kept,
+
+    p_i = mean_k (G V)_ik^2,    q_j = mean_k (G^T U)_jk^2,
+
+n + m numbers a matrix, and the mean square of an entry (i, j) is taken for the product of its row
+and its column, as Adafactor does (Shazeer and Stern, arXiv:1804.04235):
+
+    v_ij = p_i q_j / (p q)^(1/2),    p, q the means of all p_i and q_j.
+
+So `M / (v^(1/2) + epsilon)` is `diag(a) M diag(b)`, and the direction is its exact projection onto
+the tangent space.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
+from keras_lowrank.tangent_vector import projected
+
+
+def mean_squares(gradient):
+    """The mean squares of the rows of the K-part and of the L-part: shapes `(n,)`, `(m,)`."""
+    return (tf.reduce_mean(tf.square(part), axis=1) for part in (gradient.K, gradient.L))
+
+
+def scales(rows, columns, floor):
+    """`(a, b)` with `a_i b_j = 1 / v_ij^(1/2)`, each factor of v raised by `floor`.
+
+    Args:
+        rows: tensor of mean squares, shape `(n,)`.
+        columns: the same, shape `(m,)`.
+        floor: float, in the unit of the gradient: where v is zero, `a b = 1 / floor`.
+    """
+    tiny = tf.cast(1e-37, rows.dtype)
+    all_rows, all_columns = (tf.reduce_mean(part) + tiny for part in (rows, columns))
+    # Each half has the unit of a gradient, so that the floor means the same in both.
+    unit = (all_rows * all_columns) ** 0.25
+    return (
+        tf.math.rsqrt(unit * tf.sqrt(part / mean) + floor)
+        for part, mean in ((rows, all_rows), (columns, all_columns))
+    )
+
+
+class _Adaptive(Rule):
+    """What the rules of this file share: the scaling of a momentum, and its projection."""
+
+    floor = 0.0
+
+    def scaled_direction(self, momentum, rows, columns, point, share):
+        a, b = scales(rows, columns, self.floor)
+        return Direction(projected(momentum, point, point, a, b), share, a, b)
+
+
+@rule_of(keras.optimizers.Adam, keras.optimizers.AdamW)
+class Adam(_Adaptive):
+    """`keras.optimizers.Adam` and `AdamW`: `M <- P(M) + (1 - beta_1) (G - P(M))`, scaled."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.state = {"momentum": TANGENT, "rows": ROWS, "columns": COLUMNS}
+        self.floor = optimizer.epsilon
+
+    def check(self):
+        if self.optimizer.amsgrad:
+            raise ValueError(
+                "`amsgrad` has no meaning for a low-rank layer, whose second moments are those of "
+                "rows and columns. Use Adam without it. Received: amsgrad=True"
+            )
+
+    def step_size(self, learning_rate, step):
+        rest_1 = 1.0 - tf.cast(self.optimizer.beta_1, step.dtype) ** step
+        rest_2 = 1.0 - tf.cast(self.optimizer.beta_2, step.dtype) ** step
+        return learning_rate * tf.sqrt(rest_2) / rest_1
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        beta_1, beta_2 = self.optimizer.beta_1, self.optimizer.beta_2
+        momentum = state["momentum"].scaled(beta_1).plus(gradient.scaled(1.0 - beta_1))
+        rows, columns = (
+            beta_2 * old + (1.0 - beta_2) * new
+            for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
+        )
+        new = {"momentum": momentum, "rows": rows, "columns": columns}
+        return self.scaled_direction(momentum, rows, columns, point, 1.0 - beta_1), new
+
+
+@rule_of(keras.optimizers.RMSprop)
+class RMSprop(_Adaptive):
+    """`keras.optimizers.RMSprop`, not centered: scaled first, then the momentum."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.floor = optimizer.epsilon**0.5  # Keras adds epsilon to the mean square itself
+        self.state = {"rows": ROWS, "columns": COLUMNS}
+        if optimizer.momentum:
+            self.state["momentum"] = TANGENT
+
+    def check(self):
+        if self.optimizer.centered:
+            raise ValueError(
+                "`centered` has no meaning for a low-rank layer, whose second moments are those "
+                "of rows and columns. Use RMSprop without it, or Adam. Received: centered=True"
+            )
+
+    def step_size(self, learning_rate, step):
+        return 1.0 if self.optimizer.momentum else learning_rate
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        rho = self.optimizer.rho
+        rows, columns = (
+            rho * old + (1.0 - rho) * new
+            for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
+        )
+        new = {"rows": rows, "columns": columns}
+        scaled = self.scaled_direction(gradient, rows, columns, point, 1.0)
+        if not self.optimizer.momentum:
+            return scaled, new
+        momentum = state["momentum"].scaled(self.optimizer.momentum)
+        new["momentum"] = momentum.plus(scaled.tangent.scaled(learning_rate))
+        return scaled._replace(tangent=new["momentum"], share=learning_rate), new
+
+
+@rule_of(keras.optimizers.Adagrad)
+class Adagrad(_Adaptive):
+    """`keras.optimizers.Adagrad`: the squares of rows and columns are summed over all steps."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.state = {"rows": ROWS, "columns": COLUMNS}
+        self.floor = optimizer.epsilon**0.5
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        rows, columns = (
+            old + new for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
+        )
+        # Keras starts its sums there; it is in all of them for good.
+        start = self.optimizer.initial_accumulator_value
+        direction = self.scaled_direction(gradient, rows + start, columns + start, point, 1.0)
+        return direction, {"rows": rows, "columns": columns}

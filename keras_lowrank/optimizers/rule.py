@@ -1,0 +1,103 @@
+"""What an optimizer means for a low-rank matrix: the extension point for rules of your own."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_lowrank.tangent_vector import TangentVector
+
+# Kinds of state, see `Rule.state`.
+TANGENT, ROWS, COLUMNS, SCALAR = "tangent", "rows", "columns", "scalar"
+
+
+class Direction(NamedTuple):
+    """Where a step goes: `W - h D`.
+
+    Attributes:
+        tangent: `TangentVector` D.
+        share: scalar, how much of the gradient G of this step is in D. What an integrator sees of
+            G outside of the tangent space is added in the same proportion. None says that D is no
+            multiple of G plus something known, and that nothing of G is to be added.
+        rows: tensor p, shape `(n,)`, or None.
+        columns: tensor q, shape `(m,)`, or None. With both, what is added of G is
+            `share diag(p) G diag(q)`.
+    """
+
+    tangent: TangentVector
+    share: tf.Tensor | float | None = 1.0
+    rows: tf.Tensor | None = None
+    columns: tf.Tensor | None = None
+
+
+class Rule:
+    """How the factors of every low-rank layer follow a compiled Keras optimizer.
+
+    Subclass it for an optimizer of your own: name its state, implement `direction`, and announce
+    the rule by `@keras_lowrank.optimizers.rule_of(MyOptimizer)`. Learning rate, schedules,
+    `clipnorm`, `global_clipnorm`, `weight_decay`, loss scaling and gradient accumulation are dealt
+    with outside of it. All operations must be traceable and free of side effects: the package
+    keeps the state, discards it with a step that is not finite, saves it with the optimizer, and
+    carries tangent vectors to the tangent space of the next step.
+
+    Attributes:
+        optimizer: the Keras optimizer.
+        state: dict from str to the kind of what is kept for each matrix: `"tangent"` (a
+            `TangentVector`), `"rows"` (shape `(n,)`), `"columns"` (shape `(m,)`) or `"scalar"`.
+            All start at zero.
+
+    Example: see `examples/custom_rule.py`.
+    """
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.state = {}
+
+    def check(self):
+        """Raises ValueError for an option of the optimizer that has no meaning here."""
+
+    def step_size(self, learning_rate, step):
+        """Returns h of the step `W - h D`.
+
+        Args:
+            learning_rate: scalar tensor, the present one.
+            step: scalar float tensor, the number of this step: 1, 2, ...
+        """
+        return learning_rate
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        """Returns the `Direction` of a step, and the new state.
+
+        Args:
+            gradient: `TangentVector`, the tangent gradient, clipped.
+            state: dict, what `direction` returned last, with tangent vectors carried to `point`.
+            point: `Factorization` of the present W.
+            learning_rate: scalar tensor, as in `step_size`.
+            step: scalar float tensor, as in `step_size`.
+
+        Returns:
+            `(Direction, dict)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `direction`.")
+
+
+_RULES = {}
+
+
+def rule_of(*optimizers):
+    """Decorator: the class is the `Rule` of these classes of Keras optimizers, by exact class."""
+
+    def register(rule):
+        _RULES.update(dict.fromkeys(optimizers, rule))
+        return rule
+
+    return register
+
+
+def known_optimizers():
+    """The names of the optimizers that have a rule, sorted."""
+    return sorted(optimizer.__name__ for optimizer in _RULES)
+
+
+def find_rule(optimizer):
+    """The class of the rule of an optimizer, or None."""
+    return _RULES.get(type(optimizer))

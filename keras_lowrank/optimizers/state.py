@@ -1,0 +1,113 @@
+"""What the rule of an optimizer keeps for every low-rank layer: variables of the optimizer."""
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank import keras_internals
+from keras_lowrank.factors import RankVariable
+from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
+from keras_lowrank.tangent_vector import TangentVector, projected, zeros_at
+
+# The kind of the sum of gradients under `gradient_accumulation_steps`: a tangent vector, too.
+ACCUMULATED = "accumulated_gradient"
+
+
+class OptimizerState:
+    """The state of all low-rank layers of a model, held, saved and restored by its optimizer.
+
+    Its size follows the ranks: `r (n + m + r)` numbers for a tangent vector, and `n` or `m`.
+
+    Args:
+        optimizer: the Keras optimizer that the variables become part of, not a scaling one.
+        kinds: dict from name to kind, as in `Rule.state`.
+    """
+
+    def __init__(self, optimizer, kinds):
+        self._optimizer, self._kinds = optimizer, kinds
+        self._factors, self._variables = {}, {}
+
+    @classmethod
+    def of(cls, optimizer, layers, kinds):
+        """The state of `optimizer`, with variables for all layers: those that it has, and new."""
+        state = getattr(optimizer, "low_rank_state", None)
+        if state is None:
+            state = optimizer.low_rank_state = cls(optimizer, kinds)
+        for path, layer in layers.items():
+            if path not in state._variables:
+                state._factors[path] = layer.factors
+                slots = {name: _make(kinds[name], name, path, layer.factors) for name in kinds}
+                state._variables[path] = slots
+                keras_internals.hold(optimizer, [v for slot in slots.values() for v in slot])
+        return state
+
+    @property
+    def variables(self):
+        """All variables."""
+        return [v for slots in self._variables.values() for slot in slots.values() for v in slot]
+
+    def read(self, path):
+        """The state of one layer: a dict from name to `TangentVector` or tensor."""
+        if path not in self._variables and self._kinds:
+            raise ValueError(
+                f"The optimizer holds nothing for layer {path!r}, which was frozen when the model "
+                "was compiled. Call `compile` again, with a new optimizer."
+            )
+        slots = {}
+        for name, variables in self._variables.get(path, {}).items():
+            values = [tf.convert_to_tensor(v.value) for v in variables]
+            slots[name] = TangentVector(*values) if len(values) == 3 else values[0]
+        return slots
+
+    def assign(self, path, slots):
+        """Sets the state of one layer."""
+        for name, variables in self._variables.get(path, {}).items():
+            values = slots[name] if len(variables) == 3 else [slots[name]]
+            for variable, value in zip(variables, values):
+                variable.assign(value)
+
+    def carried(self, slots, old, new):
+        """The state of one layer once it has moved: tangent vectors in the new tangent space."""
+        return {
+            name: projected(value, old, new) if self._kinds[name] == TANGENT else value
+            for name, value in slots.items()
+        }
+
+    def follow_ranks(self):
+        """Forgets tangent vectors where weights of another rank were loaded in the meantime."""
+        for path, slots in self._variables.items():
+            factors = self._factors[path]
+            for variables in slots.values():
+                if len(variables) == 3 and variables[1].shape != factors.S.shape:
+                    for variable, value in zip(variables, zeros_at(factors.read())):
+                        variable.assign(value)
+
+
+def _make(kind, name, path, factors):
+    """The variables of one slot, zero."""
+    label, dtype = f"{path}/{name}", factors.S.dtype
+    n, m, rank = factors.n, factors.m, factors.rank
+    if kind == TANGENT:
+        parts = {"K": ((n, rank), (1,)), "S": ((rank, rank), (0, 1)), "L": ((m, rank), (1,))}
+        return [
+            RankVariable(
+                keras.initializers.Zeros(), shape, axes, dtype, f"{label}_{part}".replace("/", "_")
+            )
+            for part, (shape, axes) in parts.items()
+        ]
+    shapes = {ROWS: (n,), COLUMNS: (m,), SCALAR: ()}
+    if kind not in shapes:
+        raise ValueError(
+            "The kinds of a rule's `state` are 'tangent', 'rows', 'columns' and 'scalar'. "
+            f"Received: {name}={kind!r}"
+        )
+    zeros = keras.initializers.Zeros()
+    return [
+        keras.Variable(
+            zeros,
+            shape=shapes[kind],
+            dtype=dtype,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=label.replace("/", "_"),
+        )
+    ]
