@@ -38,6 +38,11 @@ class Split(NamedTuple):
         data = data.shuffle(len(self.labels), seed=seed, reshuffle_each_iteration=True)
         return data.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
+    def split(self, count):
+        """Two splits: all but the last `count` images, and those."""
+        first = Split(self.images[:-count], self.labels[:-count])
+        return first, Split(self.images[-count:], self.labels[-count:])
+
     def test_batches(self, batch_size=1000):
         data = tf.data.Dataset.from_tensor_slices(tuple(self))
         return data.batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)

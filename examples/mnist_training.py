@@ -5,6 +5,7 @@ A module of the examples, not a program.
 
 import pathlib
 import statistics
+from typing import NamedTuple
 
 import keras
 from absl import flags
@@ -34,6 +35,17 @@ flags.register_validator(
     lambda values: bool(values) and _numbers(values, float, 0.0, 1.0),
     "must be numbers in [0, 1), separated by commas",
 )
+COMPRESSION = flags.DEFINE_list(
+    "compression",
+    [],
+    "In place of tolerances: shares of the full-rank weights to save, in percent, separated by "
+    "commas; met after 60% of the training.",
+)
+flags.register_validator(
+    COMPRESSION,
+    lambda values: _numbers(values, float, 0.0, 100.0),
+    "must be numbers in [0, 100), separated by commas",
+)
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of every run.", lower_bound=1)
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every row: seeds 0, 1, ...", lower_bound=1)
 INTEGRATOR = flags.DEFINE_enum(
@@ -50,6 +62,15 @@ flags.register_validator(
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Learning rate of SGD.", lower_bound=0.0)
+MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Momentum of SGD.", 0.0, 1.0)
+SCHEDULE = flags.DEFINE_enum(
+    "schedule", "constant", ["constant", "cosine"], "The learning rate over the training."
+)
+VALIDATION = flags.DEFINE_bool(
+    "validation", False, "Hold the last 6,000 training images out, and report on them."
+)
+# The share of the training after which a budget is met.
+_PRUNING = 0.6
 FULL_RANK = flags.DEFINE_bool(
     "full_rank", False, "Also train the same network of keras.layers, for comparison."
 )
@@ -71,11 +92,14 @@ def run_experiment(name, title, build):
         build: callable `low_rank -> model`, the uncompiled `LowRankModel` or its full-rank twin.
     """
     train, test = mnist_data.load()
+    if VALIDATION.value:
+        train, test = train.split(6000)
     folder = pathlib.Path(OUTPUT_DIR.value or f"out/{name}")
-    tolerances = [float(tolerance) for tolerance in TOLERANCE.value]
+    goals = [_Goal(compression=float(share)) for share in COMPRESSION.value]
+    goals = goals or [_Goal(tolerance=float(tolerance)) for tolerance in TOLERANCE.value]
     rows, runs = [], []
-    for tolerance in [None] * FULL_RANK.value + tolerances:
-        batch = [_train(build, tolerance, seed, train, test) for seed in range(SEEDS.value)]
+    for goal in [_Goal()] * FULL_RANK.value + goals:
+        batch = [_train(build, goal, seed, train, test) for seed in range(SEEDS.value)]
         runs += batch
         rows.append(_summary(batch))
         report = {"title": title, "settings": _settings(), "versions": results.versions()}
@@ -86,26 +110,61 @@ def run_experiment(name, title, build):
     _print(title, rows)
 
 
-def _train(build, tolerance, seed, train, test):
-    """One run; returns what was measured. A tolerance of None means full rank."""
+class _Goal(NamedTuple):
+    """What a row of the table truncates to; neither of both means full rank."""
+
+    tolerance: float | None = None
+    compression: float | None = None
+
+    @property
+    def low_rank(self):
+        return self != _Goal()
+
+    def truncation(self, steps):
+        if self.compression is None:
+            return keras_lowrank.Tolerance(self.tolerance)
+        return keras_lowrank.Budget(
+            compression=self.compression, steps=max(1, round(_PRUNING * steps))
+        )
+
+    def __str__(self):
+        if not self.low_rank:
+            return "full rank"
+        wanted = [f"{name} {value}" for name, value in self._asdict().items() if value is not None]
+        return f"{INTEGRATOR.value}, {wanted[0]}"
+
+
+def _learning_rate(steps):
+    if SCHEDULE.value == "constant":
+        return LEARNING_RATE.value
+    return keras.optimizers.schedules.CosineDecay(LEARNING_RATE.value, steps)
+
+
+def _train(build, goal, seed, train, test):
+    """One run; returns what was measured."""
     keras.utils.clear_session()  # frees the last model, and layer names start anew
     keras.utils.set_random_seed(seed)
-    low_rank = tolerance is not None
+    low_rank = goal.low_rank
     model = build(low_rank)
+    batches = train.training_batches(BATCH_SIZE.value, seed)
+    steps = EPOCHS.value * len(batches)
     model.compile(
-        optimizer=keras.optimizers.SGD(LEARNING_RATE.value),
+        optimizer=keras.optimizers.SGD(_learning_rate(steps), momentum=MOMENTUM.value),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        **({"integrator": INTEGRATOR.value, "truncation": tolerance} if low_rank else {}),
+        **(
+            {"integrator": INTEGRATOR.value, "truncation": goal.truncation(steps)}
+            if low_rank
+            else {}
+        ),
     )
     # Makes the metrics' variables. Left to the first step, they cost Keras a second trace of it.
     model.evaluate(test.test_batches(), steps=1, verbose=0)
     traces = results.count_traces(model)
     timer, ranks = results.EpochTimer(), keras_lowrank.callbacks.RankHistory()
-    method = f"{INTEGRATOR.value}, tolerance {tolerance}" if low_rank else "full rank"
-    bar = results.progress_bar(f"{method}, seed {seed}", len(train.labels), BATCH_SIZE.value)
+    bar = results.progress_bar(f"{goal}, seed {seed}", len(train.labels), BATCH_SIZE.value)
     history = model.fit(
-        train.training_batches(BATCH_SIZE.value, seed),
+        batches,
         validation_data=test.test_batches(),
         epochs=EPOCHS.value,
         verbose=0,
@@ -115,7 +174,7 @@ def _train(build, tolerance, seed, train, test):
     weights = count_weights(model)
     return {
         "method": INTEGRATOR.value if low_rank else "full_rank",
-        "tolerance": tolerance,
+        **goal._asdict(),
         "seed": seed,
         "accuracy": history.history["val_accuracy"][-1],
         "ranks": list(model.ranks.values()) if low_rank else [],
@@ -136,6 +195,7 @@ def _summary(runs):
     return {
         "method": runs[0]["method"],
         "tolerance": runs[0]["tolerance"],
+        "compression": runs[0]["compression"],
         "test_accuracy_mean": round(statistics.mean(accuracies), 3),
         "test_accuracy_std": round(statistics.stdev(accuracies), 3) if len(runs) > 1 else None,
         "ranks": [int(statistics.median(ranks)) for ranks in zip(*(run["ranks"] for run in runs))],
@@ -156,20 +216,23 @@ def _settings():
         "start_ranks": start_ranks(),
         "batch_size": BATCH_SIZE.value,
         "learning_rate": LEARNING_RATE.value,
+        "schedule": SCHEDULE.value,
+        "momentum": MOMENTUM.value,
+        "validation": VALIDATION.value,
     }
 
 
 def _print(title, rows):
-    header = ["method", "tolerance", "test accuracy", "ranks", "weights, evaluation"]
+    header = ["method", "goal", "test accuracy", "ranks", "weights, evaluation"]
     header += ["weights, training", "s per epoch", "traces"]
     cells = []
     for row in rows:
         spread = row["test_accuracy_std"]
-        tolerance = row["tolerance"]
+        goal = row["compression"] or row["tolerance"]
         cells.append(
             [
                 row["method"],
-                "-" if tolerance is None else str(tolerance),
+                "-" if goal is None else f"{goal}" + "%" * bool(row["compression"]),
                 f"{row['test_accuracy_mean']:.2f}%" + (f" ± {spread:.2f}" if spread else ""),
                 " ".join(map(str, row["ranks"])) or "-",
                 _weights(row, "evaluation"),

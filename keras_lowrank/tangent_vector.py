@@ -27,7 +27,9 @@ class TangentVector(NamedTuple):
 
     def scaled(self, factor):
         """`factor * A`, for a number or a scalar tensor."""
-        return TangentVector(*(tf.cast(factor, part.dtype) * part for part in self))
+        if tf.is_tensor(factor):  # a number takes the precision of the parts by itself
+            factor = tf.cast(factor, self.S.dtype)
+        return TangentVector(*(factor * part for part in self))
 
     def plus(self, other):
         """`A + B`, for B at the same W."""

@@ -36,8 +36,10 @@ class TrainingStep:
         self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
         self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
         self._number = tf.cast(self._completed, tf.float32) + 1.0
+        self._kept = [self._after_decay(layer) for layer in layers.values()]
         self.factors = [
-            self._decayed(factors, layer) for factors, layer in zip(self._points, layers.values())
+            point if kept is None else point._replace(S=kept * point.S)
+            for point, kept in zip(self._points, self._kept)
         ]
         self.policies = model.policies(layers.values(), self.factors, self._number)
         self.step_size = self._rule.step_size(self._learning_rate, self._number)
@@ -149,14 +151,12 @@ class TrainingStep:
         complete = keras_internals.completes_accumulation(self._optimizer)
         return _packed((self._points, slots), tf.cond(complete, advance, wait))
 
-    def _decayed(self, factors, layer):
-        """W after decoupled weight decay, as Keras's optimizers do it: before the step."""
+    def _after_decay(self, layer):
+        """What decoupled weight decay, as Keras has it, leaves of W; None for all of it."""
         decay = weight_decay(self._optimizer, layer.S)
         if not decay:
-            return factors
-        return factors._replace(
-            S=factors.S * tf.cast(1.0 - decay * self._learning_rate, factors.S.dtype)
-        )
+            return None
+        return tf.cast(1.0 - decay * self._learning_rate, layer.S.dtype)
 
     def _tangent_gradients(self):
         """One forward and one backward pass; returns the tangent gradients, as of no scale."""
@@ -177,7 +177,11 @@ class TrainingStep:
         # pass, whose gradients move the cores and the other variables.
         metrics = Snapshot(self._model.metrics_variables)
         self._state.restore()
-        kernels = [Product.of(f._replace(S=tf.identity(f.S))) for f in factors]
+        # Keras takes the gradient first, and lets weights decay then.
+        cores = [
+            tf.identity(f.S if kept is None else f.S / kept) for f, kept in zip(factors, self._kept)
+        ]
+        kernels = [Product.of(f._replace(S=core)) for f, core in zip(factors, cores)]
         gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
         metrics.restore()
         gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]

@@ -132,13 +132,12 @@ class KeepRank(Truncation):
 class Budget(Truncation):
     r"""Spends a number of weights on the layers, by their singular values.
 
-    At every step the largest budget-fitting set of singular values is kept, in the order of
-
-        s_i^2 / (||W||_F^2 (n + m)),
-
-    what leaving a value out changes of its matrix, relative to it, for each weight that this
-    saves. So ranks only fall: start them high. The budget itself falls from the full-rank weights
-    to what was asked for,
+    At every step each layer keeps the singular values `s_i > c ||W||_F`, with the smallest common c
+    that the budget pays for: what is cut is small beside the layer that it is cut from. (Divided
+    by the weights that a value costs, `n + m`, or by their root, the same budget was spent on
+    small layers, and LeNet5 with 2.3% of its weights was 1.5 points and more behind.)
+    So ranks only fall: start them high. The budget itself falls from the full-rank weights to what
+    was asked for,
 
         b(t) = b + (b_full - b) (1 - t / steps)^3,    t = 0 ... steps,
 
@@ -213,7 +212,7 @@ def _spend(matrices, sizes, allowed):
     scores, costs, owners = [], [], []
     for index, (factors, size) in enumerate(zip(matrices, sizes)):
         energies = tf.cast(tf.square(tf.linalg.diag_part(factors.S)), tf.float32)
-        scores.append(tf.math.divide_no_nan(energies, tf.reduce_sum(energies) * size))
+        scores.append(tf.math.divide_no_nan(energies, tf.reduce_sum(energies)))
         costs.append(tf.fill(tf.shape(energies), float(size)))
         owners.append(tf.fill(tf.shape(energies), index))
     order = tf.argsort(tf.concat(scores, axis=0), direction="DESCENDING", stable=True)

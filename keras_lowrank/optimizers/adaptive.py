@@ -73,12 +73,16 @@ class Adam(_Adaptive):
             )
 
     def step_size(self, learning_rate, step):
-        rest_1 = 1.0 - tf.cast(self.optimizer.beta_1, step.dtype) ** step
-        rest_2 = 1.0 - tf.cast(self.optimizer.beta_2, step.dtype) ** step
-        return learning_rate * tf.sqrt(rest_2) / rest_1
+        # In float32 the first of them would be off by 1e-4.
+        wide = tf.cast(step, tf.float64)
+        rest_1, rest_2 = (1.0 - tf.constant(beta, tf.float64) ** wide for beta in self._betas())
+        return tf.cast(learning_rate, tf.float64) * tf.sqrt(rest_2) / rest_1
+
+    def _betas(self):
+        return self.optimizer.beta_1, self.optimizer.beta_2
 
     def direction(self, gradient, state, point, learning_rate, step):
-        beta_1, beta_2 = self.optimizer.beta_1, self.optimizer.beta_2
+        beta_1, beta_2 = self._betas()
         momentum = state["momentum"].scaled(beta_1).plus(gradient.scaled(1.0 - beta_1))
         rows, columns = (
             beta_2 * old + (1.0 - beta_2) * new

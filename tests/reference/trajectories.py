@@ -189,21 +189,25 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
 
 
 def fit_one_layer(integrator, factors, x, y, h, epochs, truncation=0.1, l2=0.0):
-    """Kernels and ranks after each epoch of full-batch `fit` of one LowRankDense without bias."""
+    """Kernels and ranks after each epoch of full-batch `fit` of one LowRankDense without bias.
+
+    `h` is the step size of SGD, or an optimizer.
+    """
+    dtype = keras.config.floatx()
     n, m, rank = x.shape[1], y.shape[1], factors[1].shape[0]
     regularizer = keras.regularizers.L2(l2) if l2 else None
-    layer = LowRankDense(m, rank=rank, use_bias=False, kernel_regularizer=regularizer)
-    inputs = keras.Input((n,))
+    layer = LowRankDense(m, rank=rank, use_bias=False, kernel_regularizer=regularizer, dtype=dtype)
+    inputs = keras.Input((n,), dtype=dtype)
     model = LowRankModel(inputs, layer(inputs))
-    optimizer = keras.optimizers.SGD(h)
+    optimizer = keras.optimizers.SGD(h) if isinstance(h, float) else h
     model.compile(optimizer, "mse", integrator=integrator, truncation=truncation)
-    layer.factors.assign(to_tensors(factors, tf.float32))
+    layer.factors.assign(to_tensors(factors, dtype))
     seen = []
     record = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda *_: seen.append((layer.kernel.numpy(), layer.factors.rank))
     )
     fit = {"batch_size": len(x), "shuffle": False, "verbose": 0, "callbacks": [record]}
-    model.fit(x.astype("float32"), y.astype("float32"), epochs=epochs, **fit)
+    model.fit(x.astype(dtype), y.astype(dtype), epochs=epochs, **fit)
     return seen
 
 

@@ -1,0 +1,90 @@
+"""Keras's optimizers on the rank-r manifold, with full n x m matrices.
+
+Each function makes a step: `(factors, gradient, state, h, rank) -> (factors, state)`, where the
+state is full matrices and vectors, `gradient` is a callable of W, and `rank` is a rule for ranks.
+The step itself is the one of the parallel integrator, for a direction in the tangent space.
+"""
+
+import numpy as np
+
+from reference import parallel
+
+
+def project(A, factors):
+    """The part of A in the tangent space: `A V V^T + U U^T A - U U^T A V V^T`."""
+    U, _, V = factors
+    left, right = U @ U.T, V @ V.T
+    return A @ right + left @ A - left @ A @ right
+
+
+def _start(factors, gradient):
+    W = factors[0] @ factors[1] @ factors[2].T
+    return W, project(gradient(W), factors)
+
+
+def _move(factors, D, h, rank):
+    return parallel.step(factors, lambda W: D, h, rank)
+
+
+def sgd(mu, nesterov=False):
+    def step(factors, gradient, state, h, rank):
+        _, G = _start(factors, gradient)
+        M = mu * project(state.get("M", 0 * G), factors) + h * G
+        D = mu * M + h * G if nesterov else M
+        return _move(factors, D, 1.0, rank), {"M": M}
+
+    return step
+
+
+def _mean_squares(G, factors):
+    U, _, V = factors
+    return np.mean((G @ V) ** 2, axis=1), np.mean((G.T @ U) ** 2, axis=1)
+
+
+def _divided(M, p, q, floor, factors):
+    """`M / (v^(1/2) + floor)`, each half of v apart, in the tangent space."""
+    unit = (p.mean() * q.mean()) ** 0.25
+    a = unit * np.sqrt(p / p.mean()) + floor
+    b = unit * np.sqrt(q / q.mean()) + floor
+    return project(M / np.sqrt(np.outer(a, b)), factors)
+
+
+def adam(beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    def step(factors, gradient, state, h, rank):
+        _, G = _start(factors, gradient)
+        t = state.get("t", 0) + 1
+        p, q = _mean_squares(G, factors)
+        M = beta_1 * project(state.get("M", 0 * G), factors) + (1 - beta_1) * G
+        p = beta_2 * state.get("p", 0 * p) + (1 - beta_2) * p
+        q = beta_2 * state.get("q", 0 * q) + (1 - beta_2) * q
+        h = h * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        D = _divided(M, p, q, epsilon, factors)
+        return _move(factors, D, h, rank), {"M": M, "p": p, "q": q, "t": t}
+
+    return step
+
+
+def rmsprop(rho=0.9, mu=0.0, epsilon=1e-7):
+    def step(factors, gradient, state, h, rank):
+        _, G = _start(factors, gradient)
+        p, q = _mean_squares(G, factors)
+        p = rho * state.get("p", 0 * p) + (1 - rho) * p
+        q = rho * state.get("q", 0 * q) + (1 - rho) * q
+        D = h * _divided(G, p, q, np.sqrt(epsilon), factors)
+        M = mu * project(state.get("M", 0 * D), factors) + D
+        return _move(factors, M, 1.0, rank), {"M": M, "p": p, "q": q}
+
+    return step
+
+
+def adagrad(start=0.1, epsilon=1e-7):
+    def step(factors, gradient, state, h, rank):
+        _, G = _start(factors, gradient)
+        p, q = _mean_squares(G, factors)
+        p, q = state.get("p", start) + p, state.get("q", start) + q
+        return _move(factors, _divided(G, p, q, np.sqrt(epsilon), factors), h, rank), {
+            "p": p,
+            "q": q,
+        }
+
+    return step
