@@ -10,7 +10,7 @@ LOW_RANK = ("parallel", "rank_adaptive", "fixed_rank")
 METHODS = ("two_factor", *LOW_RANK)
 
 
-def dense(method, widths, rank=None):
+def dense(method, widths, rank=None, optimizer=None):
     """A fully connected network, compiled: all hidden layers by the method, the head dense."""
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((FEATURES,))
@@ -21,7 +21,7 @@ def dense(method, widths, rank=None):
             if method == "two_factor":
                 x = keras.layers.Dense(rank, use_bias=False)(x)
             x = keras.layers.Dense(width, activation="relu")(x)
-    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x), optimizer)
 
 
 def conv(method, layers, size=16, channels=256, rank=None):
@@ -71,11 +71,11 @@ def _bounds(rank):
     return {"min_rank": rank, "max_rank": rank}
 
 
-def _compiled(method, inputs, outputs):
+def _compiled(method, inputs, outputs, optimizer=None):
     low_rank = method in LOW_RANK
     model = LowRankModel(inputs, outputs) if low_rank else keras.Model(inputs, outputs)
     model.compile(
-        optimizer=keras.optimizers.SGD(0.01),
+        optimizer=optimizer or keras.optimizers.SGD(0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         **({"integrator": method} if low_rank else {}),
     )

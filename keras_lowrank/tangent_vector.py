@@ -80,8 +80,8 @@ def core_in(tangent, old, new):
     return tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True)
 
 
-def projected(tangent, old, new, rows=None, columns=None):
-    r"""Projects `diag(p) A diag(q)` onto the tangent space at another matrix, exactly.
+def projected(tangent, old, new, rows=None, columns=None, factor=None):
+    r"""Projects `c diag(p) A diag(q)` onto the tangent space at another matrix, exactly.
 
     With no p and q this carries a momentum from `W0 = U S V^T` to `W1`; with both, and
     `W1 = W0`, it preconditions one. From `A = K V^T + U (L - V S^T)^T`, with `R = diag(p) U1` and
@@ -98,6 +98,7 @@ def projected(tangent, old, new, rows=None, columns=None):
         new: `Factorization` W1, of any rank k.
         rows: tensor p, shape `(n,)`, or None for ones.
         columns: tensor q, shape `(m,)`, or None for ones.
+        factor: number c, or None for 1. It costs nothing here, and a pass over K and L elsewhere.
 
     Returns:
         `TangentVector` at `new`: shapes `(n, k)`, `(k, k)`, `(m, k)`.
@@ -109,10 +110,14 @@ def projected(tangent, old, new, rows=None, columns=None):
     l_v = tf.matmul(l, scaled_v, transpose_a=True) - tf.matmul(s, v_v)
     u_u = tf.matmul(old.U, scaled_u, transpose_a=True)
     k_u = tf.matmul(k, scaled_u, transpose_a=True)
+    new_s = tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True)
+    k_u -= tf.matmul(s, u_u, transpose_a=True)
+    if factor is not None:
+        v_v, l_v, u_u, k_u, new_s = (factor * part for part in (v_v, l_v, u_u, k_u, new_s))
     new_k = tf.matmul(k, v_v) + tf.matmul(old.U, l_v)
-    new_l = tf.matmul(l, u_u) + tf.matmul(old.V, k_u - tf.matmul(s, u_u, transpose_a=True))
+    new_l = tf.matmul(l, u_u) + tf.matmul(old.V, k_u)
     return TangentVector(
         new_k if rows is None else rows[:, None] * new_k,
-        tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True),
+        new_s,
         new_l if columns is None else columns[:, None] * new_l,
     )

@@ -126,7 +126,7 @@ class TrainingStep:
         self._tangents, self._old_slots = tangents, slots
         new = self._model.integrator.step(self)
         carried = [
-            self._slots.carried(state, point, factors)
+            self._slots.carried(state, point, factors, self._rule.decay)
             for state, point, factors in zip(self._new_slots, self._points, new)
         ]
         return new, carried

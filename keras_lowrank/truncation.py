@@ -167,8 +167,10 @@ class Budget(Truncation):
                 "A budget is either `weights` or `compression`. "
                 f"Received: weights={weights!r}, compression={compression!r}"
             )
-        _check_budget("weights", weights, 1, math.inf)
-        _check_budget("compression", compression, 0, 100)
+        if compression is None:
+            _check_budget("weights", weights, 1, math.inf)
+        else:
+            _check_budget("compression", compression, 0, 100)
         _check_budget("steps", steps, 1, math.inf)
         self.weights, self.compression, self.steps = weights, compression, steps
 
@@ -222,8 +224,6 @@ def _spend(matrices, sizes, allowed):
 
 
 def _check_budget(name, value, low, high):
-    if value is None:
-        return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value < high:
         raise ValueError(

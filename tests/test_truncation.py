@@ -93,7 +93,8 @@ def test_policy_of_keep_rank_cannot_keep_more_than_there_is():
 @pytest.mark.parametrize("tau", [-0.1, 1, 1.0, 2.5, float("nan"), float("inf"), True, "0.1", None])
 def test_tolerance_refuses_what_is_no_relative_tolerance(tau):
     with pytest.raises(
-        ValueError, match=r"relative tolerance `tau` must be in \[0, 1\)\. Received: tau="
+        ValueError,
+        match=r"relative tolerance `tau` must be in \[0, 1\), or a schedule\. Received: tau=",
     ):
         Tolerance(tau)
 
@@ -101,7 +102,8 @@ def test_tolerance_refuses_what_is_no_relative_tolerance(tau):
 @pytest.mark.parametrize("tau", [-0.1, float("nan"), float("inf"), False, [0.1]])
 def test_tolerance_refuses_what_is_no_absolute_tolerance(tau):
     with pytest.raises(
-        ValueError, match=r"absolute tolerance `tau` must be a finite number >= 0\. Received: tau="
+        ValueError,
+        match=r"absolute tolerance `tau` must be a finite number >= 0, or a schedule\. Received: tau=",
     ):
         Tolerance(tau, relative=False)
 

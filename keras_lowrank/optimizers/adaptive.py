@@ -58,11 +58,15 @@ class _Adaptive(Rule):
 
 @rule_of(keras.optimizers.Adam, keras.optimizers.AdamW)
 class Adam(_Adaptive):
-    """`keras.optimizers.Adam` and `AdamW`: `M <- P(M) + (1 - beta_1) (G - P(M))`, scaled."""
+    """`keras.optimizers.Adam` and `AdamW`: `M <- beta_1 P(M) + (1 - beta_1) G`, scaled.
+
+    M is kept without the factor `1 - beta_1`, which is in the step size.
+    """
 
     def __init__(self, optimizer):
         super().__init__(optimizer)
         self.state = {"momentum": TANGENT, "rows": ROWS, "columns": COLUMNS}
+        self.decay = optimizer.beta_1
         self.floor = optimizer.epsilon
 
     def check(self):
@@ -74,22 +78,20 @@ class Adam(_Adaptive):
 
     def step_size(self, learning_rate, step):
         # In float32 the first of them would be off by 1e-4.
-        wide = tf.cast(step, tf.float64)
-        rest_1, rest_2 = (1.0 - tf.constant(beta, tf.float64) ** wide for beta in self._betas())
-        return tf.cast(learning_rate, tf.float64) * tf.sqrt(rest_2) / rest_1
-
-    def _betas(self):
-        return self.optimizer.beta_1, self.optimizer.beta_2
+        wide, betas = tf.cast(step, tf.float64), (self.optimizer.beta_1, self.optimizer.beta_2)
+        rest_1, rest_2 = (1.0 - tf.constant(beta, tf.float64) ** wide for beta in betas)
+        unit = 1.0 - self.optimizer.beta_1
+        return tf.cast(learning_rate, tf.float64) * unit * tf.sqrt(rest_2) / rest_1
 
     def direction(self, gradient, state, point, learning_rate, step):
-        beta_1, beta_2 = self._betas()
-        momentum = state["momentum"].scaled(beta_1).plus(gradient.scaled(1.0 - beta_1))
+        beta_2 = self.optimizer.beta_2
+        momentum = state["momentum"].plus(gradient)
         rows, columns = (
             beta_2 * old + (1.0 - beta_2) * new
             for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
         )
         new = {"momentum": momentum, "rows": rows, "columns": columns}
-        return self.scaled_direction(momentum, rows, columns, point, 1.0 - beta_1), new
+        return self.scaled_direction(momentum, rows, columns, point, 1.0), new
 
 
 @rule_of(keras.optimizers.RMSprop)
@@ -102,6 +104,7 @@ class RMSprop(_Adaptive):
         self.state = {"rows": ROWS, "columns": COLUMNS}
         if optimizer.momentum:
             self.state["momentum"] = TANGENT
+            self.decay = optimizer.momentum
 
     def check(self):
         if self.optimizer.centered:
@@ -123,8 +126,7 @@ class RMSprop(_Adaptive):
         scaled = self.scaled_direction(gradient, rows, columns, point, 1.0)
         if not self.optimizer.momentum:
             return scaled, new
-        momentum = state["momentum"].scaled(self.optimizer.momentum)
-        new["momentum"] = momentum.plus(scaled.tangent.scaled(learning_rate))
+        new["momentum"] = state["momentum"].plus(scaled.tangent.scaled(learning_rate))
         return scaled._replace(tangent=new["momentum"], share=learning_rate), new
 
 

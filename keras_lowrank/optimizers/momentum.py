@@ -19,6 +19,7 @@ class GradientDescent(Rule):
         super().__init__(optimizer)
         self.momentum = float(optimizer.momentum)
         self.state = {"momentum": TANGENT} if self.momentum else {}
+        self.decay = self.momentum
 
     def step_size(self, learning_rate, step):
         # As in Keras, a step keeps the learning rate that it was made with.
@@ -28,7 +29,7 @@ class GradientDescent(Rule):
         if not self.momentum:
             return Direction(gradient), state
         pull = gradient.scaled(learning_rate)
-        moved = state["momentum"].scaled(self.momentum).plus(pull)
+        moved = state["momentum"].plus(pull)
         if self.optimizer.nesterov:
             ahead = moved.scaled(self.momentum).plus(pull)
             return Direction(ahead, (1.0 + self.momentum) * learning_rate), {"momentum": moved}

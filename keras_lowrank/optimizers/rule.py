@@ -44,13 +44,33 @@ class Rule:
         state: dict from str to the kind of what is kept for each matrix: `"tangent"` (a
             `TangentVector`), `"rows"` (shape `(n,)`), `"columns"` (shape `(m,)`) or `"scalar"`.
             All start at zero.
+        decay: float. What tangent vectors are multiplied with on their way to the next step, at no
+            cost: the mu of `mu P(M)`. Defaults to 1.
 
-    Example: see `examples/custom_rule.py`.
+    Example, an optimizer whose steps all have the length of the learning rate:
+
+    >>> class NormalizedSGD(keras.optimizers.SGD):
+    ...     "Moves kernels by `learning_rate` along the mean gradient; all else as SGD."
+    >>> @optimizers.rule_of(NormalizedSGD)
+    ... class NormalizedMomentum(optimizers.Rule):
+    ...     def __init__(self, optimizer):
+    ...         super().__init__(optimizer)
+    ...         self.state = {"mean": "tangent"}
+    ...         self.decay = 0.9
+    ...     def direction(self, gradient, state, point, learning_rate, step):
+    ...         mean = state["mean"].plus(gradient)
+    ...         scale = 1.0 / (tf.sqrt(mean.squared_norm()) + 1e-12)
+    ...         return optimizers.Direction(mean.scaled(scale), share=scale), {"mean": mean}
+    >>> inputs = keras.Input((8,))
+    >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
+    >>> model.compile(NormalizedSGD(0.01), "mse")
+    >>> history = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
     """
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
         self.state = {}
+        self.decay = 1.0
 
     def check(self):
         """Raises ValueError for an option of the optimizer that has no meaning here."""
@@ -69,7 +89,8 @@ class Rule:
 
         Args:
             gradient: `TangentVector`, the tangent gradient, clipped.
-            state: dict, what `direction` returned last, with tangent vectors carried to `point`.
+            state: dict, what `direction` returned last, with tangent vectors carried to `point`,
+                and multiplied with `decay`.
             point: `Factorization` of the present W.
             learning_rate: scalar tensor, as in `step_size`.
             step: scalar float tensor, as in `step_size`.

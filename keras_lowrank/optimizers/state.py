@@ -65,10 +65,12 @@ class OptimizerState:
             for variable, value in zip(variables, values):
                 variable.assign(value)
 
-    def carried(self, slots, old, new):
+    def carried(self, slots, old, new, decay):
         """The state of one layer once it has moved: tangent vectors in the new tangent space."""
         return {
-            name: projected(value, old, new) if self._kinds[name] == TANGENT else value
+            name: projected(value, old, new, factor=decay)
+            if self._kinds[name] == TANGENT and name != ACCUMULATED
+            else value
             for name, value in slots.items()
         }
 

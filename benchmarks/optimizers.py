@@ -1,0 +1,74 @@
+"""What do momentum and Adam cost beside a plain gradient step?
+
+784-5120-5120-5120-5120-10 unless told otherwise, on one batch of random numbers: two plain factors
+of Keras and `parallel`, each by plain SGD, SGD with momentum 0.9, and Adam. The models take turns;
+ratios are those of the same round to the plain step of the same method, medians over the rounds.
+
+    python benchmarks/optimizers.py
+    python benchmarks/optimizers.py --widths 784,784,784,784 --ranks 128
+"""
+
+import keras
+import measuring
+import networks
+import reporting
+from absl import flags
+
+WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden layers.")
+RANKS = reporting.define_numbers("ranks", ["32"], "Ranks; each gives its own rows.")
+BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds; in each, every model once.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 16, "Steps of a model in a round.", lower_bound=1)
+
+# Small steps: that a step is a near one is part of what is measured.
+_OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(1e-3),
+    "momentum": lambda: keras.optimizers.SGD(1e-4, momentum=0.9),
+    "adam": lambda: keras.optimizers.Adam(1e-5),
+}
+
+
+def main(_):
+    keys = [
+        (method, rank, optimizer)
+        for rank in reporting.numbers(RANKS)
+        for method in ("two_factor", "parallel")
+        for optimizer in _OPTIMIZERS
+    ]
+    steps = {}
+    for method, rank, optimizer in keys:
+        model = networks.dense(method, reporting.numbers(WIDTHS), rank, _OPTIMIZERS[optimizer]())
+        steps[method, rank, optimizer] = measuring.TrainingSteps(model, BATCH.value)
+    seconds = measuring.seconds_in_turns(steps, ROUNDS.value, STEPS.value)
+    rows = []
+    for method, rank, optimizer in keys:
+        key = (method, rank, optimizer)
+        measuring.check_ranks(steps[key].model, rank)
+        rows.append(
+            {
+                "method": method,
+                "rank": rank,
+                "optimizer": optimizer,
+                "ms_per_step": measuring.milliseconds(seconds, key),
+                "ratio_to_sgd": measuring.ratio(seconds, key, (method, rank, "sgd"))[1],
+                "ratio_to_two_factor": measuring.ratio(
+                    seconds, key, ("two_factor", rank, optimizer)
+                )[1],
+                "ms_of_rounds": [1000.0 * second for second in seconds[key]],
+            }
+        )
+    columns = {
+        "method": "{}",
+        "rank": "{}",
+        "optimizer": "{}",
+        "ms_per_step": "{:.1f}",
+        "ratio_to_sgd": "{:.2f}",
+        "ratio_to_two_factor": "{:.2f}",
+    }
+    title = f"A training step by optimizer, batch {BATCH.value}"
+    settings = {"widths": reporting.numbers(WIDTHS), "batch": BATCH.value, "rounds": ROUNDS.value}
+    reporting.report("optimizers", title, rows, columns, steps=STEPS.value, **settings)
+
+
+if __name__ == "__main__":
+    reporting.run(main)

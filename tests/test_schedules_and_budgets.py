@@ -1,0 +1,169 @@
+"""Truncations that change during training: scheduled tolerances, and budgets."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from reference.cases import few, seeds
+
+from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, callbacks
+from keras_lowrank.factors import Factorization
+from keras_lowrank.truncation import Policy, get_truncation, plan
+
+rng = np.random.default_rng(0)
+X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))
+RISING = keras.optimizers.schedules.PolynomialDecay(0.0, 24, 0.6)
+
+
+def make(truncation, **layer):
+    inputs = keras.Input((20,))
+    x = LowRankDense(18, rank=12, name="first", activation="tanh", **layer)(inputs)
+    x = LowRankDense(16, rank=12, name="second", activation="tanh")(x)
+    model = LowRankModel(inputs, keras.layers.Dense(4, name="head")(x))
+    model.compile(keras.optimizers.SGD(0.05), "mse", truncation=truncation)
+    return model
+
+
+def ranks_in_fit(model, epochs=8):
+    history = callbacks.RankHistory()
+    model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=[history])
+    return history.ranks
+
+
+def with_values(n, m, values):
+    r = len(values)
+    return Factorization(
+        tf.zeros([n, r]), tf.linalg.diag(tf.constant(values, "float32")), tf.zeros([m, r])
+    )
+
+
+# Schedules.
+
+
+@pytest.mark.parametrize("schedule", [RISING, lambda step: 0.6 * tf.minimum(step / 24.0, 1.0)])
+def test_a_rising_tolerance_cuts_late_what_a_constant_one_cuts_at_once(schedule):
+    rising = ranks_in_fit(make(Tolerance(schedule)))["first"]
+    constant = ranks_in_fit(make(Tolerance(0.6)))["first"]
+    assert rising[0] > constant[0] + 2
+    assert rising[-1] < rising[0]
+
+
+def test_a_schedule_is_asked_for_the_steps_that_were_completed():
+    asked = []
+
+    def schedule(step):
+        asked.append(float(step))
+        return 0.25
+
+    (now,) = Tolerance(schedule).plan([None], tf.constant(3.0), (0, 0))
+    assert asked == [2.0] and float(now.tau) == 0.25
+    assert int(now.rank(tf.constant([1.0, 0.5, 0.1]), 3)) == 2
+
+
+def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
+    model = make(Tolerance(RISING))
+    before = ranks_in_fit(model, 4)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.truncation.tau.get_config() == RISING.get_config()
+    after = ranks_in_fit(again, 4)
+    assert after["first"][-1] < before["first"][-1]
+
+
+# Budgets.
+
+
+@few
+@given(seeds, st.integers(1, 4), st.floats(0.02, 1.0))
+def test_a_budget_keeps_the_largest_shares_that_it_can_pay_for(seed, count, share):
+    rng = np.random.default_rng(seed)
+    shapes = rng.integers(3, 12, (count, 2))
+    values = [np.sort(rng.uniform(0.1, 2, min(shape)))[::-1] for shape in shapes]
+    matrices = [with_values(*shape, v) for shape, v in zip(shapes.tolist(), values)]
+    others = (50, 20)
+    full = others[0] + sum(n * m for n, m in shapes)
+    weights = max(1, round(share * full))
+    caps = Budget(weights=weights, steps=10).plan(matrices, tf.constant(10.0), others)
+    ranks = [int(cap.rank(None, 99)) for cap in caps]
+    # By hand: the values of all layers in the order of their share, while there is money.
+    queue = [
+        (v[i] ** 2 / np.sum(v**2), layer) for layer, v in enumerate(values) for i in range(len(v))
+    ]
+    expected, spent = [0] * count, others[1]
+    for _, layer in sorted(queue, reverse=True):
+        spent += sum(shapes[layer])
+        if spent > weights:
+            break
+        expected[layer] += 1
+    assert ranks == expected
+
+
+def test_a_budget_falls_from_all_weights_to_its_own_by_the_cubic():
+    matrices = [with_values(30, 30, np.linspace(2, 1, 30))]
+    budget = Budget(weights=300, steps=10)
+    ranks = []
+    for step in range(0, 14):
+        (cap,) = budget.plan(matrices, tf.constant(float(step)), (0, 0))
+        ranks.append(int(cap.rank(None, 99)))
+    allowed = [300 + 600 * max(1 - step / 10, 0) ** 3 for step in range(14)]
+    assert ranks == [int(count // 60) for count in allowed]
+
+
+@pytest.mark.parametrize("goal", [{"compression": 60.0}, {"weights": 330}])
+def test_a_model_meets_its_budget_with_all_other_kernels_counted(goal):
+    model = make(Budget(**goal, steps=24))
+    ranks = ranks_in_fit(model)
+    count = model.compression()
+    allowed = goal.get("weights") or 0.4 * count.full
+    dearest = 20 + 18
+    assert allowed - dearest < count.factored <= allowed
+    assert ranks["first"][5:] == [ranks["first"][-1]] * 3
+    assert ranks["first"][0] > ranks["first"][-1]
+
+
+def test_a_layer_keeps_its_least_rank_and_its_own_truncation():
+    model = make(Budget(weights=150, steps=8), min_rank=5)
+    assert min(ranks_in_fit(model, 4)["first"]) == 5
+    model = make(Budget(weights=650, steps=8), truncation=KeepRank())
+    ranks_in_fit(model, 4)
+    # What a layer with a truncation of its own holds is not there to be spent.
+    assert model.ranks["first"] == 12
+    assert model.compression().factored <= 650
+
+
+def test_policies_that_share_no_truncation_are_planned_apart():
+    matrices = [with_values(10, 10, [1.0] * 10), with_values(10, 10, [1.0] * 10)]
+    budget, tolerance = Budget(weights=260, steps=1), Tolerance(0.1)
+    one, two = plan([Policy(budget), Policy(tolerance)], matrices, tf.constant(5.0), (0, 0))
+    assert two.truncation is tolerance
+    assert int(one.rank(tf.ones([10]), 10)) == 3  # 60 of the 260 are left
+
+
+def test_a_budget_comes_back_from_its_config(tmp_path):
+    model = make(Budget(compression=60.0, steps=24))
+    ranks_in_fit(model, 1)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").truncation
+    assert again.get_config() == {"weights": None, "compression": 60.0, "steps": 24}
+    copy = get_truncation(keras.saving.serialize_keras_object(Budget(weights=9, steps=2)))
+    assert (copy.weights, copy.steps) == (9, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"steps": 5}, "either `weights` or `compression`.*weights=None"),
+        ({"weights": 5, "compression": 5, "steps": 5}, "either `weights` or `compression`"),
+        ({"weights": 0, "steps": 5}, r"`weights`.*\[1, inf\).*weights=0"),
+        ({"weights": "9", "steps": 5}, "`weights`.*weights='9'"),
+        ({"compression": 100, "steps": 5}, r"`compression`.*\[0, 100\).*compression=100"),
+        ({"compression": 90, "steps": 0}, "`steps`.*steps=0"),
+        ({"compression": 90, "steps": True}, "`steps`.*steps=True"),
+        ({"compression": 90, "steps": None}, "`steps`.*steps=None"),
+    ],
+)
+def test_a_budget_outside_its_range_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Budget(**arguments)
