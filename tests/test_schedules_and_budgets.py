@@ -17,9 +17,9 @@ X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))
 RISING = keras.optimizers.schedules.PolynomialDecay(0.0, 24, 0.6)
 
 
-def make(truncation, **layer):
+def make(truncation, own=None, **layer):
     inputs = keras.Input((20,))
-    x = LowRankDense(18, rank=12, name="first", activation="tanh", **layer)(inputs)
+    x = LowRankDense(18, rank=12, name="first", activation="tanh", truncation=own, **layer)(inputs)
     x = LowRankDense(16, rank=12, name="second", activation="tanh")(x)
     model = LowRankModel(inputs, keras.layers.Dense(4, name="head")(x))
     model.compile(keras.optimizers.SGD(0.05), "mse", truncation=truncation)
@@ -126,7 +126,7 @@ def test_a_model_meets_its_budget_with_all_other_kernels_counted(goal):
 def test_a_layer_keeps_its_least_rank_and_its_own_truncation():
     model = make(Budget(weights=150, steps=8), min_rank=5)
     assert min(ranks_in_fit(model, 4)["first"]) == 5
-    model = make(Budget(weights=650, steps=8), truncation=KeepRank())
+    model = make(Budget(weights=650, steps=8), own=KeepRank())
     ranks_in_fit(model, 4)
     # What a layer with a truncation of its own holds is not there to be spent.
     assert model.ranks["first"] == 12
