@@ -62,9 +62,9 @@ class LowRankModel(keras.Model):
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
 
         Args:
-            optimizer: str or Keras optimizer, whose learning rate (a number or a schedule) is the
-                step size of the factors too. Must be plain `SGD` where the model has low-rank
-                layers.
+            optimizer: str or Keras optimizer. It moves the factors too, with its learning rate,
+                momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop, Adagrad, or one
+                with a rule of your own (`keras_lowrank.optimizers`).
             loss: as in Keras.
             integrator: str or `Integrator`. `"parallel"`, the default, needs one gradient and keeps
                 nothing of a layer's inputs: the least time and memory, at the accuracy of
@@ -80,8 +80,8 @@ class LowRankModel(keras.Model):
             **kwargs: the same, by name.
 
         Raises:
-            ValueError: an unknown integrator, a tolerance outside its range, or an optimizer
-                whose momentum or moments would be ignored for the factors.
+            ValueError: an unknown integrator, a tolerance outside its range, or an optimizer or
+                an option of one that has no meaning for a low-rank matrix.
         """
         integrator = integrators.get(integrator)
         truncation = get_truncation(truncation)

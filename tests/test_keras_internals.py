@@ -210,3 +210,35 @@ def test_open_variable_has_open_extents_and_the_properties_of_its_owner():
     assert layer.S.value.shape.as_list() == [None, None]
     assert inner.aggregation == tf.VariableAggregation.ONLY_FIRST_REPLICA, MOVED
     assert inner.dtype == tf.float32 and inner.trainable
+
+
+def test_variables_that_an_optimizer_holds_are_its_own():
+    optimizer, variable = keras.optimizers.SGD(0.1), keras.Variable(1.0)
+    keras_internals.hold(optimizer, [variable])
+    assert any(one is variable for one in optimizer.variables), MOVED
+
+
+def test_the_inner_optimizer_is_found():
+    inner = keras.optimizers.SGD(0.1)
+    assert keras_internals.inner_optimizer(inner) is inner
+    assert keras_internals.inner_optimizer(keras.optimizers.LossScaleOptimizer(inner)) is inner
+
+
+def test_the_call_that_completes_an_accumulation_is_known():
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=3)
+    variable = keras.Variable(1.0)
+    seen = []
+    for _ in range(6):
+        seen.append(bool(keras_internals.completes_accumulation(optimizer)))
+        before = float(variable)
+        optimizer.apply([tf.constant(1.0)], [variable])
+        assert (float(variable) != before) == seen[-1], MOVED
+    assert seen == [False, False, True] * 2
+
+
+def test_what_is_excluded_from_weight_decay_is_known():
+    optimizer = keras.optimizers.SGD(0.1, weight_decay=0.1)
+    kept, left = keras.Variable(1.0, name="kept"), keras.Variable(1.0, name="left")
+    optimizer.exclude_from_weight_decay(var_list=[kept.value], var_names=["kept"])
+    assert not keras_internals.decays(optimizer, kept), MOVED
+    assert keras_internals.decays(optimizer, left), MOVED
