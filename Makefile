@@ -21,7 +21,7 @@ test: lint  ## check the style and run all tests on the newest versions
 test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Keras and TensorFlow
 	.venv-oldest/bin/python $(PYTEST)
 
-bench: .venv/installed  ## measure time and memory of training and of inference (10 minutes)
+bench: .venv/installed  ## measure time and memory of training and of inference (5 minutes)
 	.venv/bin/python benchmarks/train_step.py
 	.venv/bin/python benchmarks/inference.py
 	.venv/bin/python benchmarks/memory.py

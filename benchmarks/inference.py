@@ -21,8 +21,8 @@ from ai_edge_litert.interpreter import Interpreter
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32"], "Ranks; each gives its own rows.")
 BATCHES = reporting.define_numbers("batches", ["1", "256"], "Rows in a batch.")
-ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds; in each, all once.", lower_bound=1)
-CALLS = flags.DEFINE_integer("calls", 20, "Inferences in a round.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 6, "Rounds; in each, all once.", lower_bound=1)
+CALLS = flags.DEFINE_integer("calls", 5, "Inferences in a round.", lower_bound=1)
 
 
 def export(model, folder):

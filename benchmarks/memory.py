@@ -23,15 +23,21 @@ WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
 BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 5, "Steps, or predictions.", lower_bound=1)
+METHODS = flags.DEFINE_multi_enum(
+    "method",
+    ["two_factor", "parallel"],
+    networks.METHODS,
+    "What to measure beside full rank.",
+)
 _CHILD = flags.DEFINE_string("child", None, "For its own processes: what to measure, as JSON.")
 
 
 def measure_here(task, method, rank, optimizer, widths):
     """Does the task and prints this process's peak memory in MB."""
-    model = networks.dense(method, widths, rank)
+    # Small steps: what a training takes, not what random numbers do to it.
+    optimizers = {"adam": keras.optimizers.Adam(1e-5), "sgd": keras.optimizers.SGD(1e-3)}
+    model = networks.dense(method, widths, rank, optimizers.get(optimizer))
     if task == "training":
-        if optimizer == "adam":
-            model.compile("adam", model.loss)
         step = measuring.TrainingSteps(model, BATCH.value)
         for _ in range(STEPS.value):
             step()
@@ -61,12 +67,9 @@ def main(_):
         return
     widths = reporting.numbers(WIDTHS)
     models = [("full_rank", None)]
-    models += [(m, rank) for rank in reporting.numbers(RANKS) for m in networks.METHODS]
-    plain = [model for model in models if model[0] not in networks.LOW_RANK]
-    cases = [("training", *model, "sgd") for model in models]
-    # The factors move by plain gradient steps; there is no state of Adam for them to measure.
-    cases += [("training", *model, "adam") for model in plain]
-    cases += [("inference", *model, None) for model in models if model[0] != "fixed_rank"]
+    models += [(m, rank) for rank in reporting.numbers(RANKS) for m in METHODS.value]
+    cases = [("training", *model, optimizer) for optimizer in ("sgd", "adam") for model in models]
+    cases += [("inference", *model, None) for model in models]
     bare, full_rank, rows = {}, {}, []
     with measuring.progress() as bar:
         for case in bar.track(cases, description="processes"):

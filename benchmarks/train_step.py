@@ -24,7 +24,7 @@ WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
 LAYERS = flags.DEFINE_integer("layers", 2, "Convolutions.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds; in each, every model once.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds; in each, every model once.", lower_bound=1)
 # One step in 16 measures the orthonormality of the bases; a turn has it once.
 STEPS = flags.DEFINE_integer("steps", 16, "Steps of a low-rank model in a round.", lower_bound=1)
 METHODS = flags.DEFINE_multi_enum(

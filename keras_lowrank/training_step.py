@@ -97,28 +97,32 @@ class TrainingStep:
 
     def coupling(self, index, left, right):
         direction = self._directions[index]
+        if direction.share is None:
+            shape = [tf.shape(left.root)[1], tf.shape(right.root)[1]]
+            return tf.zeros(shape, left.root.dtype)
         block = self._probes[index].coupling(left, right, direction.rows, direction.columns)
         gain = _product(self._gains[index], direction.share)
         return block if gain is None else tf.cast(gain, block.dtype) * block
 
     def core_direction(self, factors):
         """Where D is a multiple of the gradient and something known, the gradient is a new one."""
-        cores = [
-            core_in(direction.tangent, point, new)
-            for direction, point, new in zip(self._directions, self._points, factors)
+        known = [
+            None if direction.tangent is gradient else core_in(direction.tangent, point, new)
+            for direction, gradient, point, new in zip(
+                self._directions, self._clipped, self._points, factors
+            )
         ]
         if any(d.share is None or d.rows is not None for d in self._directions):
-            return cores
-        gradients = self._second_pass(factors)
-        for index, (direction, gradient) in enumerate(zip(self._directions, gradients)):
-            gain = _product(self._gains[index], direction.share)
-            if gain is not None:
-                gradient = tf.cast(gain, gradient.dtype) * gradient
-            if direction.tangent is self._clipped[index]:
-                cores[index] = gradient
-            else:
+            return known
+        cores = []
+        for index, new_gradient in enumerate(self._second_pass(factors)):
+            share = self._directions[index].share
+            gain = tf.cast(_product(self._gains[index], share), new_gradient.dtype)
+            core = gain * new_gradient
+            if known[index] is not None:
                 old = core_in(self._clipped[index], self._points[index], factors[index])
-                cores[index] += gradient - tf.cast(direction.share, old.dtype) * old
+                core += known[index] - tf.cast(share, old.dtype) * old
+            cores.append(core)
         return cores
 
     def _advance(self, tangents, slots):
