@@ -24,7 +24,7 @@ test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Ke
 bench: .venv/installed  ## measure time and memory of training and of inference (5 minutes)
 	.venv/bin/python benchmarks/train_step.py
 	.venv/bin/python benchmarks/inference.py
-	.venv/bin/python benchmarks/memory.py
+	.venv/bin/python benchmarks/memory.py --ranks 32
 
 lint: .venv/installed  ## check the style
 	.venv/bin/ruff check .

@@ -8,6 +8,7 @@ does the same with hidden layers of 8 neurons: above what Python, TensorFlow and
 """
 
 import json
+import multiprocessing.pool
 import resource
 import subprocess
 import sys
@@ -70,26 +71,31 @@ def main(_):
     models += [(m, rank) for rank in reporting.numbers(RANKS) for m in METHODS.value]
     cases = [("training", *model, optimizer) for optimizer in ("sgd", "adam") for model in models]
     cases += [("inference", *model, None) for model in models]
-    bare, full_rank, rows = {}, {}, []
-    with measuring.progress() as bar:
-        for case in bar.track(cases, description="processes"):
-            task, method, rank, optimizer = case
-            small = (task, method, rank and 4, optimizer, [8] * len(widths))
-            if (task, method, optimizer) not in bare:
-                bare[task, method, optimizer] = measure(*small)
-            megabytes = measure(*case, widths) - bare[task, method, optimizer]
-            # The first row of a task and an optimizer is that of full rank.
-            full = full_rank.setdefault((task, optimizer), megabytes)
-            rows.append(
-                {
-                    "task": task,
-                    "optimizer": optimizer,
-                    "method": method,
-                    "rank": rank,
-                    "megabytes": megabytes,
-                    "full_rank_over_it": full / megabytes,
-                }
-            )
+    bare = {
+        (task, method, optimizer): (task, method, rank and 4, optimizer, [8] * len(widths))
+        for task, method, rank, optimizer in cases
+    }
+    # Two at a time: each counts its own memory, and most of the time is the start of Python.
+    with multiprocessing.pool.ThreadPool(2) as pool, measuring.progress() as bar:
+        jobs = [*bare.values(), *((*case, widths) for case in cases)]
+        results = pool.imap(lambda job: measure(*job), jobs)
+        megabytes = list(bar.track(results, total=len(jobs), description="processes"))
+    bare = dict(zip(bare, megabytes))
+    full_rank, rows = {}, []
+    for (task, method, rank, optimizer), total in zip(cases, megabytes[len(bare) :]):
+        above = total - bare[task, method, optimizer]
+        # The first row of a task and an optimizer is that of full rank.
+        full = full_rank.setdefault((task, optimizer), above)
+        rows.append(
+            {
+                "task": task,
+                "optimizer": optimizer,
+                "method": method,
+                "rank": rank,
+                "megabytes": above,
+                "full_rank_over_it": full / above,
+            }
+        )
     columns = dict.fromkeys(("task", "optimizer", "method", "rank"), "{}")
     columns |= {"megabytes": "{:.0f}", "full_rank_over_it": "{:.1f}"}
     title = f"Peak memory above the bare process, batch {BATCH.value}, hidden layers {widths}"
