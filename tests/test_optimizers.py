@@ -113,28 +113,39 @@ def test_moments_are_those_of_the_full_matrix_while_ranks_change(float64, optimi
     assert rule.margin > 1e-4 and len({rank for _, rank in seen}) > 1
 
 
-@pytest.mark.parametrize("integrator", [Parallel, RankAdaptive, FixedRank])
+# At full rank: how each option means what Keras means, in one integrator or in all.
+OF_KERAS = {
+    "momentum": lambda: SGD(0.05, momentum=0.9),
+    "nesterov": lambda: SGD(0.05, momentum=0.9, nesterov=True),
+    "weight decay": lambda: SGD(0.2, weight_decay=0.1),
+    "clipnorm": lambda: SGD(0.2, clipnorm=0.3),
+    "global_clipnorm": lambda: SGD(0.2, global_clipnorm=0.8),
+    "loss_scale_factor": lambda: SGD(0.1, momentum=0.5, loss_scale_factor=8.0),
+    "LossScaleOptimizer": lambda: keras.optimizers.LossScaleOptimizer(
+        SGD(0.1, momentum=0.5, clipnorm=0.5), initial_scale=64.0
+    ),
+    "schedule": lambda: SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.8), momentum=0.5),
+    "most at once": lambda: SGD(
+        0.1, momentum=0.5, weight_decay=0.1, global_clipnorm=0.8, loss_scale_factor=8.0
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    "integrator, name",
     [
-        lambda: SGD(0.05, momentum=0.9),
-        lambda: SGD(0.05, momentum=0.9, nesterov=True),
-        lambda: SGD(0.2, weight_decay=0.1),
-        lambda: SGD(0.1, momentum=0.5, weight_decay=0.1, clipnorm=0.5),
-        lambda: SGD(0.2, clipnorm=0.3),
-        lambda: SGD(0.2, global_clipnorm=0.8),
-        lambda: SGD(0.1, momentum=0.5, global_clipnorm=0.5),
-        lambda: SGD(0.1, momentum=0.5, loss_scale_factor=8.0),
-        lambda: keras.optimizers.LossScaleOptimizer(
-            SGD(0.1, momentum=0.5, clipnorm=0.5), initial_scale=64.0
+        *((Parallel, name) for name in OF_KERAS),
+        *(
+            (kind, name)
+            for kind in (RankAdaptive, FixedRank)
+            for name in ("most at once", "nesterov")
         ),
-        lambda: SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.8), momentum=0.5),
     ],
 )
-def test_at_full_rank_it_is_the_step_of_keras(integrator, optimizer):
+def test_at_full_rank_it_is_the_step_of_keras(integrator, name):
     low, full = full_rank_pair(integrator(), channels=2, filters=8, units=8)
-    low.compile(optimizer(), "mse", integrator=integrator(), truncation=0.0)
-    full.compile(optimizer(), "mse")
+    low.compile(OF_KERAS[name](), "mse", integrator=integrator(), truncation=0.0)
+    full.compile(OF_KERAS[name](), "mse")
     compare_step_by_step(low, full)
 
 
