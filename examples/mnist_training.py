@@ -90,6 +90,9 @@ def run_experiment(name, title, build):
         name: str, the name of the files.
         title: str, the headline of the table.
         build: callable `low_rank -> model`, the uncompiled `LowRankModel` or its full-rank twin.
+
+    Returns:
+        `(folder, rows)`: where the files are, and the table as a list of dicts.
     """
     train, test = mnist_data.load()
     if VALIDATION.value:
@@ -108,6 +111,7 @@ def run_experiment(name, title, build):
         results.write_json(folder / f"{name}.json", {**report, "rows": rows, "runs": runs}, first)
         results.write_csv(folder / f"{name}.csv", rows, first)
     _print(title, rows)
+    return folder, rows
 
 
 class _Goal(NamedTuple):
