@@ -63,7 +63,7 @@ class LowRankModel(keras.Model):
 
         Args:
             optimizer: str or Keras optimizer. It moves the factors too, with its learning rate,
-                momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop, Adagrad, or one
+                momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop, Adagrad, Muon, or one
                 with a rule of your own (`keras_lowrank.optimizers`).
             loss: as in Keras.
             integrator: str or `Integrator`. `"parallel"`, the default, needs one gradient and keeps
@@ -269,6 +269,8 @@ class LowRankModel(keras.Model):
             self.optimizer.build(self.other_variables or self.stand_in)
         # What the optimizer keeps for the factors, beside what it keeps for all else.
         self.rule = rule_for(self.optimizer, self.integrator)
+        for path in layers:
+            self.rule.check_layer(path)
         optimizer = keras_internals.inner_optimizer(self.optimizer)
         kinds = dict(self.rule.state)
         if optimizer.gradient_accumulation_steps:

@@ -21,6 +21,8 @@ Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", 
 RMSprop, SGD = keras.optimizers.RMSprop, keras.optimizers.SGD
 INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
 
+NEEDS_MUON = pytest.mark.skipif(not hasattr(keras.optimizers, "Muon"), reason="Keras < 3.10")
+
 rng = np.random.default_rng(0)
 X, Y = (rng.standard_normal((24, k)).astype("float32") for k in (7, 5))
 
@@ -85,23 +87,28 @@ def float64():
 
 
 @pytest.mark.parametrize(
-    "optimizer, step",
+    "optimizer, step, tau",
     [
-        (lambda: SGD(0.125, momentum=0.9), reference.sgd(0.9)),
-        (lambda: SGD(0.125, momentum=0.9, nesterov=True), reference.sgd(0.9, nesterov=True)),
-        (lambda: Adam(0.03125), reference.adam()),
-        (lambda: AdamW(0.03125, weight_decay=0.0), reference.adam()),
-        (lambda: RMSprop(0.03125), reference.rmsprop()),
-        (lambda: RMSprop(0.015625, momentum=0.5), reference.rmsprop(mu=0.5)),
-        (lambda: Adagrad(0.25), reference.adagrad()),
+        (lambda: SGD(0.125, momentum=0.9), reference.sgd(0.9), 0.06),
+        (lambda: SGD(0.125, momentum=0.9, nesterov=True), reference.sgd(0.9, nesterov=True), 0.06),
+        (lambda: Adam(0.03125), reference.adam(), 0.06),
+        (lambda: AdamW(0.03125, weight_decay=0.0), reference.adam(), 0.06),
+        (lambda: RMSprop(0.03125), reference.rmsprop(), 0.06),
+        (lambda: RMSprop(0.015625, momentum=0.5), reference.rmsprop(mu=0.5), 0.06),
+        (lambda: Adagrad(0.25), reference.adagrad(), 0.06),
+        pytest.param(
+            lambda: keras.optimizers.Muon(0.125, weight_decay=None),
+            reference.muon(),
+            0.3,
+            marks=NEEDS_MUON,
+        ),
     ],
 )
-def test_moments_are_those_of_the_full_matrix_while_ranks_change(float64, optimizer, step):
+def test_moments_are_those_of_the_full_matrix_while_ranks_change(float64, optimizer, step, tau):
     rng = np.random.default_rng(3)
     x = rng.standard_normal((40, 12))
     y = x @ with_spectrum(rng, 12, 9, 2.0 * 2.0 ** -np.arange(9))
     factors, gradient = start(rng, 12, 9, 4), mean_squared_error_gradient(x, y)
-    tau = 0.06
     optimizer = optimizer()
     h, seen = float(optimizer.learning_rate), []
     seen = fit_one_layer("parallel", factors, x, y, optimizer, 40, Tolerance(tau))
@@ -178,6 +185,8 @@ OPTIMIZERS = {
     "accumulation": lambda: SGD(0.1, momentum=0.5, gradient_accumulation_steps=2),
     "loss scale": lambda: keras.optimizers.LossScaleOptimizer(Adam(0.01)),
 }
+if hasattr(keras.optimizers, "Muon"):
+    OPTIMIZERS["muon"] = lambda: keras.optimizers.Muon(0.01)
 NAMED = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
@@ -308,6 +317,40 @@ def test_weight_decay_shrinks_s_and_leaves_what_is_excluded():
 def test_what_has_no_meaning_is_refused_at_compile(optimizer, words):
     with pytest.raises(ValueError, match=words):
         make(optimizer())
+
+
+@NEEDS_MUON
+@INTEGRATORS
+def test_muon_at_full_rank_is_that_of_keras(integrator):
+    options = {"learning_rate": 0.03, "weight_decay": 0.1, "exclude_layers": ["head"]}
+    inputs = keras.Input((7,))
+    models = []
+    for kind in (LowRankDense, keras.layers.Dense):
+        full_rank = {"rank": 7} if kind is LowRankDense else {}
+        hidden = kind(7, name="hidden", activation="tanh", **full_rank)
+        outputs = keras.layers.Dense(5, name="head")(hidden(inputs))
+        make_model = LowRankModel if kind is LowRankDense else keras.Model
+        models.append(make_model(inputs, outputs))
+    low, full = models
+    full.get_layer("head").set_weights(low.get_layer("head").get_weights())
+    full.get_layer("hidden").set_weights(
+        [low.get_layer("hidden").kernel.numpy(), np.zeros(7, "float32")]
+    )
+    low.compile(keras.optimizers.Muon(**options), "mse", integrator=integrator, truncation=0.0)
+    full.compile(keras.optimizers.Muon(**options), "mse")
+    for _ in range(8):
+        losses = [model.train_on_batch(X, Y) for model in models]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    kernels = [model.get_layer("hidden").kernel.numpy() for model in models]
+    np.testing.assert_allclose(*kernels, atol=1e-4)
+
+
+@NEEDS_MUON
+def test_muon_refuses_to_leave_a_low_rank_layer_to_adamw():
+    with pytest.raises(
+        ValueError, match="`exclude_layers` of Muon.*'sec.*', which names.*'second'"
+    ):
+        make(keras.optimizers.Muon(exclude_layers=["sec.*"]))
 
 
 @pytest.mark.parametrize("integrator", ["rank_adaptive", "fixed_rank"])

@@ -75,6 +75,9 @@ class Rule:
     def check(self):
         """Raises ValueError for an option of the optimizer that has no meaning here."""
 
+    def check_layer(self, path):
+        """Raises ValueError for a layer that the optimizer is set to treat in another way."""
+
     def step_size(self, learning_rate, step):
         """Returns h of the step `W - h D`.
 

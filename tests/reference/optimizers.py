@@ -88,3 +88,18 @@ def adagrad(start=0.1, epsilon=1e-7):
         }
 
     return step
+
+
+def muon(mu=0.95, steps=5, rms_rate=0.2, abc=(3.4445, -4.7750, 2.0315)):
+    def step(factors, gradient, state, h, rank):
+        _, G = _start(factors, gradient)
+        M = mu * project(state.get("M", 0 * G), factors) + G
+        D = G + mu * M
+        D = D / (np.linalg.norm(D) + 1e-7)
+        for _ in range(steps):
+            gram = D @ D.T
+            D = abc[0] * D + (abc[1] * gram + abc[2] * gram @ gram) @ D
+        D = rms_rate * max(D.shape) ** 0.5 * project(D, factors)
+        return _move(factors, D, h, rank), {"M": M}
+
+    return step

@@ -1,0 +1,82 @@
+"""Muon on the manifold: a momentum with all its singular values brought close to 1."""
+
+import re
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank.linalg import complement
+from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, rule_of
+from keras_lowrank.tangent_vector import TangentVector
+
+
+class Muon(Rule):
+    r"""`keras.optimizers.Muon`: `M <- mu P(M) + G`, then an odd polynomial of M.
+
+    A momentum in the tangent space is `[U, Q] C [V, Z]^T` with a core C of at most 2r x 2r, and an
+    odd polynomial of it, which is what the iteration of Newton and Schulz computes, is
+    `[U, Q] p(C) [V, Z]^T`: no n x m matrix is formed. Its block between Q and Z, which is not in
+    the tangent space, is left out. At full rank it is Keras's own step.
+    """
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.state = {"momentum": TANGENT}
+        self.decay = float(optimizer.momentum)
+
+    def check_layer(self, path):
+        for keyword in self.optimizer.exclude_layers:
+            if re.search(keyword, path):
+                raise ValueError(
+                    "`exclude_layers` of Muon names layers that Keras moves by AdamW; a low-rank "
+                    "layer of a model that trains with Muon cannot be one of them. Use AdamW for "
+                    f"all, or a dense layer. Received: {keyword!r}, which names layer {path!r}"
+                )
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        momentum = state["momentum"].plus(gradient)
+        ahead = momentum
+        if self.optimizer.nesterov:
+            ahead = gradient.plus(momentum.scaled(self.decay))
+        left, right = complement(ahead.K, point.U), complement(ahead.L, point.V)
+        corner = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], ahead.S.dtype)
+        core = tf.concat(
+            [
+                tf.concat([ahead.S, tf.transpose(right.outside)], axis=1),
+                tf.concat([left.outside, corner], axis=1),
+            ],
+            axis=0,
+        )
+        core = self._scale(point) * self._newton_schulz(core)
+        rank = tf.shape(ahead.S)[0]
+        direction = TangentVector(
+            _times(point.U, left, core[:, :rank]),
+            core[:rank, :rank],
+            _times(point.V, right, tf.transpose(core[:rank])),
+        )
+        return Direction(direction, share=None), {"momentum": momentum}
+
+    def _newton_schulz(self, core):
+        a, b, c = self.optimizer.muon_a, self.optimizer.muon_b, self.optimizer.muon_c
+        core /= tf.norm(core) + 1e-7
+        for _ in range(self.optimizer.ns_steps):
+            gram = tf.matmul(core, core, transpose_b=True)
+            core = a * core + tf.matmul(b * gram + c * tf.matmul(gram, gram), core)
+        return core
+
+    def _scale(self, point):
+        if self.optimizer.rms_rate is None:
+            return 1.0
+        return self.optimizer.rms_rate * max(point.U.shape[0], point.V.shape[0]) ** 0.5
+
+
+def _times(basis, added, coordinates):
+    """`[B, Q] X` for the basis Q of a `Complement` to B."""
+    size = tf.shape(basis)[1]
+    inside, outside = coordinates[:size], coordinates[size:]
+    inside -= tf.matmul(added.leak, outside)
+    return tf.matmul(basis, inside) + tf.matmul(added.residual, tf.matmul(added.root, outside))
+
+
+if hasattr(keras.optimizers, "Muon"):  # since Keras 3.10
+    rule_of(keras.optimizers.Muon)(Muon)
