@@ -63,8 +63,8 @@ class LowRankModel(keras.Model):
 
         Args:
             optimizer: str or Keras optimizer. It moves the factors too, with its learning rate,
-                momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop, Adagrad, Muon, or one
-                with a rule of your own (`keras_lowrank.optimizers`).
+                momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop, Adagrad, Muon, or
+                one with a rule of your own (`keras_lowrank.optimizers`).
             loss: as in Keras.
             integrator: str or `Integrator`. `"parallel"`, the default, needs one gradient and keeps
                 nothing of a layer's inputs: the least time and memory, at the accuracy of
