@@ -260,6 +260,18 @@ def test_a_step_that_is_not_finite_leaves_the_moments_alone():
     assert np.any(before[-1] != 0)
 
 
+def test_an_optimizer_goes_on_in_its_model_and_is_refused_in_another():
+    optimizer = Adam(0.01)
+    model = make(optimizer)
+    fit(model)
+    count = len(optimizer.variables)
+    model.compile(optimizer, "mae")
+    fit(model)
+    assert len(optimizer.variables) == count and int(optimizer.iterations) == 6
+    with pytest.raises(ValueError, match="belongs to the model.*another layer 'first'"):
+        make(optimizer)
+
+
 @few
 @given(shapes(), seeds)
 @example((6, 6, 6), 0)

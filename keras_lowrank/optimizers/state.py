@@ -33,6 +33,12 @@ class OptimizerState:
         if state is None:
             state = optimizer.low_rank_state = cls(optimizer, kinds)
         for path, layer in layers.items():
+            if state._factors.get(path, layer.factors) is not layer.factors:
+                raise ValueError(
+                    "An optimizer belongs to the model that it was first compiled with. Give this "
+                    f"model one of its own. Received: optimizer={optimizer.name!r}, which holds "
+                    f"the moments of another layer {path!r}"
+                )
             if path not in state._variables:
                 state._factors[path] = layer.factors
                 slots = {name: _make(kinds[name], name, path, layer.factors) for name in kinds}
