@@ -215,7 +215,7 @@ def test_training_resumed_from_a_file_is_training_not_interrupted(name, tmp_path
         np.testing.assert_array_equal(one, two)
 
 
-@NAMED
+@pytest.mark.parametrize("name", ["adam", "accumulation", "loss scale"])
 def test_a_tensorflow_checkpoint_holds_the_moments(name, tmp_path):
     model, again = make(OPTIMIZERS[name](), truncation=0.35), make(OPTIMIZERS[name]())
     fit(model, epochs=2)
