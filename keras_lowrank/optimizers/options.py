@@ -34,7 +34,7 @@ def rule_for(optimizer, integrator):
         )
     rule = found(inner)
     if inner.clipvalue:
-        _refuse(inner, "clipvalue", "depends on the basis. Use `clipnorm` or `global_clipnorm`")
+        _refuse(inner, "clipvalue", "it depends on the basis. Use `clipnorm` or `global_clipnorm`")
     if inner.use_ema:
         _refuse(
             inner,
