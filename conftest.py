@@ -28,6 +28,15 @@ def fresh_keras():
     keras.config.set_dtype_policy(before)
 
 
+@pytest.fixture
+def float64():
+    """Keras computes in float64 by default while the test runs."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def public_names(doctest_namespace):
     """The docstrings' examples are written as after `from keras_lowrank import *`."""

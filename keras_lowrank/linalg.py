@@ -194,7 +194,11 @@ def rotate(basis, added, coordinates):
     # A singular vector comes with an error of some ten roundings, which would add up step by
     # step. One small Newton-Schulz step takes it to one rounding.
     gram = tf.matmul(coordinates, coordinates, transpose_a=True)
-    coordinates = 1.5 * coordinates - 0.5 * tf.matmul(coordinates, gram)
+    return combine(basis, added, 1.5 * coordinates - 0.5 * tf.matmul(coordinates, gram))
+
+
+def combine(basis, added, coordinates):
+    """Returns `[B, Q] C` for any C; arguments as in `rotate`."""
     size = tf.shape(basis)[1]
     inside, outside = coordinates[:size], coordinates[size:]
     inside -= tf.matmul(added.leak, outside)

@@ -45,6 +45,7 @@ class Truncation:
         Returns:
             int32 scalar tensor. Bounds (`min_rank`, `max_rank`) are applied by the caller.
         """
+        # Abstract: a truncation is its decision, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `rank`.")
 
     def get_config(self):

@@ -13,12 +13,12 @@ def data():
     return x, np.tanh(x @ rng.standard_normal((10, 6))).astype("float32")
 
 
-def compiled(integrator, jit):
+def compiled(integrator, jit, optimizer=None):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((10,))
     hidden = LowRankDense(12, rank=4, activation="tanh")(inputs)
     model = LowRankModel(inputs, keras.layers.Dense(6)(hidden))
-    optimizer = keras.optimizers.SGD(0.1)
+    optimizer = optimizer or keras.optimizers.SGD(0.1)
     model.compile(optimizer, "mse", integrator=integrator, truncation=0.3, jit_compile=jit)
     return model
 
@@ -31,6 +31,16 @@ def test_fixed_rank_compiles_and_trains_the_same():
     with_jit, without = compiled("fixed_rank", True), compiled("fixed_rank", False)
     assert with_jit.jit_compile and not without.jit_compile
     np.testing.assert_allclose(losses(with_jit), losses(without), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Adam", "Muon"])
+def test_fixed_rank_compiles_with_moments(name):
+    if not hasattr(keras.optimizers, name):
+        pytest.skip("Keras < 3.10 has no Muon")
+    make = getattr(keras.optimizers, name)
+    with_jit, without = (compiled("fixed_rank", jit, make(0.01)) for jit in (True, False))
+    assert with_jit.jit_compile
+    np.testing.assert_allclose(losses(with_jit), losses(without), rtol=1e-4)
 
 
 @pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])

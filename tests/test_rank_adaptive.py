@@ -45,14 +45,6 @@ def test_ranks_grow_and_fall_as_the_paper_says(dtype):
     assert down[0] > down[-1]
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
-
-
 def literal_step(model, layers, x, y, h, tau):
     """Algorithm 1 on a network by three passes: gradients of K, of L, and of S at the new bases.
 

@@ -58,6 +58,7 @@ class Integrator:
 
     def step(self, problem):
         """Returns the matrices after the step, a list of `Factorization`."""
+        # Abstract: an integrator is its step, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `step`.")
 
     def get_config(self):

@@ -87,6 +87,7 @@ class LowRankLayer(keras.layers.Layer):
         Returns:
             Tensor of shape `(..., k)`, channels last.
         """
+        # Abstract: a layer type is its projection, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `project`.")
 
     def build_factors(self, kernel_shape):

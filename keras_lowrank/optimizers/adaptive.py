@@ -39,7 +39,7 @@ def scales(rows, columns, floor):
     tiny = tf.cast(1e-37, rows.dtype)
     all_rows, all_columns = (tf.reduce_mean(part) + tiny for part in (rows, columns))
     # Each half has the unit of a gradient, so that the floor means the same in both.
-    unit = (all_rows * all_columns) ** 0.25
+    unit = all_rows**0.25 * all_columns**0.25
     return (
         tf.math.rsqrt(unit * tf.sqrt(part / mean) + floor)
         for part, mean in ((rows, all_rows), (columns, all_columns))
@@ -54,6 +54,11 @@ class _Adaptive(Rule):
     def scaled_direction(self, momentum, rows, columns, point, share):
         a, b = scales(rows, columns, self.floor)
         return Direction(projected(momentum, point, point, a, b), share, a, b)
+
+    def averages(self, state, gradient, rate):
+        """The running means of the mean squares, which forget by `rate` a step."""
+        old = state["rows"], state["columns"]
+        return (rate * a + (1.0 - rate) * b for a, b in zip(old, mean_squares(gradient)))
 
 
 @rule_of(keras.optimizers.Adam, keras.optimizers.AdamW)
@@ -84,12 +89,8 @@ class Adam(_Adaptive):
         return tf.cast(learning_rate, tf.float64) * unit * tf.sqrt(rest_2) / rest_1
 
     def direction(self, gradient, state, point, learning_rate, step):
-        beta_2 = self.optimizer.beta_2
         momentum = state["momentum"].plus(gradient)
-        rows, columns = (
-            beta_2 * old + (1.0 - beta_2) * new
-            for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
-        )
+        rows, columns = self.averages(state, gradient, self.optimizer.beta_2)
         new = {"momentum": momentum, "rows": rows, "columns": columns}
         return self.scaled_direction(momentum, rows, columns, point, 1.0), new
 
@@ -117,11 +118,7 @@ class RMSprop(_Adaptive):
         return 1.0 if self.optimizer.momentum else learning_rate
 
     def direction(self, gradient, state, point, learning_rate, step):
-        rho = self.optimizer.rho
-        rows, columns = (
-            rho * old + (1.0 - rho) * new
-            for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
-        )
+        rows, columns = self.averages(state, gradient, self.optimizer.rho)
         new = {"rows": rows, "columns": columns}
         scaled = self.scaled_direction(gradient, rows, columns, point, 1.0)
         if not self.optimizer.momentum:

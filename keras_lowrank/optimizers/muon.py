@@ -5,7 +5,7 @@ import re
 import keras
 import tensorflow as tf
 
-from keras_lowrank.linalg import complement
+from keras_lowrank.linalg import combine, complement
 from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, rule_of
 from keras_lowrank.tangent_vector import TangentVector
 
@@ -16,7 +16,8 @@ class Muon(Rule):
     A momentum in the tangent space is `[U, Q] C [V, Z]^T` with a core C of at most 2r x 2r, and an
     odd polynomial of it, which is what the iteration of Newton and Schulz computes, is
     `[U, Q] p(C) [V, Z]^T`: no n x m matrix is formed. Its block between Q and Z, which is not in
-    the tangent space, is left out. At full rank it is Keras's own step.
+    the tangent space, is left out. At full rank it is Keras's own step of a dense kernel. A
+    convolution moves as its matrix, where Keras takes AdamW for a kernel of four axes.
     """
 
     def __init__(self, optimizer):
@@ -38,7 +39,9 @@ class Muon(Rule):
         ahead = momentum
         if self.optimizer.nesterov:
             ahead = gradient.plus(momentum.scaled(self.decay))
-        left, right = complement(ahead.K, point.U), complement(ahead.L, point.V)
+        # Static, with zeros in place of noise: XLA asks for it, and a zero column changes nothing.
+        left = complement(ahead.K, point.U, static=True)
+        right = complement(ahead.L, point.V, static=True)
         corner = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], ahead.S.dtype)
         core = tf.concat(
             [
@@ -50,9 +53,9 @@ class Muon(Rule):
         core = self._scale(point) * self._newton_schulz(core)
         rank = tf.shape(ahead.S)[0]
         direction = TangentVector(
-            _times(point.U, left, core[:, :rank]),
+            combine(point.U, left, core[:, :rank]),
             core[:rank, :rank],
-            _times(point.V, right, tf.transpose(core[:rank])),
+            combine(point.V, right, tf.transpose(core[:rank])),
         )
         return Direction(direction, share=None), {"momentum": momentum}
 
@@ -68,14 +71,6 @@ class Muon(Rule):
         if self.optimizer.rms_rate is None:
             return 1.0
         return self.optimizer.rms_rate * max(point.U.shape[0], point.V.shape[0]) ** 0.5
-
-
-def _times(basis, added, coordinates):
-    """`[B, Q] X` for the basis Q of a `Complement` to B."""
-    size = tf.shape(basis)[1]
-    inside, outside = coordinates[:size], coordinates[size:]
-    inside -= tf.matmul(added.leak, outside)
-    return tf.matmul(basis, inside) + tf.matmul(added.residual, tf.matmul(added.root, outside))
 
 
 if hasattr(keras.optimizers, "Muon"):  # since Keras 3.10

@@ -101,6 +101,7 @@ class Rule:
         Returns:
             `(Direction, dict)`.
         """
+        # Abstract: a rule is its direction, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `direction`.")
 
 

@@ -18,20 +18,19 @@ class OptimizerState:
     Its size follows the ranks: `r (n + m + r)` numbers for a tangent vector, and `n` or `m`.
 
     Args:
-        optimizer: the Keras optimizer that the variables become part of, not a scaling one.
         kinds: dict from name to kind, as in `Rule.state`.
     """
 
-    def __init__(self, optimizer, kinds):
-        self._optimizer, self._kinds = optimizer, kinds
+    def __init__(self, kinds):
+        self._kinds = kinds
         self._factors, self._variables = {}, {}
 
     @classmethod
     def of(cls, optimizer, layers, kinds):
-        """The state of `optimizer`, with variables for all layers: those that it has, and new."""
+        """The state of `optimizer`, not a scaling one: what it has for the layers, and new."""
         state = getattr(optimizer, "low_rank_state", None)
         if state is None:
-            state = optimizer.low_rank_state = cls(optimizer, kinds)
+            state = optimizer.low_rank_state = cls(kinds)
         for path, layer in layers.items():
             if state._factors.get(path, layer.factors) is not layer.factors:
                 raise ValueError(

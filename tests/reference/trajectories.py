@@ -43,6 +43,13 @@ def to_tensors(factors, dtype):
     return Factorization(*(tf.constant(factor, dtype) for factor in factors))
 
 
+def tangent_of(A, factors):
+    """The float64 `TangentVector` of a full matrix A in the tangent space at NumPy factors."""
+    u, _, v = factors
+    parts = (A @ v, u.T @ A @ v, A.T @ u)
+    return TangentVector(*(tf.constant(part, tf.float64) for part in parts))
+
+
 def one_step(integrator, factors, gradient, h, policy=None, dtype="float64"):
     """One step of the package from NumPy factors, with a NumPy gradient, in `dtype`."""
     policy = policy or Policy(KeepRank())
