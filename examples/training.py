@@ -114,7 +114,7 @@ def start_ranks():
 
 
 def run_experiment(name, title, build, dataset="mnist", augment=None):
-    """Trains all rows of the table; writes it after every run, and plots and prints it at the end.
+    """Trains all rows of the table; writes it after every run, plots and prints it at the end.
 
     Args:
         name: str, the name of the files.
@@ -127,22 +127,18 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
     folder = pathlib.Path(frontier.OUTPUT_DIR.value or f"out/{name}")
     path = folder / f"{name}.json"
     head = {"name": name, "title": title, "settings": _settings(), "versions": results.versions()}
-    kept = _kept(path, head) if KEEP.value else {}
     experiment = _Experiment(build, augment, *_splits(dataset))
-    runs = []
+    runs = _kept(path, head) if KEEP.value else {}
 
     def make(method, goal, seed, train):
-        wanted = frontier.key({"method": method, **goal._asdict(), "seed": seed})
-        run = kept.get(wanted) or {
-            "method": method,
-            **goal._asdict(),
-            "seed": seed,
-            **train(),
-        }
-        runs.append(run)
-        # After every run: what is interrupted after hours keeps the runs that it has.
-        frontier.write(folder, {**head, "runs": runs}, verbose=len(runs) == 1)
-        return run
+        run = {"method": method, **goal._asdict(), "seed": seed}
+        key = frontier.key(run)
+        if key not in runs:
+            runs[key] = {**run, **train()}
+            # After every run: what is interrupted after hours keeps the runs that it has.
+            report = frontier.merge([{**head, "runs": list(runs.values())}])
+            frontier.write(folder, report, verbose=len(runs) == 1)
+        return runs[key]
 
     seeds = range(SEED_START.value, SEED_START.value + SEEDS.value)
     for seed in seeds if FULL_RANK.value else []:
@@ -153,8 +149,7 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
             ours = make(INTEGRATOR.value, goal, seed, train)
             for method in BASELINES.value:
                 make(method, goal, seed, functools.partial(getattr(experiment, method), ours))
-    report = frontier.merge([{**head, "runs": runs}])
-    frontier.write(folder, report, verbose=False)
+    report = frontier.merge([{**head, "runs": list(runs.values())}])
     frontier.plot(folder / f"{name}.png", report)
     frontier.print_table(report)
 
