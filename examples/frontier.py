@@ -116,6 +116,7 @@ def plot(path, report):
         x, y, spread = zip(*points)
         if method == "full_rank":
             axes.axhline(y[0], color="gray", label="full rank")
+            axes.axhspan(y[0] - (spread[0] or 0.0), y[0] + (spread[0] or 0.0), color="#8883")
         else:
             label = _LABELS.get(method, f"keras_lowrank, {method}")
             axes.errorbar(x, y, [one or 0.0 for one in spread], marker="o", capsize=3, label=label)

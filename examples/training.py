@@ -72,6 +72,11 @@ flags.register_validator(
     "must be among two_factor, svd_finetune",
 )
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of every run.", lower_bound=1)
+flags.register_multi_flags_validator(
+    ["baselines", "epochs"],
+    lambda values: "svd_finetune" not in values["baselines"] or values["epochs"] > 1,
+    "svd_finetune needs two epochs or more: some at full rank, and some after",
+)
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every row.", lower_bound=1)
 SEED_START = flags.DEFINE_integer("seed_start", 0, "The first seed of them.", lower_bound=0)
 INTEGRATOR = flags.DEFINE_enum(
@@ -241,7 +246,7 @@ class _Experiment:
         )
         model.optimizer.iterations.assign(first_epoch * len(batches))  # where the schedule is
         # Makes the metrics' variables. Left to the first step, they cost Keras another trace of it.
-        model.evaluate(batches.take(1), verbose=0)
+        model.evaluate(self._train.take(1).test_batches(), verbose=0)
         traces, timer = results.count_traces(model), results.EpochTimer()
         bar = results.progress_bar(
             f"{name}, seed {seed}", len(self._train.labels), BATCH_SIZE.value
