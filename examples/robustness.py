@@ -185,7 +185,8 @@ def plot(path, rows):
         axes.set(title=f"learning rate {rate}", xscale="log", xlabel="largest / least sigma")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy (%)")
-    figure.axes[0].legend(loc="lower left", fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(METHODS))
     with results.new_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
 
