@@ -3,7 +3,6 @@
 import numpy as np
 import tensorflow as tf
 from hypothesis import example, given
-from hypothesis import strategies as st
 from reference import optimizers as reference
 from reference.cases import few, seeds, shapes, start
 from reference.closed_form import orthonormal
