@@ -2,7 +2,7 @@
 
 All kernels are low-rank but those of the first convolution, which has three channels to read, and
 of the last layer, which has ten units. Momentum, a learning rate that falls to zero, a budget of
-weights that is met after 60% of the training; images flipped and shifted at random.
+weights that is met after a quarter of the training; images flipped and shifted at random.
 
     python examples/cifar10.py --full_rank                 # ResNet20 (He et al. 2016, section 4.2)
     python examples/cifar10.py --full_rank --network vgg   # 32-32-64-64-128-128-256, pooled thrice

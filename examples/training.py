@@ -6,9 +6,9 @@ ended with, so the same number of parameters:
 
 - `two_factor`: two plain layers of Keras in place of one, from the singular value decomposition of
   the kernel that Keras draws;
-- `svd_finetune`: full rank for the first 60% of the epochs, then the singular value decomposition
-  of what was learned, trained as two factors for the rest. The schedule goes on; momentum starts
-  anew with the factors.
+- `svd_finetune`: full rank for `--pruning` of the epochs, until budgets are met, and then the
+  singular value decomposition of what was learned, trained as two factors for the rest. The
+  schedule goes on; momentum starts anew with the factors.
 
 The accuracy is that after the last epoch; nothing else looks at the test images.
 
@@ -54,12 +54,19 @@ COMPRESSION = flags.DEFINE_list(
     "compression",
     [],
     "In place of tolerances: shares of the full-rank weights to save, in percent, separated by "
-    "commas; met after 60% of the training.",
+    "commas; met after --pruning of the training.",
 )
 flags.register_validator(
     COMPRESSION,
     lambda values: _numbers(values, float, 0.0, 100.0),
     "must be numbers in [0, 100), separated by commas",
+)
+PRUNING = flags.DEFINE_float(
+    "pruning",
+    0.25,
+    "The share of the training after which a budget is met, and full rank left for two factors.",
+    0.0,
+    1.0,
 )
 BASELINES = flags.DEFINE_list(
     "baselines",
@@ -110,8 +117,6 @@ FULL_RANK = flags.DEFINE_bool(
 KEEP = flags.DEFINE_bool(
     "keep", False, "Keep the runs that the JSON in --output_dir has, and make what is missing."
 )
-# The share of the training after which a budget is met, and full rank left for two factors.
-_PRUNING = 0.6
 
 
 def start_ranks():
@@ -169,7 +174,7 @@ class _Goal(NamedTuple):
         if self.compression is None:
             return keras_lowrank.Tolerance(self.tolerance)
         return keras_lowrank.Budget(
-            compression=self.compression, steps=max(1, round(_PRUNING * steps))
+            compression=self.compression, steps=max(1, round(PRUNING.value * steps))
         )
 
     def __str__(self):
@@ -187,7 +192,7 @@ class _Experiment:
 
     def __init__(self, build, augment, train, test):
         self._build, self._augment, self._train, self._test = build, augment, train, test
-        self._switch = min(max(1, round(_PRUNING * EPOCHS.value)), EPOCHS.value - 1)
+        self._switch = min(max(1, round(PRUNING.value * EPOCHS.value)), EPOCHS.value - 1)
         self._halfway = {}  # by seed: what there is of the full-rank network at that epoch
 
     def full_rank(self, seed):
@@ -310,6 +315,7 @@ def _settings():
         "schedule": SCHEDULE.value,
         "momentum": MOMENTUM.value,
         "weight_decay": WEIGHT_DECAY.value,
+        "pruning": PRUNING.value,
         "limit": LIMIT.value,
         "validation": VALIDATION.value,
     }
