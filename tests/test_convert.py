@@ -56,15 +56,15 @@ def functional():
 LIMIT = 0.25  # a global that the lambda reads
 
 
-def nested_and_shared():
-    """Two inputs and outputs, a Sequential inside used twice, a layer used in and outside of it."""
+def nested_and_shared(across=True):
+    """Two inputs and outputs, a Sequential used twice, a layer used in and outside of models."""
     shared = layers.Dense(6, activation="tanh", name="shared")
     tower = keras.Sequential([layers.Dense(6, name="first"), shared], name="tower")
     inner_inputs = keras.Input((6,))
-    x = layers.Dense(6, name="inside")(shared(inner_inputs))
+    x = layers.Dense(6, name="inside")(shared(inner_inputs) if across else inner_inputs)
     inner = keras.Model(inner_inputs, [x, inner_inputs + x], name="inner")
     a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
-    left, right = tower(a), tower(shared(b))
+    left, right = tower(a), tower(shared(b) if across else b)
     first, second = inner(layers.Add()([left, right]))
     outputs = {"p": layers.Dense(3, name="p")(first), "q": layers.Dense(2, name="q")(second)}
     return keras.Model({"a": a, "b": b}, outputs)
@@ -94,12 +94,13 @@ def test_a_functional_model_keeps_outputs_names_and_statistics():
 
 
 def test_a_converted_model_trains_saves_and_leaves_the_original_alone(tmp_path):
-    model = randomize(nested_and_shared())
+    # Keras itself does not load a model that shares a layer with another inside it.
+    model = randomize(nested_and_shared(across=False))
     before = model.get_weights()
     low = full(model)
     inputs = {"a": draw(8, 6), "b": draw(8, 6)}
     check_same(model, low, inputs)
-    assert set(low.ranks) == {"tower/first", "shared", "inner/inside", "p", "q"}
+    assert set(low.ranks) == {"tower/first", "tower/shared", "inner/inside", "p", "q"}
     low.compile("adam", {"p": "mse", "q": "mse"}, truncation=0.2)
     watch = callbacks.RankHistory()
     targets = {"p": draw(8, 3), "q": draw(8, 2)}

@@ -1,5 +1,6 @@
 """Copies a model that a graph of layers describes, with other layers in the place of some."""
 
+import contextlib
 import tempfile
 
 import keras
@@ -79,7 +80,12 @@ class GraphCopy:
             view = keras.Model(model.inputs[0], model.outputs[0])
         else:
             view = keras.Model(model.input, model.output)
-        copy = keras.models.clone_model(view, clone_function=self._layer)
+        # Keras would name an input after its tensor, not after its layer.
+        owners = {
+            id(one.output): one for one in view.layers if type(one) is keras.layers.InputLayer
+        }
+        inputs = keras.tree.map_structure(lambda t: _copy_input(owners[id(t)]), view.input)
+        copy = keras.models.clone_model(view, inputs, clone_function=self._layer)
         return make(copy.input, copy.output, name=model.name)
 
     def _layer(self, layer):
@@ -106,6 +112,31 @@ class GraphCopy:
                 f"Layer {layer.name!r} of class {type(layer).__name__} must be one that its "
                 f"`get_config` describes, to be copied. Received: {error}"
             ) from error
+
+
+def input_shape(layer):
+    """The shape of the inputs that a layer was built for."""
+    return tuple(layer.get_build_config()["input_shape"])
+
+
+def build_like(twin, layer, shape, inside=()):
+    """Builds a layer where another was built, so that its variables have paths like those.
+
+    Args:
+        twin: unbuilt `keras.layers.Layer`.
+        layer: built `keras.layers.Layer`.
+        shape: tuple, the shape of the inputs of the twin.
+        inside: tuple of str, names of models that are around the twin and not around the layer.
+    """
+    *scopes, _, _ = layer.weights[0].path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in (*scopes, *inside):
+            stack.enter_context(keras.name_scope(scope))
+        twin.build(shape)
+
+
+def _copy_input(layer):
+    return keras.layers.InputLayer.from_config(layer.get_config()).output
 
 
 def _copy_state(layer, twin):

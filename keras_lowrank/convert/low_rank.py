@@ -10,7 +10,13 @@ import numpy as np
 from keras_lowrank import keras_internals
 from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import Decomposition
-from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
+from keras_lowrank.convert.graph import (
+    GraphCopy,
+    build_like,
+    check_model,
+    graph_layers,
+    input_shape,
+)
 from keras_lowrank.convert.kinds import KINDS, is_convertible, unbuilt_twin
 from keras_lowrank.convert.moments import OutputMoment, stream
 from keras_lowrank.convert.ranks import Rule
@@ -244,7 +250,7 @@ def _twin(layer, factors):
     """The low-rank layer with the arguments and the bias of `layer`, and with given factors."""
     twin = unbuilt_twin(layer, factors[1].shape[0])
     drawn, twin.kernel_initializer = twin.kernel_initializer, GivenFactors(factors)
-    twin.build(layer.get_build_config()["input_shape"])
+    build_like(twin, layer, input_shape(layer))
     twin.kernel_initializer = drawn
     if twin.bias is not None:
         twin.bias.assign(layer.bias)

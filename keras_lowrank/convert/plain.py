@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lowrank.convert.graph import GraphCopy, check_model
+from keras_lowrank.convert.graph import GraphCopy, build_like, check_model, input_shape
 from keras_lowrank.convert.kinds import kind_of, plain_arguments
 from keras_lowrank.layers import LowRankLayer
 
@@ -74,7 +74,7 @@ def to_keras(model, form="smaller"):
 
 def _merged(layer):
     plain = kind_of(layer).plain.from_config(plain_arguments(layer))
-    plain.build(layer.get_build_config()["input_shape"])
+    build_like(plain, layer, input_shape(layer))
     left, right = _balanced(layer)
     _fill(plain, left @ right, layer.bias)
     return plain
@@ -93,9 +93,9 @@ def _factored(layer):
     arguments["kernel_regularizer"] = None
     first = kind.plain.from_config({**arguments, **linear, "name": f"{layer.name}_left"})
     second = kind.plain.from_config({**arguments, **kind.second, "name": f"{layer.name}_right"})
-    shape = layer.get_build_config()["input_shape"]
-    first.build(shape)
-    second.build(first.compute_output_shape(shape))
+    shape = input_shape(layer)
+    build_like(first, layer, shape, inside=(layer.name,))
+    build_like(second, layer, first.compute_output_shape(shape), inside=(layer.name,))
     left, right = _balanced(layer)
     _fill(first, left)
     _fill(second, right, layer.bias)

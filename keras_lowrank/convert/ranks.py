@@ -30,18 +30,18 @@ class Rule:
                 f"Received: {given or 'none of them'}"
             )
         self.rank, self.budget, self._tolerance = rank, budget, None
+        if rank == {}:
+            raise ValueError("`rank` must name at least one layer. Received: rank={}")
         for name, value in rank.items() if isinstance(rank, dict) else [("rank", rank)]:
             if value is not None:
                 _check_count(name, value)
         if budget is not None:
             _check_count("budget", budget)
         if tolerance is not None:
+            _check_share("tolerance", tolerance, "[0, 1)", lambda x: 0 <= x < 1)
             self._tolerance = Tolerance(tolerance)
         if energy is not None:
-            if isinstance(energy, bool) or not isinstance(energy, (int, float)):
-                raise ValueError(f"`energy` must be a number in (0, 1]. Received: {energy!r}")
-            if not 0 < energy <= 1:
-                raise ValueError(f"`energy` must be in (0, 1]. Received: energy={energy}")
+            _check_share("energy", energy, "(0, 1]", lambda x: 0 < x <= 1)
             self._tolerance = Tolerance(math.sqrt(1.0 - energy))
 
     def concerned(self, layers):
@@ -145,3 +145,9 @@ def _cost(ranks, low_rank, shapes):
 def _check_count(name, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def _check_share(name, value, interval, contains):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not contains(value):
+        raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")
