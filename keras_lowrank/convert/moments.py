@@ -58,11 +58,12 @@ def stream(model, moments, data):
 def _batches(data):
     """The inputs in every batch; a data set may yield targets and sample weights with them."""
     if isinstance(data, keras.utils.PyDataset):
-        data = (data[index] for index in range(len(data)))
-    elif not isinstance(data, tf.data.Dataset):
+        batches = map(data.__getitem__, range(len(data)))
+    elif isinstance(data, tf.data.Dataset):
+        batches = data
+    else:
         arrays = tuple(data) if isinstance(data, list) else data
-        data = tf.data.Dataset.from_tensor_slices(arrays).batch(_BATCH)
-        yield from data
+        yield from tf.data.Dataset.from_tensor_slices(arrays).batch(_BATCH)
         return
-    for batch in data:
+    for batch in batches:
         yield keras.utils.unpack_x_y_sample_weight(batch)[0]
