@@ -12,8 +12,6 @@ is never needed, let alone its root or its inverse; M has the size of the output
 
 import numpy as np
 
-from keras_lowrank.linalg import fix_signs
-
 # Down to this size, relative to the largest, a column of W Q has digits enough to be divided by
 # its norm: the Gram matrix, of squares, is off by 1e-16 of its own largest entries.
 _FAINT = 1e-5
@@ -62,19 +60,22 @@ class Decomposition:
         self._vectors = vectors[:, ::-1][:, :most]
 
     def factors(self, rank):
-        """Returns `(U, S, V)` of `W_r` as float64 arrays; S is diagonal and descending."""
-        basis = self._vectors[:, :rank]
-        product = _times(self._matrix, basis)
-        values = self.values[:rank]
+        """Returns `(U, S, V)` of `W_r` in the type of W; S is diagonal and descending.
+
+        The entry of largest magnitude in each column of U is positive.
+        """
+        basis, values = self._vectors[:, :rank], self.values[:rank]
         if self._weighted or values[-1] <= _FAINT * values[0]:
-            left, triangular = np.linalg.qr(product)
+            left, triangular = np.linalg.qr(_times(self._matrix, basis, "float64"))
             inner, values, outer = np.linalg.svd(triangular)
             product, basis = left @ inner, basis @ outer.T
         else:
-            product /= values
+            product = _times(self._matrix, basis / values, self._matrix.dtype)
         left, right = (basis, product) if self._wide else (product, basis)
-        left, right = (side.numpy() for side in fix_signs(left, right))
-        return left, np.diag(values), right
+        left, right = (side.astype(self._matrix.dtype, copy=False) for side in (left, right))
+        pivots = np.take_along_axis(left, np.abs(left).argmax(axis=0)[None], axis=0)
+        signs = np.where(pivots < 0, -1, 1).astype(left.dtype)
+        return left * signs, np.diag(values), right * signs
 
 
 def _gram(matrix):
@@ -85,9 +86,12 @@ def _gram(matrix):
     return total
 
 
-def _times(matrix, basis):
-    blocks = [matrix[i : i + _ROWS] for i in range(0, matrix.shape[0], _ROWS)]
-    return np.concatenate([block.astype("float64") @ basis for block in blocks])
+def _times(matrix, basis, dtype):
+    product = np.empty((matrix.shape[0], basis.shape[1]), dtype)
+    for start in range(0, matrix.shape[0], _ROWS):
+        block = matrix[start : start + _ROWS].astype("float64")
+        product[start : start + _ROWS] = block @ basis
+    return product
 
 
 def _check_finite(name, array):

@@ -235,7 +235,7 @@ def _refuse_shared_variables(layers):
 def _matrix(layer):
     """The kernel as an array of shape `(n, m)`, in float32 or float64."""
     dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
-    kernel = keras.ops.convert_to_numpy(keras.ops.cast(layer.kernel, dtype))
+    kernel = np.asarray(keras.ops.cast(layer.kernel, dtype))  # a view where nothing is cast
     return kernel.reshape(-1, kernel.shape[-1])
 
 
