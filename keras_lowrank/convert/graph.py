@@ -85,7 +85,7 @@ class GraphCopy:
             id(one.output): one for one in view.layers if type(one) is keras.layers.InputLayer
         }
         inputs = keras.tree.map_structure(lambda t: _copy_input(owners[id(t)]), view.input)
-        copy = keras.models.clone_model(view, inputs, clone_function=self._layer)
+        copy = keras.models.clone_model(view, input_tensors=inputs, clone_function=self._layer)
         return make(copy.input, copy.output, name=model.name)
 
     def _layer(self, layer):

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from keras_lowrank.layers import LowRankConv2D, LowRankDense
 
@@ -44,6 +45,13 @@ def kind_of(layer):
 def is_convertible(layer):
     """bool, whether there is a low-rank layer for the class of `layer`."""
     return type(layer) in _BY_PLAIN
+
+
+def kernel_matrix(layer):
+    """The kernel as an array of shape `(n, m)`, in float32 or float64."""
+    dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
+    kernel = np.asarray(keras.ops.cast(layer.kernel, dtype))  # a view where nothing is cast
+    return kernel.reshape(-1, kernel.shape[-1])
 
 
 def unbuilt_twin(layer, rank):

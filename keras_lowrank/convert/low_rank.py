@@ -17,7 +17,7 @@ from keras_lowrank.convert.graph import (
     graph_layers,
     input_shape,
 )
-from keras_lowrank.convert.kinds import KINDS, is_convertible, unbuilt_twin
+from keras_lowrank.convert.kinds import KINDS, is_convertible, kernel_matrix, unbuilt_twin
 from keras_lowrank.convert.moments import OutputMoment, stream
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select
@@ -36,6 +36,7 @@ def from_keras(
     exclude=None,
     data=None,
     only_smaller=True,
+    verbose=False,
 ):
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
@@ -69,6 +70,7 @@ def from_keras(
         only_smaller: bool. Leave a layer dense where its factors would be no smaller than its
             kernel, `r (n + m) >= n m`. Defaults to `True`. With `False` and `tolerance=0.0` all
             layers get the ranks of their kernels: a model to train and cut afterwards.
+        verbose: bool. Show a progress bar over the layers. Defaults to `False`.
 
     Layers whose arguments a low-rank layer refuses (a kernel constraint, a kernel regularizer
     other than L2, groups, LoRA, quantization) stay as they are, with a warning.
@@ -99,10 +101,12 @@ def from_keras(
     )
     layers = _chosen(model, rule, include, exclude)
     moments = _moments(model, layers, data) if data is not None else {}
-    decompositions = {
-        path: _decompose(path, layer, moments.get(path)) for path, layer in layers.items()
-    }
-    shapes = {path: _matrix(layer).shape for path, layer in layers.items()}
+    bar = keras.utils.Progbar(len(layers), verbose=int(verbose), unit_name="layer")
+    decompositions = {}
+    for path, layer in layers.items():
+        decompositions[path] = _decompose(path, layer, moments.get(path))
+        bar.add(1)
+    shapes = {path: kernel_matrix(layer).shape for path, layer in layers.items()}
     ranks = rule.ranks(
         layers,
         shapes,
@@ -175,7 +179,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     rule = Rule(rank, tolerance, energy)
     decomposition = _decompose(layer.name, layer, None)
     one = {layer.name: layer}
-    shapes = {layer.name: _matrix(layer).shape}
+    shapes = {layer.name: kernel_matrix(layer).shape}
     values = {layer.name: decomposition.values}
     ranks = rule.ranks(rule.concerned(one), shapes, values, 0, only_smaller=False)
     return _twin(layer, decomposition.factors(ranks[layer.name]))
@@ -232,16 +236,9 @@ def _refuse_shared_variables(layers):
         )
 
 
-def _matrix(layer):
-    """The kernel as an array of shape `(n, m)`, in float32 or float64."""
-    dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
-    kernel = np.asarray(keras.ops.cast(layer.kernel, dtype))  # a view where nothing is cast
-    return kernel.reshape(-1, kernel.shape[-1])
-
-
 def _decompose(path, layer, moment):
     try:
-        return Decomposition(_matrix(layer), moment)
+        return Decomposition(kernel_matrix(layer), moment)
     except ValueError as error:
         raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
 
@@ -265,7 +262,7 @@ def _moments(model, layers, data):
     def replace(layer):
         if id(layer) not in paths:
             return None
-        matrix = _matrix(layer)
+        matrix = kernel_matrix(layer)
         # Only where factors are is anything put in their place: those of rank 1 are not read.
         n, m = matrix.shape
         twin = _twin(layer, (np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))))
