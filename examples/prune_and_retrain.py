@@ -4,7 +4,7 @@ The pruning experiment of "Low-rank lottery tickets" (arXiv:2205.13571) on MNIST
 network 784-784-784-784-784-10 is trained at full rank and cut to rank r by truncated SVD, which
 ruins it at small r. A few epochs of training on the manifold of rank r bring the accuracy back.
 
-    python examples/prune_and_retrain.py                 # ranks 10 to 100
+    python examples/prune_and_retrain.py                 # ranks 5 to 100
     python examples/prune_and_retrain.py --ranks 20,50 --retrain_epochs 1
     python examples/prune_and_retrain.py --nofrom_scratch
     python examples/prune_and_retrain.py --data_aware    # cut by what the layers put out
@@ -24,7 +24,7 @@ from keras_lowrank import KeepRank, LowRankDense, LowRankModel, from_keras
 _DEPTH = 4
 
 RANKS = flags.DEFINE_list(
-    "ranks", ["10", "20", "30", "50", "70", "100"], "Ranks to cut to, separated by commas."
+    "ranks", ["5", "10", "20", "30", "50", "100"], "Ranks to cut to, separated by commas."
 )
 flags.register_validator(
     RANKS,

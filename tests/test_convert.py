@@ -13,6 +13,7 @@ from keras_lowrank import (
     callbacks,
     convert_layer,
     from_keras,
+    to_keras,
 )
 
 rng = np.random.default_rng(0)
@@ -303,5 +304,6 @@ def test_variables_that_two_layers_share_are_refused():
     inputs = keras.Input((4,))
     dense = layers.Dense(3, name="dense")
     model = keras.Model(inputs, Tied(dense)(dense(inputs)))
-    with pytest.raises(ValueError, match="Use one layer twice. Received: the layers dense, tied"):
-        from_keras(model, rank=2)
+    for convert in (full, to_keras):
+        with pytest.raises(ValueError, match="one layer twice. Received: the layers dense, tied"):
+            convert(model)

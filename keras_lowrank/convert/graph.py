@@ -1,5 +1,6 @@
 """Copies a model that a graph of layers describes, with other layers in the place of some."""
 
+import collections
 import contextlib
 import tempfile
 
@@ -32,7 +33,7 @@ def graph_layers(model):
 
 
 def check_model(model, function, hint):
-    """Raises unless `model` is a built functional or Sequential model."""
+    """Raises unless `model` is a functional or Sequential model that can be copied."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{function}` takes a `keras.Model`. Received: {type(model).__name__}")
     if not is_graph(model):
@@ -46,6 +47,7 @@ def check_model(model, function, hint):
             f"`{function}` needs a model with weights. Build it, or call it on a batch. "
             f"Received: an unbuilt model {model.name!r}"
         )
+    _refuse_shared_variables(graph_layers(model))
 
 
 class GraphCopy:
@@ -133,6 +135,19 @@ def build_like(twin, layer, shape, inside=()):
         for scope in (*scopes, *inside):
             stack.enter_context(keras.name_scope(scope))
         twin.build(shape)
+
+
+def _refuse_shared_variables(layers):
+    owners = collections.defaultdict(list)
+    for path, layer in layers.items():
+        for variable in layer.weights:
+            owners[id(variable)].append(path)
+    shared = next((paths for paths in owners.values() if len(paths) > 1), None)
+    if shared:
+        raise ValueError(
+            "Layers that share a variable without being one layer cannot be copied: the copies "
+            f"would not share it. Use one layer twice. Received: the layers {', '.join(shared)}"
+        )
 
 
 def _copy_input(layer):

@@ -1,6 +1,5 @@
 """A Keras model in, a `LowRankModel` out."""
 
-import collections
 import math
 import warnings
 
@@ -43,11 +42,14 @@ def from_keras(
     The kernel W of every Dense and Conv2D layer becomes its best approximation
     `W_r = U S V^T` (truncated SVD), with the layer's bias and arguments. All else is copied, with
     weights and statistics: names, `trainable`, precision, layers that are used in several places.
-    The model that was given is left as it is, and the new one is not compiled.
+    The model that was given is left as it is, and the new one is not compiled; a `train_step` of
+    one's own, in a subclass of a functional model, stays behind.
 
     With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
-    minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (Drone, Chen et al., NeurIPS
-    2021), and the ranks follow the singular values of `C^{1/2} W` with `C = E[x x^T]`.
+    minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
+    2021), and the ranks follow the singular values of `C^{1/2} W` with `C = E[x x^T]`. A network
+    784-784-784-784-784-10 of 98.3% on MNIST has 96.6% when cut to rank 30, and 97.7% when cut
+    with 10,000 images (`examples/prune_and_retrain.py --data_aware`).
 
     Args:
         model: functional or Sequential `keras.Model`, built. Models inside it are opened.
@@ -188,7 +190,6 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
 def _chosen(model, rule, include, exclude):
     """`{path: layer}` of the layers to decompose."""
     layers = graph_layers(model)
-    _refuse_shared_variables(layers)
     candidates = {path: layer for path, layer in layers.items() if _holds_kernel(layer)}
     chosen = select(candidates, include, exclude)
     refused = {path: _refusal(layer) for path, layer in chosen.items()}
@@ -221,19 +222,6 @@ def _refusal(layer):
     except ValueError as error:
         return str(error)
     return None
-
-
-def _refuse_shared_variables(layers):
-    owners = collections.defaultdict(list)
-    for path, layer in layers.items():
-        for variable in layer.weights:
-            owners[id(variable)].append(path)
-    shared = next((paths for paths in owners.values() if len(paths) > 1), None)
-    if shared:
-        raise ValueError(
-            "Layers that share a variable without being one layer cannot be copied: the copies "
-            f"would not share it. Use one layer twice. Received: the layers {', '.join(shared)}"
-        )
 
 
 def _decompose(path, layer, moment):
