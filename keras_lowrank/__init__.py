@@ -10,6 +10,7 @@ if keras.backend.backend() != "tensorflow":
 
 from keras_lowrank import callbacks, optimizers
 from keras_lowrank.compression import Compression
+from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import LowRankConv2D, LowRankDense, LowRankLayer
 from keras_lowrank.model import LowRankModel
@@ -32,5 +33,8 @@ __all__ = [
     "Tolerance",
     "Truncation",
     "callbacks",
+    "convert_layer",
+    "from_keras",
     "optimizers",
+    "to_keras",
 ]

@@ -37,6 +37,14 @@ def all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
+def is_graph(model):
+    """Whether a graph of layers says all that `model` computes: functional, or Sequential."""
+    for kind in (Functional, keras.Sequential):
+        if isinstance(model, kind):
+            return type(model).call is kind.call
+    return False
+
+
 def call_in_training(model, inputs):
     """Calls `model` as Keras's own train step does: `training=True` only where `call` takes it."""
     if model._call_has_training_arg:

@@ -185,7 +185,9 @@ class Budget(Truncation):
         left = tf.maximum(1.0 - step / self.steps, 0.0)
         start = tf.cast(full - others[0], tf.float32)
         allowed = goal + tf.maximum(start - goal, 0.0) * left**3
-        return [_Capped(rank) for rank in _spend(matrices, sizes, allowed)]
+        energies = [tf.square(tf.linalg.diag_part(factors.S)) for factors in matrices]
+        shares = [tf.math.divide_no_nan(e, tf.reduce_sum(e)) for e in energies]
+        return [_Capped(rank) for rank in spend(shares, sizes, allowed)]
 
     def rank(self, singular_values, current):
         return current
@@ -210,18 +212,26 @@ def _rank(factors):
     return tf.cast(tf.shape(factors.S)[0], tf.float32)
 
 
-def _spend(matrices, sizes, allowed):
-    """The ranks that a number of weights pays for, best first."""
-    scores, costs, owners = [], [], []
-    for index, (factors, size) in enumerate(zip(matrices, sizes)):
-        energies = tf.cast(tf.square(tf.linalg.diag_part(factors.S)), tf.float32)
-        scores.append(tf.math.divide_no_nan(energies, tf.reduce_sum(energies)))
-        costs.append(tf.fill(tf.shape(energies), float(size)))
-        owners.append(tf.fill(tf.shape(energies), index))
-    order = tf.argsort(tf.concat(scores, axis=0), direction="DESCENDING", stable=True)
+def spend(shares, sizes, allowed):
+    """The ranks that a number of weights pays for, largest shares first.
+
+    Args:
+        shares: list of float tensors, descending: for each layer, what each of its singular values
+            has of the layer's energy `||W||_F^2`.
+        sizes: list of int, the weights that a singular value of each layer costs.
+        allowed: float or scalar tensor, the number of weights.
+
+    Returns:
+        List of int32 scalar tensors. A layer that nothing is left for has rank 0.
+    """
+    # In float64, which counts the weights of a large model to the last one.
+    costs = [tf.fill(tf.shape(s), tf.cast(size, tf.float64)) for s, size in zip(shares, sizes)]
+    owners = tf.concat([tf.fill(tf.shape(s), index) for index, s in enumerate(shares)], axis=0)
+    order = tf.argsort(tf.concat(shares, axis=0), direction="DESCENDING", stable=True)
     spent = tf.cumsum(tf.gather(tf.concat(costs, axis=0), order))
-    paid = tf.gather(tf.concat(owners, axis=0), order)[: tf.math.count_nonzero(spent <= allowed)]
-    return [tf.math.count_nonzero(paid == i, dtype=tf.int32) for i in range(len(matrices))]
+    count = tf.math.count_nonzero(spent <= tf.cast(allowed, tf.float64))
+    paid = tf.gather(owners, order)[:count]
+    return [tf.math.count_nonzero(paid == i, dtype=tf.int32) for i in range(len(shares))]
 
 
 def _check_budget(name, value, low, high):

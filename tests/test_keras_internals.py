@@ -58,6 +58,23 @@ def compiled():
     return model
 
 
+class Functional(keras.Model):
+    """Made of a graph, with code of its own on top."""
+
+    def call(self, inputs):
+        return 2.0 * super().call(inputs)
+
+
+def test_models_are_told_by_whether_their_graph_says_all():
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Dense(2)(inputs)
+    sequential = keras.Sequential([inputs, keras.layers.Dense(2)])
+    for model in (keras.Model(inputs, outputs), LowRankModel(inputs, outputs), sequential):
+        assert keras_internals.is_graph(model), MOVED
+    for model in (keras.layers.Dense(2), LowRankModel(), Functional(inputs, outputs)):
+        assert not keras_internals.is_graph(model), MOVED
+
+
 def test_private_attributes_of_a_model_are_where_they_were():
     model = compiled()
     assert model._call_has_training_arg in (True, False), MOVED

@@ -20,6 +20,17 @@ import tensorflow as tf
 _TRUNCATED_VARIANCE = 0.7737413
 
 
+class GivenFactors(keras.initializers.Initializer):
+    """Factors that exist already, in the place of a kernel that would be drawn.
+
+    Args:
+        factors: `(U, S, V)`, arrays.
+    """
+
+    def __init__(self, factors):
+        self.factors = factors
+
+
 def initial_factors(initializer, kernel_shape, rank):
     """Returns the initializers of U, S and V, callables `(shape, dtype) -> tensor`.
 
@@ -33,6 +44,8 @@ def initial_factors(initializer, kernel_shape, rank):
         kernel_shape: tuple of int; the matrix is `(prod(kernel_shape[:-1]), kernel_shape[-1])`.
         rank: int, the rank to start with.
     """
+    if isinstance(initializer, GivenFactors):
+        return [lambda shape, dtype=None, f=f: tf.cast(f, dtype) for f in initializer.factors]
     n, m = math.prod(kernel_shape[:-1]), kernel_shape[-1]
     variance = kernel_variance(initializer, kernel_shape)
     if variance is None:

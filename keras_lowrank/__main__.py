@@ -1,0 +1,119 @@
+"""Keras models on the command line: look into one, convert it, and convert it back.
+
+    python -m keras_lowrank inspect MODEL.keras
+    python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --tolerance=0.1
+    python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --budget=100000 --exclude=head
+    python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --form=smaller
+
+The exit status is 0, or 1 after an error, which is one line on stderr; no file is then written.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+import zipfile
+
+import keras
+from absl import app, flags, logging
+
+from keras_lowrank import from_keras, inspection, to_keras
+
+_RANK = flags.DEFINE_integer("rank", None, "convert: the rank of all layers.")
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", None, "convert: the error of each kernel that is cut, relative to its norm."
+)
+_ENERGY = flags.DEFINE_float("energy", None, "convert: the share of each squared norm to keep.")
+_BUDGET = flags.DEFINE_integer("budget", None, "convert: the weights of the whole model.")
+_FORM = flags.DEFINE_enum(
+    "form",
+    None,
+    ["smaller", "factored", "merged"],
+    "convert: back to a plain Keras model, its low-rank layers in this form.",
+)
+_INCLUDE = flags.DEFINE_list(
+    "include", None, "convert: the layers to convert, by name, path or pattern, with commas."
+)
+_EXCLUDE = flags.DEFINE_list("exclude", None, "convert: the layers to leave, in the same terms.")
+_ONLY_SMALLER = flags.DEFINE_bool(
+    "only_smaller", True, "convert: leave a layer whose factors would be no smaller."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "convert: replace the file that is there.")
+_SAFE_MODE = flags.DEFINE_bool(
+    "safe_mode", True, "Refuse models with Python code in them (Lambda layers)."
+)
+
+
+def inspect(path):
+    """Prints the layers of a model, their singular values, and what tolerances would leave."""
+    model = _load(path)
+    found = list(inspection.kernels(model))
+    if not found:
+        raise ValueError(f"The model must hold a layer that is, or can be, low-rank: {path}")
+    print(*inspection.report(model, found), sep="\n")
+
+
+def convert(path, target):
+    """Writes the low-rank twin of a model, or the plain Keras model of a low-rank one."""
+    target = pathlib.Path(target)
+    if target.suffix != ".keras":
+        raise ValueError(f"The file to write must end in .keras. Received: {target}")
+    if target.exists() and not _OVERWRITE.value:
+        raise FileExistsError(f"The file exists; pass --overwrite to replace it: {target}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no such folder: {target.parent}")
+    model = _load(path)
+    rules = {flag.name: flag.value for flag in (_RANK, _TOLERANCE, _ENERGY, _BUDGET)}
+    if _FORM.value is None:
+        choice = {"include": _INCLUDE.value, "exclude": _EXCLUDE.value}
+        low = from_keras(model, **rules, **choice, only_smaller=_ONLY_SMALLER.value, verbose=True)
+        print(low.compression())
+        _save(low, target)
+    elif any(value is not None for value in rules.values()):
+        raise ValueError(
+            "--form leads back to plain layers at the ranks that there are: pass it "
+            "without --rank, --tolerance, --energy and --budget."
+        )
+    else:
+        _save(to_keras(model, _FORM.value), target)
+    print(f"Wrote {target}, {target.stat().st_size:,} bytes.")
+
+
+def main(argv):
+    """Runs the command that `argv` names."""
+    commands = {"inspect": (inspect, 1), "convert": (convert, 2)}
+    name, *paths = argv[1:] or [""]
+    if name not in commands or len(paths) != commands[name][1]:
+        raise app.UsageError("One of: inspect MODEL.keras; convert MODEL.keras NEW.keras [flags].")
+    try:
+        commands[name][0](*paths)
+    except Exception as error:  # whatever it is, of Keras, of a file or of an argument: one line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _load(path):
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"There is no such file: {path}")
+    if path.endswith(".keras") and not zipfile.is_zipfile(path):
+        raise ValueError(f"The file is damaged, or was not written by Keras: {path}")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=_SAFE_MODE.value)
+    except Exception as error:  # Keras has many for a file that it cannot read, some of them long
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} cannot be loaded as a Keras model. {reason[:300]}") from error
+
+
+def _save(model, target):
+    """Writes the file whole or not at all."""
+    # Beside the target, so that the last move is a rename on one file system.
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:
+        made = pathlib.Path(folder) / target.name
+        model.save(made)
+        os.replace(made, target)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.ERROR)
+    app.run(main)

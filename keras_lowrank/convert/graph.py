@@ -1,0 +1,178 @@
+"""Copies a model that a graph of layers describes, with other layers in the place of some."""
+
+import collections
+import contextlib
+import tempfile
+
+import keras
+
+from keras_lowrank import keras_internals
+from keras_lowrank.keras_internals import is_graph
+
+
+def graph_layers(model):
+    """Returns `{path: layer}` of the layers in the graph of `model`, nested graphs opened.
+
+    Paths are those of `LowRankModel.ranks`: names joined by "/". A layer that is used in several
+    places appears once, under its first path.
+    """
+    found, seen = {}, set()
+
+    def search(parent, prefix):
+        for layer in parent.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if is_graph(layer):
+                search(layer, f"{prefix}{layer.name}/")
+            else:
+                found[prefix + layer.name] = layer
+
+    search(model, "")
+    return found
+
+
+def check_model(model, function, hint):
+    """Raises unless `model` is a functional or Sequential model that can be copied."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`{function}` takes a `keras.Model`. Received: {type(model).__name__}")
+    if not is_graph(model):
+        raise ValueError(
+            f"`{function}` copies functional and Sequential models; what a subclassed model "
+            f"computes only its own code says. {hint} "
+            f"Received: a model of class {type(model).__name__}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"`{function}` needs a model with weights. Build it, or call it on a batch. "
+            f"Received: an unbuilt model {model.name!r}"
+        )
+    _refuse_shared_variables(graph_layers(model))
+
+
+class GraphCopy:
+    """A copy of a graph of layers, with weights, in which some layers are replaced.
+
+    Layers that are used twice, in one graph or in several, stay one layer; names, `trainable` and
+    the weights of every layer that is not replaced are those of the original.
+
+    Args:
+        replace: callable from a layer to the layer in its place, built and with its weights, or to
+            None for a copy.
+    """
+
+    def __init__(self, replace):
+        self._replace = replace
+        self._copies = {}  # by id; in order, so that what a model holds comes before it
+
+    def of(self, model, make=keras.Model):
+        """Returns the copy of `model`, made by `make(inputs, outputs, name=...)`."""
+        copy = self._graph(model, make)
+        for layer, twin in self._copies.values():
+            if type(layer) is type(twin):
+                _copy_state(layer, twin)
+        # `trainable` reaches into all that a layer holds: the outermost is set first.
+        for layer, twin in [(model, copy), *reversed(self._copies.values())]:
+            _copy_trainable(layer, twin)
+        return copy
+
+    def _graph(self, model, make):
+        # A view: neither compiled nor of a class of its own, both of which Keras would copy.
+        if isinstance(model, keras.Sequential):
+            view = keras.Model(model.inputs[0], model.outputs[0])
+        else:
+            view = keras.Model(model.input, model.output)
+        # Keras would name an input after its tensor, not after its layer.
+        owners = {
+            id(one.output): one for one in view.layers if type(one) is keras.layers.InputLayer
+        }
+        inputs = keras.tree.map_structure(lambda t: _copy_input(owners[id(t)]), view.input)
+        copy = keras.models.clone_model(view, input_tensors=inputs, clone_function=self._layer)
+        return make(copy.input, copy.output, name=model.name)
+
+    def _layer(self, layer):
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation, which holds nothing
+        if id(layer) not in self._copies:
+            self._copies[id(layer)] = (layer, self._copy(layer))
+        return self._copies[id(layer)][1]
+
+    def _copy(self, layer):
+        replaced = self._replace(layer)
+        if replaced is not None:
+            return replaced
+        if isinstance(layer, keras.Sequential) and is_graph(layer):
+            return keras.Sequential([self._layer(one) for one in layer.layers], name=layer.name)
+        if is_graph(layer):
+            return self._graph(layer, keras.Model)
+        if type(layer) is keras.layers.Lambda:
+            return layer  # holds nothing, and its function would not survive a config
+        try:
+            return type(layer).from_config(layer.get_config())
+        except Exception as error:  # whatever the code of a layer raises, the cure is one
+            raise ValueError(
+                f"Layer {layer.name!r} of class {type(layer).__name__} must be one that its "
+                f"`get_config` describes, to be copied. Received: {error}"
+            ) from error
+
+
+def input_shape(layer):
+    """The shape of the inputs that a layer was built for."""
+    return tuple(layer.get_build_config()["input_shape"])
+
+
+def build_like(twin, layer, shape, inside=()):
+    """Builds a layer where another was built, so that its variables have paths like those.
+
+    Args:
+        twin: unbuilt `keras.layers.Layer`.
+        layer: built `keras.layers.Layer`.
+        shape: tuple, the shape of the inputs of the twin.
+        inside: tuple of str, names of models that are around the twin and not around the layer.
+    """
+    *scopes, _, _ = layer.weights[0].path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in (*scopes, *inside):
+            stack.enter_context(keras.name_scope(scope))
+        twin.build(shape)
+
+
+def _refuse_shared_variables(layers):
+    owners = collections.defaultdict(list)
+    for path, layer in layers.items():
+        for variable in layer.weights:
+            owners[id(variable)].append(path)
+    shared = next((paths for paths in owners.values() if len(paths) > 1), None)
+    if shared:
+        raise ValueError(
+            "Layers that share a variable without being one layer cannot be copied: the copies "
+            f"would not share it. Use one layer twice. Received: the layers {', '.join(shared)}"
+        )
+
+
+def _copy_input(layer):
+    return keras.layers.InputLayer.from_config(layer.get_config()).output
+
+
+def _copy_state(layer, twin):
+    """Copies the variables and assets of a layer and of all layers that it holds itself."""
+    if is_graph(layer):
+        return  # its layers are copied one by one
+    sources = [layer, *keras_internals.all_layers(layer)]
+    targets = [twin, *keras_internals.all_layers(twin)]
+    for source, target in zip(sources, targets, strict=True):
+        store = {}
+        source.save_own_variables(store)
+        target.load_own_variables(store)
+        if hasattr(source, "save_assets"):  # vocabularies
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_assets(folder)
+                target.load_assets(folder)
+
+
+def _copy_trainable(layer, twin):
+    twin.trainable = layer.trainable
+    if type(layer) is type(twin) and not is_graph(layer):
+        pairs = zip(keras_internals.all_layers(layer), keras_internals.all_layers(twin))
+        for source, target in pairs:
+            target.trainable = source.trainable

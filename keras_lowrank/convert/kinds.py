@@ -1,0 +1,78 @@
+"""Which Keras layer is which low-rank layer: the one table that conversion reads, both ways."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_lowrank.layers import LowRankConv2D, LowRankDense
+
+
+class Kind(NamedTuple):
+    """One pair of layer types whose other arguments have the same names.
+
+    Attributes:
+        plain: the Keras layer class.
+        low_rank: the `LowRankLayer` class.
+        width: str, the argument that holds the number of outputs.
+        second: dict. A plain layer with r outputs, and one of the same class with these arguments
+            behind it, multiply with `A B^T`.
+    """
+
+    plain: type
+    low_rank: type
+    width: str
+    second: dict
+
+
+_POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
+
+KINDS = [
+    Kind(keras.layers.Dense, LowRankDense, "units", {}),
+    Kind(keras.layers.Conv2D, LowRankConv2D, "filters", _POINTWISE),
+]
+
+# A subclass of a Keras layer may compute anything: the very class is asked for.
+_BY_PLAIN = {kind.plain: kind for kind in KINDS}
+_BY_LOW_RANK = {kind.low_rank: kind for kind in KINDS}
+
+
+def kind_of(layer):
+    """The `Kind` of a layer, plain or low-rank, or None."""
+    return _BY_PLAIN.get(type(layer)) or _BY_LOW_RANK.get(type(layer))
+
+
+def is_convertible(layer):
+    """bool, whether there is a low-rank layer for the class of `layer`."""
+    return type(layer) in _BY_PLAIN
+
+
+def kernel_matrix(layer):
+    """The kernel as an array of shape `(n, m)`, in float32 or float64."""
+    dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
+    kernel = np.asarray(keras.ops.cast(layer.kernel, dtype))  # a view where nothing is cast
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def unbuilt_twin(layer, rank):
+    """A low-rank layer with the arguments of a plain one.
+
+    Raises:
+        ValueError: an argument has no meaning without the kernel (a constraint, an L1 penalty,
+            groups): the words of the low-rank layer.
+    """
+    if getattr(layer, "quantization_mode", None):
+        raise ValueError(
+            "A quantized layer has no kernel of floats to decompose; convert before quantizing. "
+            f"Received: quantization_mode={layer.quantization_mode!r}"
+        )
+    # The activation itself: a function without a name does not come back from a config.
+    config = {**layer.get_config(), "activation": layer.activation, "rank": rank}
+    return kind_of(layer).low_rank(**config)
+
+
+def plain_arguments(layer):
+    """The arguments of the Keras layer that a low-rank layer stands for."""
+    own = {"rank", "min_rank", "max_rank", "truncation"}
+    config = {key: value for key, value in layer.get_config().items() if key not in own}
+    return {**config, "activation": layer.activation}

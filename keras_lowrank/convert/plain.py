@@ -1,0 +1,116 @@
+"""A `LowRankModel` in, a plain Keras model out."""
+
+import warnings
+
+import keras
+import numpy as np
+
+from keras_lowrank.convert.graph import GraphCopy, build_like, check_model, input_shape
+from keras_lowrank.convert.kinds import kind_of, plain_arguments
+from keras_lowrank.layers import LowRankLayer
+
+_FORMS = ("smaller", "factored", "merged")
+
+
+def to_keras(model, form="smaller"):
+    r"""Returns a Keras model that computes the same, with no class of this package in it.
+
+    A low-rank layer becomes `"merged"`, the one Keras layer with the kernel `U S V^T`, or
+    `"factored"`, two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T` in a Sequential
+    model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D.
+    The root of S in each gives both the same norm, which training and quantization like best.
+    All else is copied, as `from_keras` does. The new model is not compiled.
+
+    Args:
+        model: functional or Sequential `keras.Model`, or `LowRankModel` of that kind, built.
+        form: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
+            `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
+
+    A kernel regularizer, which is one of `||W||_F^2`, stays with a merged kernel and has no place
+    in a factored one; there is a warning.
+
+    Raises:
+        TypeError: no Keras model.
+        ValueError: an unknown form, a subclassed or unbuilt model, or a layer that cannot be
+            copied.
+
+    Example:
+
+    >>> inputs = keras.Input((64,))
+    >>> model = LowRankModel(inputs, LowRankDense(32, rank=4, name="low")(inputs))
+    >>> plain = to_keras(model)
+    >>> [tuple(weight.shape) for weight in plain.weights]
+    [(64, 4), (4, 32), (32,)]
+    >>> bool(np.allclose(model(np.ones((1, 64))), plain(np.ones((1, 64))), atol=1e-5))
+    True
+    """
+    if form not in _FORMS:
+        raise ValueError(f"`form` must be one of {_FORMS}. Received: form={form!r}")
+    check_model(model, "to_keras", "The `kernel` of each low-rank layer holds its matrix.")
+    penalized = []
+
+    def replace(layer):
+        if not isinstance(layer, LowRankLayer):
+            return None
+        if kind_of(layer) is None:
+            raise ValueError(
+                f"`to_keras` knows no Keras layer for the class {type(layer).__name__}. "
+                f"Received: the layer {layer.name!r}"
+            )
+        n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
+        if form == "merged" or (form == "smaller" and rank * (n + m) >= n * m):
+            return _merged(layer)
+        if layer.kernel_regularizer is not None:
+            penalized.append(layer.name)
+        return _factored(layer)
+
+    copy = GraphCopy(replace).of(model)
+    if penalized:
+        warnings.warn(
+            f"Factored layers lose their kernel regularizer: {', '.join(penalized)}.", stacklevel=2
+        )
+    return copy
+
+
+def _merged(layer):
+    plain = kind_of(layer).plain.from_config(plain_arguments(layer))
+    build_like(plain, layer, input_shape(layer))
+    left, right = _balanced(layer)
+    _fill(plain, left @ right, layer.bias)
+    return plain
+
+
+def _factored(layer):
+    kind, arguments = kind_of(layer), plain_arguments(layer)
+    linear = {
+        "activation": None,
+        "use_bias": False,
+        "activity_regularizer": None,
+        "bias_regularizer": None,
+        "bias_constraint": None,
+        kind.width: layer.factors.rank,
+    }
+    arguments["kernel_regularizer"] = None
+    first = kind.plain.from_config({**arguments, **linear, "name": f"{layer.name}_left"})
+    second = kind.plain.from_config({**arguments, **kind.second, "name": f"{layer.name}_right"})
+    shape = input_shape(layer)
+    build_like(first, layer, shape, inside=(layer.name,))
+    build_like(second, layer, first.compute_output_shape(shape), inside=(layer.name,))
+    left, right = _balanced(layer)
+    _fill(first, left)
+    _fill(second, right, layer.bias)
+    return keras.Sequential([first, second], name=layer.name)
+
+
+def _balanced(layer):
+    """`U S^{1/2}` and `S^{1/2} V^T` in float64, S made diagonal."""
+    u, s, v = (np.asarray(part, "float64") for part in layer.factors.read())
+    inner, values, outer = np.linalg.svd(s)
+    root = np.sqrt(values)
+    return u @ inner * root, root[:, None] * (outer @ v.T)
+
+
+def _fill(layer, matrix, bias=None):
+    layer.kernel.assign(matrix.reshape(layer.kernel.shape))
+    if bias is not None:
+        layer.bias.assign(bias)

@@ -1,0 +1,153 @@
+"""From singular values to ranks: a number, a tolerance, an energy, or a budget of weights."""
+
+import math
+
+import tensorflow as tf
+
+from keras_lowrank.convert.selection import matches, unknown
+from keras_lowrank.truncation import Tolerance, spend
+
+
+class Rule:
+    """How the ranks of the layers are chosen: exactly one of four ways.
+
+    Args:
+        rank: int, or dict from the path, name or pattern of layers to int.
+        tolerance: float in [0, 1). The tail that is cut is at most that share of the norm.
+        energy: float in (0, 1]. What is kept is at least that share of the squared norm.
+        budget: int, the number of weights of the whole model.
+
+    Raises:
+        ValueError: none or several of them, or one outside its range.
+    """
+
+    def __init__(self, rank=None, tolerance=None, energy=None, budget=None):
+        given = {"rank": rank, "tolerance": tolerance, "energy": energy, "budget": budget}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "Exactly one of `rank`, `tolerance`, `energy` and `budget` must be given. "
+                f"Received: {given or 'none of them'}"
+            )
+        self.rank, self.budget, self._tolerance = rank, budget, None
+        if rank == {}:
+            raise ValueError("`rank` must name at least one layer. Received: rank={}")
+        for name, value in rank.items() if isinstance(rank, dict) else [("rank", rank)]:
+            if value is not None:
+                _check_count(name, value)
+        if budget is not None:
+            _check_count("budget", budget)
+        if tolerance is not None:
+            _check_share("tolerance", tolerance, "[0, 1)", lambda x: 0 <= x < 1)
+            self._tolerance = Tolerance(tolerance)
+        if energy is not None:
+            _check_share("energy", energy, "(0, 1]", lambda x: 0 < x <= 1)
+            self._tolerance = Tolerance(math.sqrt(1.0 - energy))
+
+    def concerned(self, layers):
+        """Those of `{path: layer}` that a rank by name names; all, under another rule.
+
+        Raises:
+            ValueError: a name that means no layer.
+        """
+        if not isinstance(self.rank, dict):
+            return layers
+        for text in self.rank:
+            if not any(matches(path, layer, text) for path, layer in layers.items()):
+                raise unknown(layers, "rank", text)
+        return {path: layer for path, layer in layers.items() if self._wanted(path, layer)}
+
+    def ranks(self, layers, shapes, values, others, only_smaller):
+        """Returns `{path: rank}`; None where the layer stays dense.
+
+        Args:
+            layers: `{path: layer}`.
+            shapes: `{path: (n, m)}`.
+            values: `{path: singular values}`, descending.
+            others: int, the weights of the model beside these layers.
+            only_smaller: bool. Leave a layer dense where `r (n + m) >= n m`.
+
+        Raises:
+            ValueError: a budget that rank 1 everywhere exceeds.
+        """
+        if self.budget is not None:
+            return spend_budget(self.budget, others, shapes, values, only_smaller)
+        chosen = {}
+        for path, layer in layers.items():
+            if self._tolerance is not None:
+                rank = int(self._tolerance.rank(tf.constant(values[path]), None))
+            else:
+                rank = self._wanted(path, layer)
+            rank = min(max(rank, 1), *shapes[path])
+            chosen[path] = rank
+        low_rank = _low_rank(chosen, shapes, only_smaller)
+        return {path: rank if path in low_rank else None for path, rank in chosen.items()}
+
+    def _wanted(self, path, layer):
+        if not isinstance(self.rank, dict):
+            return self.rank
+        wanted = [rank for text, rank in self.rank.items() if matches(path, layer, text)]
+        return wanted[-1] if wanted else None  # the last word counts, as in a style sheet
+
+
+def spend_budget(budget, others, shapes, values, only_smaller):
+    """Ranks that cost as many weights as possible and not more: `{path: rank or None}`.
+
+    Every layer gets rank 1, and then the singular values are paid for in the order of their share
+    of the layer's energy, as `Budget` does. A layer whose factors would be no smaller than its
+    kernel stays dense, and what it did not need is spent on the others.
+
+    Args:
+        budget: int, the number of weights of the whole model.
+        others: int, the weights of the model beside these layers.
+        shapes: `{path: (n, m)}`.
+        values: `{path: singular values}`, descending.
+        only_smaller: bool, as in `Rule.ranks`.
+    """
+    ranks = dict.fromkeys(shapes, 1)
+    low_rank = _low_rank(ranks, shapes, only_smaller)
+    least = others + _cost(ranks, low_rank, shapes)
+    if least > budget:
+        raise ValueError(
+            f"`budget` must be at least {least:,}, which rank 1 in every layer takes with all that "
+            f"stays dense. Received: budget={budget:,}"
+        )
+    while low_rank:
+        ones = dict.fromkeys(shapes, 1)
+        left = budget - others - _cost(ones, low_rank, shapes)
+        energies = [tf.square(tf.constant(values[path])) for path in low_rank]
+        shares = [tf.math.divide_no_nan(e, tf.reduce_sum(e))[1:] for e in energies]
+        more = spend(shares, [sum(shapes[path]) for path in low_rank], left)
+        ranks = dict(zip(low_rank, (1 + int(count) for count in more)))
+        kept = _low_rank(ranks, shapes, only_smaller)
+        if kept == low_rank:
+            break
+        low_rank = kept
+    return {path: ranks[path] if path in low_rank else None for path in shapes}
+
+
+def _low_rank(ranks, shapes, only_smaller):
+    """The layers that are worth their factors."""
+    return [
+        path
+        for path, rank in ranks.items()
+        if not only_smaller or rank * sum(shapes[path]) < math.prod(shapes[path])
+    ]
+
+
+def _cost(ranks, low_rank, shapes):
+    return sum(
+        ranks[path] * sum(shape) if path in low_rank else math.prod(shape)
+        for path, shape in shapes.items()
+    )
+
+
+def _check_count(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def _check_share(name, value, interval, contains):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not contains(value):
+        raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")

@@ -1,0 +1,111 @@
+"""What is in the kernels of a model: shapes, ranks, singular values, and what tolerances leave."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_lowrank.compression import count_others
+from keras_lowrank.convert.decomposition import Decomposition
+from keras_lowrank.convert.graph import graph_layers
+from keras_lowrank.convert.kinds import is_convertible, kernel_matrix
+from keras_lowrank.convert.ranks import Rule
+from keras_lowrank.layers import LowRankLayer, find_low_rank_layers
+
+TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 24  # of a plot, in characters
+
+
+class Kernel(NamedTuple):
+    """One kernel of a model.
+
+    Attributes:
+        path: str, the layer's.
+        kind: str, the class of the layer.
+        shape: `(n, m)`, of the matrix.
+        rank: int or None, what the layer holds; None is a whole kernel.
+        values: array, the singular values, descending.
+    """
+
+    path: str
+    kind: str
+    shape: tuple
+    rank: int | None
+    values: np.ndarray
+
+
+def kernels(model):
+    """Yields a `Kernel` for each layer that is low-rank or could be, in the model's order."""
+    # Low-rank layers are found wherever they are; others only where conversion would find them.
+    layers = {id(layer): (path, layer) for path, layer in graph_layers(model).items()}
+    layers.update((id(layer), (path, layer)) for path, layer in find_low_rank_layers(model).items())
+    for path, layer in layers.values():
+        kind = type(layer).__name__
+        if isinstance(layer, LowRankLayer):
+            factors = layer.factors
+            values = np.linalg.svd(np.asarray(factors.S), compute_uv=False)
+            yield Kernel(path, kind, (factors.n, factors.m), factors.rank, values)
+        elif is_convertible(layer):
+            matrix = kernel_matrix(layer)
+            yield Kernel(path, kind, matrix.shape, None, Decomposition(matrix).values)
+
+
+def report(model, found):
+    """The lines of text on a model and its `Kernel`s.
+
+    Args:
+        model: built `keras.Model`.
+        found: list of `Kernel`, those of the model.
+    """
+    left = {tolerance: _left(found, tolerance) for tolerance in TOLERANCES}
+    header = ["layer", "class", "n x m", "rank", "singular values".ljust(_WIDTH)]
+    table = [header + [f"{tolerance}" for tolerance in TOLERANCES]]
+    for kernel in found:
+        n, m = kernel.shape
+        ranks = [left[tolerance][kernel.path] for tolerance in TOLERANCES]
+        row = [kernel.path, kernel.kind, f"{n} x {m}", str(kernel.rank or "full")]
+        table.append([*row, plot(kernel.values), *(str(rank or "full") for rank in ranks)])
+    others = count_others(model, [])[1] - sum(_held(k, k.rank) for k in found)
+    now = others + sum(_held(kernel, kernel.rank) for kernel in found)
+    full = others + sum(_held(kernel, None) for kernel in found)
+    totals = [others + sum(_held(k, left[t][k.path]) for k in found) for t in TOLERANCES]
+    table.append(["weights", "", "", f"{now:,}", "", *(f"{total:,}" for total in totals)])
+    saved = [f"{100.0 * (1.0 - total / full):.1f}%" for total in (now, *totals)]
+    table.append(["saved", "", "", saved[0], "", *saved[1:]])
+    return _aligned(table)
+
+
+def plot(values, width=_WIDTH):
+    """One line of blocks: the singular values as heights, the largest first and full height."""
+    top = values[0] if len(values) and values[0] > 0 else 1.0
+    at = np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)
+    heights = np.ceil(values[at] / top * (len(_BARS) - 1)).astype(int)
+    return "".join(_BARS[height] for height in heights)
+
+
+def _left(found, tolerance):
+    """`{path: rank}` that a tolerance would leave, None where the kernel stays whole."""
+    return Rule(tolerance=tolerance).ranks(
+        {kernel.path: kernel for kernel in found},
+        {kernel.path: kernel.shape for kernel in found},
+        {kernel.path: kernel.values for kernel in found},
+        others=0,
+        only_smaller=True,
+    )
+
+
+def _held(kernel, rank):
+    n, m = kernel.shape
+    return n * m if rank is None else rank * (n + m)
+
+
+def _aligned(table):
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index in (0, 1, 4) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in table
+    ]

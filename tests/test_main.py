@@ -1,0 +1,132 @@
+"""The command line: what it prints and writes, its exit codes, its errors in one line."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import __main__ as command_line
+from keras_lowrank.inspection import plot
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(12, 3, name="conv")(inputs)
+    x = keras.layers.Dense(30, name="hidden")(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, LowRankDense(10, rank=3, name="head")(x))
+    model.save(folder / "model.keras")
+    (folder / "damaged.keras").write_bytes(b"PK nothing")
+    half = (folder / "model.keras").read_bytes()
+    (folder / "half.keras").write_bytes(half[: len(half) // 2])
+    inputs = keras.Input((3,))
+    keras.Model(inputs, keras.layers.Activation("relu")(inputs)).save(folder / "none.keras")
+    return folder
+
+
+def call(*arguments):
+    """Runs one command in this process."""
+    with flagsaver.flagsaver():
+        command_line.main(flags.FLAGS(["keras_lowrank", *map(str, arguments)]))
+
+
+def test_inspect_shows_layers_spectra_and_what_tolerances_leave(files, capsys):
+    call("inspect", files / "model.keras")
+    lines = capsys.readouterr().out.splitlines()
+    header, conv, hidden, head, weights, saved = lines
+    assert header.split()[:7] == ["layer", "class", "n", "x", "m", "rank", "singular"]
+    assert conv.split()[:6] == ["conv", "Conv2D", "18", "x", "12", "full"]
+    assert conv.split()[6][0] == "█" and len(conv.split()[6]) == 12
+    assert hidden.split()[:6] == ["hidden", "Dense", "432", "x", "30", "full"]
+    assert head.split()[:6] == ["head", "LowRankDense", "30", "x", "10", "3"]
+    now = 18 * 12 + 432 * 30 + 3 * (30 + 10)
+    assert weights.split()[:2] == ["weights", f"{now:,}"]
+    assert int(weights.split()[-1].replace(",", "")) < now
+    full = 18 * 12 + 432 * 30 + 30 * 10
+    assert saved.split()[:2] == ["saved", f"{100 * (1 - now / full):.1f}%"]
+
+
+def test_a_plot_is_the_singular_values_as_heights():
+    assert plot(np.array([8.0, 7.0, 4.0, 0.5, 0.0])) == "█▇▄▁ "
+    assert plot(np.zeros(3)) == "   "
+    assert plot(np.linspace(1, 0, 17), width=9) == "█▇▆▅▄▃▂▁ "
+
+
+def test_convert_there_and_back(files, tmp_path, capsys):
+    low, plain = tmp_path / "low.keras", tmp_path / "plain.keras"
+    call("convert", files / "model.keras", low, "--rank=4", "--exclude=conv")
+    assert "factored" in capsys.readouterr().out
+    model = keras.saving.load_model(low)
+    assert isinstance(model, LowRankModel) and model.ranks == {"hidden": 4, "head": 3}
+    call("convert", low, plain, "--form=merged")
+    images = np.random.default_rng(0).standard_normal((2, 8, 8, 2)).astype("float32")
+    back = keras.saving.load_model(plain)
+    assert [type(layer).__name__ for layer in back.layers[-2:]] == ["Dense", "Dense"]
+    np.testing.assert_allclose(model(images), back(images), atol=1e-5)
+    with pytest.raises(SystemExit):
+        call("convert", low, plain, "--form=merged")
+    call("convert", low, plain, "--form=smaller", "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["low.keras", "plain.keras"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["inspect", "missing.keras"], "There is no such file: .*missing.keras"),
+        (["inspect", "damaged.keras"], "The file is damaged, or was not written by Keras"),
+        (["inspect", "half.keras"], "The file is damaged, or was not written by Keras"),
+        (["inspect", "none.keras"], "must hold a layer that is, or can be, low-rank"),
+        (["convert", "model.keras", "new.keras"], "Exactly one of `rank`, `tolerance`"),
+        (["convert", "model.keras", "new.h5", "--rank=2"], "must end in .keras"),
+        (["convert", "model.keras", "no/new.keras", "--rank=2"], "There is no such folder"),
+        (["convert", "model.keras", "new.keras", "--rank=2", "--include=hat"], "Received: 'hat'"),
+        (["convert", "model.keras", "new.keras", "--rank=2", "--form=merged"], "--form leads back"),
+        (["convert", "none.keras", "new.keras", "--rank=2"], "needs a Dense or Conv2D layer"),
+    ],
+)
+def test_errors_are_one_line_and_leave_no_file(files, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(files)
+    before = sorted(files.iterdir())
+    with pytest.raises(SystemExit) as exit:
+        call(*arguments)
+    assert exit.value.code == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert captured.err.startswith("error: ")
+    assert re.search(message, captured.err)
+    assert sorted(files.iterdir()) == before
+
+
+def test_a_disk_that_is_full_leaves_nothing(files, tmp_path, capsys, monkeypatch):
+    def save(self, path):
+        pathlib.Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", save)
+    with pytest.raises(SystemExit):
+        call("convert", files / "model.keras", tmp_path / "low.keras", "--rank=2")
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_runs_as_a_module(files):
+    run = subprocess.run(
+        [sys.executable, "-m", "keras_lowrank", "inspect", str(files / "missing.keras")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("error: There is no such file")
