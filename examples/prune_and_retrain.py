@@ -15,9 +15,9 @@ Writes out/prune_and_retrain/prune_and_retrain.json and .csv (the table).
 import pathlib
 
 import keras
-import tensorflow_datasets as tfds
 from absl import flags
 
+import image_data
 import results
 from keras_lowrank import KeepRank, LowRankDense, LowRankModel, from_keras
 
@@ -47,22 +47,15 @@ LEARNING_RATE = flags.DEFINE_float(
 MOMENTUM = flags.DEFINE_float("momentum", 0.9, "Momentum of SGD.", 0.0, 1.0)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and of the order of the images.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/prune_and_retrain", "Folder for the files.")
-DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of tensorflow-datasets. Without it: $TFDS_DATA_DIR, or its default."
-)
+flags.adopt_module_key_flags(image_data)
 
 
 def load():
     """Returns `((images, labels), (images, labels))` for training and test, images in [0, 1]."""
-    splits = tfds.load(
-        "mnist",
-        split=["train", "test"],
-        batch_size=-1,
-        as_supervised=True,
-        data_dir=DATA_DIR.value,
-    )
-    splits = [tfds.as_numpy(split) for split in splits]
-    return [(images.reshape(-1, 784) / 255.0, labels) for images, labels in splits]
+    splits = image_data.load("mnist")
+    return [
+        (split.images.reshape(-1, 784).astype("float32") / 255.0, split.labels) for split in splits
+    ]
 
 
 def full_rank():
