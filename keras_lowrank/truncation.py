@@ -143,7 +143,9 @@ class Budget(Truncation):
         b(t) = b + (b_full - b) (1 - t / steps)^3,    t = 0 ... steps,
 
     fast at first and slowly towards its end (the cubic of Zhu and Gupta, arXiv:1710.01878), and is
-    kept from then on. Every layer keeps its `min_rank`, whatever the budget.
+    kept from then on. Let it be met early: what counts is the training at the ranks that stay
+    (LeNet5 with 2.3% of its weights, 10 epochs, met after 60, 40, 25 and 15% of them: 97.6, 98.1,
+    98.3 and 98.1%). Every layer keeps its `min_rank`, whatever the budget.
 
     Args:
         weights: int or None, the number of weights of the whole model to arrive at, counted as

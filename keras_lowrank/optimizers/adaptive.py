@@ -12,6 +12,11 @@ and its column, as Adafactor does (Shazeer and Stern, arXiv:1804.04235):
 
     v_ij = p_i q_j / (p q)^(1/2),    p, q the means of all p_i and q_j.
 
+The other way tried keeps the mean squares of the r columns of both parts and carries them by the
+squares of the rotation (as LDAdam does, arXiv:2410.16103). It holds r times as much and did worse:
+LeNet5 with 2.3% of its weights, Adam at 0.002, 10 epochs, one seed: 95.6% against 97.3% on the last
+6,000 training images of MNIST.
+
 So `M / (v^(1/2) + epsilon)` is `diag(a) M diag(b)`, and the direction is its exact projection onto
 the tangent space.
 """
