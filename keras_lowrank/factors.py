@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
@@ -65,10 +66,14 @@ class RankVariable(keras.Variable):
         with tf.init_scope():
             return self._value.read_value().shape
 
+    def fits(self, shape):
+        """Whether a value of this shape can be assigned: only the rank may differ."""
+        return tf.TensorShape(self._open_shape).is_compatible_with(shape)
+
     def assign(self, value):
         """Sets the value; the rank may differ from the present one, `n` and `m` may not."""
         value = self._convert_to_tensor(value, dtype=self._dtype)
-        if not tf.TensorShape(self._open_shape).is_compatible_with(value.shape):
+        if not self.fits(value.shape):
             raise ValueError(
                 f"A value assigned to {self.path!r} must have the shape {self._open_shape}, where "
                 f"None is the rank. Received: shape={tuple(value.shape)}"
@@ -121,6 +126,15 @@ class Factors:
     def rank(self):
         """The present rank, an int. Outside of traced functions only."""
         return int(self.S.shape[0])
+
+    def singular_values(self):
+        """The singular values of the matrix, descending, a NumPy array of shape `(r,)`.
+
+        The bases need not be orthonormal: factors of a plain `keras.Model` are not.
+        """
+        u, s, v = (tensor.numpy() for tensor in self.read())
+        core = np.linalg.qr(u, "r") @ s @ np.linalg.qr(v, "r").T
+        return np.linalg.svd(core, compute_uv=False)
 
     def read(self):
         """The present values, as a `Factorization`."""

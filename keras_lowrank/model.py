@@ -14,6 +14,7 @@ from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.optimizers.rule import TANGENT
 from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
+from keras_lowrank.summary import print_ranks
 from keras_lowrank.training_step import TrainingStep
 from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
 
@@ -99,12 +100,12 @@ class LowRankModel(keras.Model):
         if self.built:
             # Built here, on the other variables alone: elsewhere Keras would build it on all, and
             # slots that follow a factor go stale with the next rank.
-            self._build_optimizer()
+            self.build_optimizer()
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        self._prepare(batch)
+        self.prepare(batch)
         layers = self._trained_layers()
         if not layers:
             warnings.warn(
@@ -127,7 +128,7 @@ class LowRankModel(keras.Model):
                 and not self.run_eagerly
                 and (batch := keras_internals.batch_of(iterator)) is not None
             ):
-                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
             if self.optimizer_state is not None:
                 self.optimizer_state.follow_ranks()
             logs = run(iterator)
@@ -136,6 +137,11 @@ class LowRankModel(keras.Model):
 
         self.train_function = train_function
         return self.train_function
+
+    @property
+    def ranks_frozen(self):
+        """bool, whether `freeze_ranks` holds."""
+        return self._ranks_frozen
 
     @property
     def ranks(self):
@@ -153,6 +159,19 @@ class LowRankModel(keras.Model):
     def compression(self):
         """The numbers of weights, now and at full rank: a `keras_lowrank.Compression`."""
         return count_weights(self)
+
+    def summary(self, line_length=None, positions=None, print_fn=None, *args, **kwargs):
+        """Prints `keras.Model.summary`, and a table of the ranks and what they save.
+
+        Args:
+            line_length: int or None, as in Keras, for both tables.
+            positions: list of float or None, as in Keras.
+            print_fn: callable or None, as in Keras. It is called once for each table.
+            *args: all other arguments of `keras.Model.summary`, in its order.
+            **kwargs: the same, by name.
+        """
+        super().summary(line_length, positions, print_fn, *args, **kwargs)
+        print_ranks(self, line_length, print_fn)
 
     def export(
         self,
@@ -250,18 +269,20 @@ class LowRankModel(keras.Model):
     def _trained_layers(self):
         return {path: layer for path, layer in self._layers_by_path().items() if layer.trainable}
 
-    def _prepare(self, batch):
+    def prepare(self, batch):
+        """Makes every variable that a train step needs, given the first batch of training."""
         if self._prepared:
             return
         if self.run_eagerly:  # no trace to save, and a layer may not bear symbolic tensors
             if not all(layer.built for layer in keras_internals.all_layers(self)):
                 self(batch[0])
-            self._build_optimizer()
+            self.build_optimizer()
         else:
-            keras_internals.build_for_training(self, batch, self._build_optimizer)
+            keras_internals.build_for_training(self, batch, self.build_optimizer)
         self._prepared = True
 
-    def _build_optimizer(self):
+    def build_optimizer(self):
+        """Makes the variables of the optimizer, of which the factors have their own kind."""
         layers = self._trained_layers()
         if not layers or self.optimizer is None:
             return
