@@ -7,6 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.linalg import orthonormalized
+
+# Above what training leaves (1e-5), so that a file of a model in training is taken as it is.
+_ORTHONORMAL = 1e-4
 
 
 class Factorization(NamedTuple):
@@ -39,6 +43,7 @@ class RankVariable(keras.Variable):
     """
 
     def __init__(self, initializer, shape, open_axes, dtype, name):
+        self.assigned_outside = False
         self._open_axes = tuple(open_axes)
         self._open_shape = tuple(
             None if axis in self._open_axes else extent for axis, extent in enumerate(shape)
@@ -80,6 +85,7 @@ class RankVariable(keras.Variable):
             )
         if keras_internals.in_stateless_scope():
             return super().assign(value)
+        self.assigned_outside |= tf.executing_eagerly()
         self._direct_assign(value)
         return value
 
@@ -96,6 +102,7 @@ class RankVariable(keras.Variable):
         copy._path = self._path
         copy.trainable = self.trainable
         copy.regularizer = self.regularizer
+        copy.assigned_outside = self.assigned_outside
         memo[id(self)] = copy
         return copy
 
@@ -147,6 +154,33 @@ class Factors:
         self.U.assign(u)
         self.S.assign(s)
         self.V.assign(v)
+
+    @property
+    def assigned_outside(self):
+        """bool, whether a factor was assigned outside of training since `taken_by_training`."""
+        return any(variable.assigned_outside for variable in self.variables)
+
+    def orthonormalize(self):
+        """Makes the bases orthonormal where they are not; W stays what it is. On the host only.
+
+        Returns:
+            bool, whether the bases had to be changed.
+
+        Raises:
+            ValueError: the shapes are not those of one matrix of this size.
+        """
+        present = self.read()
+        self.check_shapes(*(tensor.shape for tensor in present))
+        defects = [np.abs(b.numpy().T @ b.numpy() - np.eye(b.shape[1])).max() for b in present[::2]]
+        if max(defects) <= _ORTHONORMAL:
+            return False
+        self.assign(orthonormalized(*present))
+        return True
+
+    def taken_by_training(self):
+        """Notes that the present values are those of training, and need no look."""
+        for variable in self.variables:
+            variable.assigned_outside = False
 
     def check_shapes(self, u, s, v):
         """Raises ValueError unless the shapes are those of one matrix of this size."""

@@ -130,8 +130,12 @@ class LowRankModel(keras.Model):
             ):
                 self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
             if self.optimizer_state is not None:
+                self._settle_factors()
                 self.optimizer_state.follow_ranks()
             logs = run(iterator)
+            if self.run_eagerly:  # the step itself has assigned the factors where the host sees it
+                for layer in self._trained_layers().values():
+                    layer.factors.taken_by_training()
             self.faults.raise_if_any()
             return logs
 
@@ -302,6 +306,22 @@ class LowRankModel(keras.Model):
         static = self._ranks_frozen or not self.integrator.adapts_rank
         for layer in self._layers_by_path().values():
             layer.supports_jit = static
+
+    def _settle_factors(self):
+        """Makes what was assigned from outside fit for a step, which relies on its form."""
+        changed = []
+        for path, layer in self._trained_layers().items():
+            if layer.factors.assigned_outside:
+                if layer.factors.orthonormalize():
+                    changed.append(path)
+                self.optimizer_state.forget_stale(path)
+                layer.factors.taken_by_training()
+        if changed:
+            warnings.warn(
+                "The columns of U and V must be orthonormal. They were made so, W unchanged, in "
+                f"the layers {changed}. Received: other bases, by assignment or from a file",
+                stacklevel=2,
+            )
 
     def _set_frozen(self, frozen):
         if frozen == self._ranks_frozen:
