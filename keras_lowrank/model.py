@@ -1,11 +1,12 @@
 """LowRankModel: a keras.Model whose low-rank layers are trained by an integrator."""
 
 import functools
+import os
 import warnings
 
 import keras
 
-from keras_lowrank import integrators, keras_internals
+from keras_lowrank import checksum, integrators, keras_internals
 from keras_lowrank.compression import count_others, count_weights
 from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
@@ -205,6 +206,23 @@ class LowRankModel(keras.Model):
         """
         export_model(self, filepath, format, verbose, input_signature, overwrite)
 
+    def save_weights(self, filepath, *args, **kwargs):
+        """Saves the weights as Keras does; a `.weights.h5` file gets a checksum of its contents."""
+        super().save_weights(filepath, *args, **kwargs)
+        if _is_local_weights_file(filepath):
+            checksum.seal(filepath)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """Loads weights as Keras does, after a look at the checksum where the file has one.
+
+        Raises:
+            ValueError: the file is damaged, or that of another model.
+            OSError: the file cannot be read.
+        """
+        if _is_local_weights_file(filepath):
+            checksum.verify(filepath)
+        super().load_weights(filepath, *args, **kwargs)
+
     def set_weights(self, weights):
         """Sets all weights from a list of arrays; ranks follow the arrays."""
         set_weights(self, weights)
@@ -332,6 +350,10 @@ class LowRankModel(keras.Model):
             keras_internals.choose_jit(self, self._wanted_jit)
         if self.compiled and self.train_function is not None:
             self.make_train_function(force=True)
+
+
+def _is_local_weights_file(path):
+    return str(path).endswith(".weights.h5") and os.path.isfile(path)
 
 
 class _Holder:
