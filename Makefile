@@ -7,7 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 OLDEST = 'keras==3.8.*' 'tensorflow==2.18.*' 'numpy==1.26.*'
 PYTEST = -m pytest -n 2 --doctest-modules
 
-.PHONY: help demo test test-oldest bench lint clean
+.PHONY: help demo test test-slow test-oldest bench lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -17,6 +17,9 @@ demo: .venv/installed  ## train digits at full rank and low-rank, compare, expor
 
 test: lint  ## check the style and run all tests on the newest versions
 	.venv/bin/python $(PYTEST)
+
+test-slow: .venv/installed  ## run the tests that take minutes
+	.venv/bin/python -m pytest -m slow tests
 
 test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Keras and TensorFlow
 	.venv-oldest/bin/python $(PYTEST)

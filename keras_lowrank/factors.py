@@ -3,9 +3,14 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.linalg import orthonormalized
+
+# Above what training leaves (1e-5), so that a file of a model in training is taken as it is.
+_ORTHONORMAL = 1e-4
 
 
 class Factorization(NamedTuple):
@@ -38,6 +43,7 @@ class RankVariable(keras.Variable):
     """
 
     def __init__(self, initializer, shape, open_axes, dtype, name):
+        self.assigned_outside = False
         self._open_axes = tuple(open_axes)
         self._open_shape = tuple(
             None if axis in self._open_axes else extent for axis, extent in enumerate(shape)
@@ -65,16 +71,21 @@ class RankVariable(keras.Variable):
         with tf.init_scope():
             return self._value.read_value().shape
 
+    def fits(self, shape):
+        """Whether a value of this shape can be assigned: only the rank may differ."""
+        return tf.TensorShape(self._open_shape).is_compatible_with(shape)
+
     def assign(self, value):
         """Sets the value; the rank may differ from the present one, `n` and `m` may not."""
         value = self._convert_to_tensor(value, dtype=self._dtype)
-        if not tf.TensorShape(self._open_shape).is_compatible_with(value.shape):
+        if not self.fits(value.shape):
             raise ValueError(
                 f"A value assigned to {self.path!r} must have the shape {self._open_shape}, where "
                 f"None is the rank. Received: shape={tuple(value.shape)}"
             )
         if keras_internals.in_stateless_scope():
             return super().assign(value)
+        self.assigned_outside |= tf.executing_eagerly()
         self._direct_assign(value)
         return value
 
@@ -91,6 +102,7 @@ class RankVariable(keras.Variable):
         copy._path = self._path
         copy.trainable = self.trainable
         copy.regularizer = self.regularizer
+        copy.assigned_outside = self.assigned_outside
         memo[id(self)] = copy
         return copy
 
@@ -122,6 +134,15 @@ class Factors:
         """The present rank, an int. Outside of traced functions only."""
         return int(self.S.shape[0])
 
+    def singular_values(self):
+        """The singular values of the matrix, descending, a NumPy array of shape `(r,)`.
+
+        The bases need not be orthonormal: factors of a plain `keras.Model` are not.
+        """
+        u, s, v = (tensor.numpy() for tensor in self.read())
+        core = np.linalg.qr(u, "r") @ s @ np.linalg.qr(v, "r").T
+        return np.linalg.svd(core, compute_uv=False)
+
     def read(self):
         """The present values, as a `Factorization`."""
         return Factorization(*(tf.convert_to_tensor(v.value) for v in self.variables))
@@ -133,6 +154,33 @@ class Factors:
         self.U.assign(u)
         self.S.assign(s)
         self.V.assign(v)
+
+    @property
+    def assigned_outside(self):
+        """bool, whether a factor was assigned outside of training since `taken_by_training`."""
+        return any(variable.assigned_outside for variable in self.variables)
+
+    def orthonormalize(self):
+        """Makes the bases orthonormal where they are not; W stays what it is. On the host only.
+
+        Returns:
+            bool, whether the bases had to be changed.
+
+        Raises:
+            ValueError: the shapes are not those of one matrix of this size.
+        """
+        present = self.read()
+        self.check_shapes(*(tensor.shape for tensor in present))
+        defects = [np.abs(b.numpy().T @ b.numpy() - np.eye(b.shape[1])).max() for b in present[::2]]
+        if max(defects) <= _ORTHONORMAL:
+            return False
+        self.assign(orthonormalized(*present))
+        return True
+
+    def taken_by_training(self):
+        """Notes that the present values are those of training, and need no look."""
+        for variable in self.variables:
+            variable.assigned_outside = False
 
     def check_shapes(self, u, s, v):
         """Raises ValueError unless the shapes are those of one matrix of this size."""

@@ -13,6 +13,11 @@ class Snapshot:
     def __init__(self, variables):
         self._saved = [(v, tf.identity(tf.convert_to_tensor(v.value))) for v in variables]
 
+    @property
+    def variables(self):
+        """The variables, as they are now."""
+        return [variable for variable, _ in self._saved]
+
     def restore_unless(self, condition):
         """Puts the saved values back where the scalar bool tensor `condition` is false.
 

@@ -9,11 +9,13 @@ import inspect
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.export.export_utils import get_input_signature, make_input_spec
 from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
@@ -129,6 +131,30 @@ def track_loss(model, loss, inputs):
     model._loss_tracker.update_state(
         unscale_loss_for_distribution(loss), sample_weight=tf.shape(batch)[0]
     )
+
+
+def global_seed():
+    """The variable behind random numbers that have no seed, or None where none were drawn yet.
+
+    Asking Keras for it would make it, by a draw from Python's generator that shifts all later ones.
+    """
+    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return None if generator is None else generator.state
+
+
+def make_global_seed():
+    """The same variable, made where it is not there."""
+    return global_seed_generator().state
+
+
+def train_writer(tensorboard):
+    """The summary writer of the run `train`: a second one in its folder would hide the first."""
+    return tensorboard._train_writer
+
+
+def start_at_epoch(model, epoch):
+    """Has the `fit` that is beginning start at `epoch`: no callback can say so publicly."""
+    model._initial_epoch = epoch
 
 
 def unpickle(data):

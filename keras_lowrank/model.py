@@ -1,11 +1,12 @@
 """LowRankModel: a keras.Model whose low-rank layers are trained by an integrator."""
 
 import functools
+import os
 import warnings
 
 import keras
 
-from keras_lowrank import integrators, keras_internals
+from keras_lowrank import checksum, integrators, keras_internals
 from keras_lowrank.compression import count_others, count_weights
 from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
@@ -14,6 +15,7 @@ from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.optimizers.rule import TANGENT
 from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
+from keras_lowrank.summary import print_ranks
 from keras_lowrank.training_step import TrainingStep
 from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
 
@@ -99,12 +101,12 @@ class LowRankModel(keras.Model):
         if self.built:
             # Built here, on the other variables alone: elsewhere Keras would build it on all, and
             # slots that follow a factor go stale with the next rank.
-            self._build_optimizer()
+            self.build_optimizer()
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        self._prepare(batch)
+        self.prepare(batch)
         layers = self._trained_layers()
         if not layers:
             warnings.warn(
@@ -127,15 +129,24 @@ class LowRankModel(keras.Model):
                 and not self.run_eagerly
                 and (batch := keras_internals.batch_of(iterator)) is not None
             ):
-                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
             if self.optimizer_state is not None:
+                self._settle_factors()
                 self.optimizer_state.follow_ranks()
             logs = run(iterator)
+            if self.run_eagerly:  # the step itself has assigned the factors where the host sees it
+                for layer in self._trained_layers().values():
+                    layer.factors.taken_by_training()
             self.faults.raise_if_any()
             return logs
 
         self.train_function = train_function
         return self.train_function
+
+    @property
+    def ranks_frozen(self):
+        """bool, whether `freeze_ranks` holds."""
+        return self._ranks_frozen
 
     @property
     def ranks(self):
@@ -153,6 +164,19 @@ class LowRankModel(keras.Model):
     def compression(self):
         """The numbers of weights, now and at full rank: a `keras_lowrank.Compression`."""
         return count_weights(self)
+
+    def summary(self, line_length=None, positions=None, print_fn=None, *args, **kwargs):
+        """Prints `keras.Model.summary`, and a table of the ranks and what they save.
+
+        Args:
+            line_length: int or None, as in Keras, for both tables.
+            positions: list of float or None, as in Keras.
+            print_fn: callable or None, as in Keras. It is called once for each table.
+            *args: all other arguments of `keras.Model.summary`, in its order.
+            **kwargs: the same, by name.
+        """
+        super().summary(line_length, positions, print_fn, *args, **kwargs)
+        print_ranks(self, line_length, print_fn)
 
     def export(
         self,
@@ -181,6 +205,23 @@ class LowRankModel(keras.Model):
                 `1e-4` (relative to outputs above 1). Nothing is left at `filepath` then.
         """
         export_model(self, filepath, format, verbose, input_signature, overwrite)
+
+    def save_weights(self, filepath, *args, **kwargs):
+        """Saves the weights as Keras does; a `.weights.h5` file gets a checksum of its contents."""
+        super().save_weights(filepath, *args, **kwargs)
+        if _is_local_weights_file(filepath):
+            checksum.seal(filepath)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """Loads weights as Keras does, after a look at the checksum where the file has one.
+
+        Raises:
+            ValueError: the file is damaged, or that of another model.
+            OSError: the file cannot be read.
+        """
+        if _is_local_weights_file(filepath):
+            checksum.verify(filepath)
+        super().load_weights(filepath, *args, **kwargs)
 
     def set_weights(self, weights):
         """Sets all weights from a list of arrays; ranks follow the arrays."""
@@ -250,18 +291,20 @@ class LowRankModel(keras.Model):
     def _trained_layers(self):
         return {path: layer for path, layer in self._layers_by_path().items() if layer.trainable}
 
-    def _prepare(self, batch):
+    def prepare(self, batch):
+        """Makes every variable that a train step needs, given the first batch of training."""
         if self._prepared:
             return
         if self.run_eagerly:  # no trace to save, and a layer may not bear symbolic tensors
             if not all(layer.built for layer in keras_internals.all_layers(self)):
                 self(batch[0])
-            self._build_optimizer()
+            self.build_optimizer()
         else:
-            keras_internals.build_for_training(self, batch, self._build_optimizer)
+            keras_internals.build_for_training(self, batch, self.build_optimizer)
         self._prepared = True
 
-    def _build_optimizer(self):
+    def build_optimizer(self):
+        """Makes the variables of the optimizer, of which the factors have their own kind."""
         layers = self._trained_layers()
         if not layers or self.optimizer is None:
             return
@@ -282,6 +325,22 @@ class LowRankModel(keras.Model):
         for layer in self._layers_by_path().values():
             layer.supports_jit = static
 
+    def _settle_factors(self):
+        """Makes what was assigned from outside fit for a step, which relies on its form."""
+        changed = []
+        for path, layer in self._trained_layers().items():
+            if layer.factors.assigned_outside:
+                if layer.factors.orthonormalize():
+                    changed.append(path)
+                self.optimizer_state.forget_stale(path)
+                layer.factors.taken_by_training()
+        if changed:
+            warnings.warn(
+                "The columns of U and V must be orthonormal. They were made so, W unchanged, in "
+                f"the layers {changed}. Received: other bases, by assignment or from a file",
+                stacklevel=2,
+            )
+
     def _set_frozen(self, frozen):
         if frozen == self._ranks_frozen:
             return
@@ -291,6 +350,10 @@ class LowRankModel(keras.Model):
             keras_internals.choose_jit(self, self._wanted_jit)
         if self.compiled and self.train_function is not None:
             self.make_train_function(force=True)
+
+
+def _is_local_weights_file(path):
+    return str(path).endswith(".weights.h5") and os.path.isfile(path)
 
 
 class _Holder:

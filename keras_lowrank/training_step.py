@@ -32,7 +32,8 @@ class TrainingStep:
         # Everything that a forward pass may change: statistics, seeds of dropout.
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
         self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
-        self._completed = keras_internals.completed_steps(model.optimizer)
+        # As it is now: a step that is found to be bad has been counted by then.
+        self._completed = tf.identity(keras_internals.completed_steps(model.optimizer).value)
         self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
         self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
         self._number = tf.cast(self._completed, tf.float32) + 1.0
@@ -66,8 +67,12 @@ class TrainingStep:
             # the loss itself overflows or there is no scale left to take away.
             hopeless = ~self._finite["the loss"] | (self._scale < 1.0) | ~model.faults.clear
             fatal &= hopeless
+        before = self._update_others(finite)
+        updated = self._note_updates(before.variables)
+        fatal |= finite & ~updated
+        finite &= updated
         model.faults.record(fatal, self._finite, self._completed)
-        self._update_others(finite, fatal)
+        before.restore_unless(~fatal)
         self._state.restore_unless(finite)
         new, new_slots = _choose_structure(finite, (new, new_slots), (self._points, old_slots))
         for (path, layer), factors, slots in zip(self._layers.items(), new, new_slots):
@@ -243,8 +248,8 @@ class TrainingStep:
         for path, tensors in zip(self._layers, tensors_by_layer):
             self._finite[f"{place} {path!r}"] = all_finite(*tensors)
 
-    def _update_others(self, finite, fatal):
-        """Lets the compiled optimizer update the other variables, once."""
+    def _update_others(self, finite):
+        """Lets the compiled optimizer update the other variables, once; returns how they were."""
         optimizer = self._model.optimizer
         variables, gradients = self._model.other_variables, self._other_gradients
         if all(gradient is None for gradient in gradients):
@@ -257,7 +262,21 @@ class TrainingStep:
         own = [v for v in optimizer.variables if id(v) not in held]
         before = Snapshot([*variables, *own])
         optimizer.apply_gradients(zip(gradients, variables))
-        before.restore_unless(~fatal)
+        return before
+
+    def _note_updates(self, variables):
+        """Notes for variables and moments whether they are finite: a square may overflow.
+
+        Returns:
+            Scalar bool tensor, whether all are.
+        """
+        finite = {
+            f"the new value of {v.path!r}": all_finite(v.value)
+            for v in variables
+            if "float" in str(v.dtype)
+        }
+        self._finite.update(finite)
+        return all_finite_flags(finite)
 
 
 def _flat(structure):

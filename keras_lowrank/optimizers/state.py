@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.factors import RankVariable
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
-from keras_lowrank.tangent_vector import TangentVector, carried, overlap, zeros_at
+from keras_lowrank.tangent_vector import TangentVector, carried, overlap, paired, zeros_at
 
 # The kind of the sum of gradients under `gradient_accumulation_steps`: a tangent vector, too.
 ACCUMULATED = "accumulated_gradient"
@@ -104,6 +104,28 @@ class OptimizerState:
                 if len(variables) == 3 and variables[1].shape != factors.S.shape:
                     for variable, value in zip(variables, zeros_at(factors.read())):
                         variable.assign(value)
+
+    def forget_stale(self, path):
+        """Forgets tangent vectors of a layer that are in no tangent space at its matrix.
+
+        Someone has assigned its factors, and not these: steps from both would leave the bases far
+        from orthonormal.
+        """
+        point = self._factors[path].read()
+        slots = {
+            name: zeros_at(point) if _is_stale(value, point) else value
+            for name, value in self.read(path).items()
+        }
+        self.assign(path, slots)
+
+
+def _is_stale(value, point):
+    if not isinstance(value, TangentVector):
+        return False
+    if value.S.shape != point.S.shape:
+        return True
+    outside = paired(value.K, value.L, point.U, point.V).plus(value.scaled(-1.0))
+    return bool(outside.squared_norm() > 1e-6 * value.squared_norm())
 
 
 def _make(kind, name, path, factors):

@@ -1,0 +1,80 @@
+"""Pictures of ranks and singular values."""
+
+import numpy as np
+
+from keras_lowrank.layers import find_low_rank_layers
+
+
+def plot_ranks(history, ax=None):
+    """Draws the ranks of every layer against the epochs, or the steps, of a `RankHistory`.
+
+    Args:
+        history: `RankHistory` with at least one record.
+        ax: `matplotlib.axes.Axes` to draw into, or None for the axes of a new figure.
+
+    Returns:
+        The axes. `ax.figure.savefig(path)` writes a file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: nothing has been recorded.
+    """
+    if not history.epochs:
+        raise ValueError(
+            "A rank history must hold a record to be drawn: pass it to `fit` as a callback first. "
+            "Received: an empty history"
+        )
+    ax = _axes(ax)
+    by_epoch = history.freq == "epoch"
+    times = np.asarray(history.epochs) + 1 if by_epoch else history.steps
+    for path, ranks in history.ranks.items():
+        ax.plot(times, ranks, marker="." if len(times) < 50 else None, label=path)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="epoch" if by_epoch else "step", ylabel="rank")
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    return ax
+
+
+def plot_spectrum(model, layers=None, ax=None):
+    """Draws the singular values of every low-rank kernel, descending, on a logarithmic axis.
+
+    Args:
+        model: built `keras.Model` with low-rank layers.
+        layers: list of paths, as in `LowRankModel.ranks`, or None for all layers.
+        ax: `matplotlib.axes.Axes` to draw into, or None for the axes of a new figure.
+
+    Returns:
+        The axes. `ax.figure.savefig(path)` writes a file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a path that is none of the model's.
+    """
+    found = {path: one for path, one in find_low_rank_layers(model).items() if one.built}
+    unknown = set(layers or ()) - set(found)
+    if unknown:
+        raise ValueError(
+            f"`layers` must be paths of built low-rank layers: {sorted(found)}. "
+            f"Received: {sorted(unknown)}"
+        )
+    ax = _axes(ax)
+    for path in found if layers is None else layers:
+        values = found[path].factors.singular_values()
+        ax.semilogy(np.arange(1, len(values) + 1), values, marker=".", label=path)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="index", ylabel="singular value")
+    ax.legend()
+    return ax
+
+
+def _axes(ax):
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Drawing needs matplotlib: `pip install matplotlib`, or 'keras_lowrank[plots]'."
+        ) from error
+    return plt.subplots(layout="constrained")[1]

@@ -1,0 +1,48 @@
+"""Ranks, compression and singular values in TensorBoard."""
+
+import importlib.util
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank import keras_internals
+from keras_lowrank.layers import find_low_rank_layers
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """`keras.callbacks.TensorBoard` that writes the ranks, the compression and the spectra too.
+
+    At the end of every epoch it writes the scalars `rank/` and the path of the layer, and
+    `compression/factored`, `compression/deployed` and `compression/training`, the weights saved in
+    percent, to the run `train`; every `histogram_freq` epochs also the histograms
+    `singular_values/` and the path of the layer, of the singular values of its kernel.
+
+    Args:
+        *args: all arguments of `keras.callbacks.TensorBoard`, in its order.
+        **kwargs: the same, by name.
+
+    Raises:
+        ImportError: the package tensorboard, which TensorFlow writes summaries with, is missing.
+    """
+
+    def __init__(self, *args, **kwargs):
+        # TensorFlow would find out at the end of the first epoch.
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "The `TensorBoard` callback needs the package tensorboard: "
+                "`pip install tensorboard`, or 'keras_lowrank[plots]'."
+            )
+        super().__init__(*args, **kwargs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        with keras_internals.train_writer(self).as_default(step=epoch):
+            for path, rank in self.model.ranks.items():
+                tf.summary.scalar(f"rank/{path}", rank)
+            compression = self.model.compression()
+            for name in ("factored", "deployed", "training"):
+                saved = compression.saved(getattr(compression, name))
+                tf.summary.scalar(f"compression/{name}", saved)
+            if self.histogram_freq and epoch % self.histogram_freq == 0:
+                for path, layer in find_low_rank_layers(self.model).items():
+                    tf.summary.histogram(f"singular_values/{path}", layer.factors.singular_values())

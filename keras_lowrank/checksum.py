@@ -1,0 +1,39 @@
+"""A checksum for weights files: HDF5, as Keras writes it, has none over the numbers it holds."""
+
+import zlib
+
+import h5py
+
+_NAME = "keras_lowrank_crc32"
+
+
+def seal(path):
+    """Writes the checksum of a weights file into it, unless it has one."""
+    with h5py.File(path, "r+") as file:
+        if _NAME not in file.attrs:
+            file.attrs[_NAME] = _checksum(file)
+
+
+def verify(path):
+    """Raises ValueError where a weights file has a checksum that is not that of its contents."""
+    with h5py.File(path, "r") as file:
+        if _NAME in file.attrs and int(file.attrs[_NAME]) != _checksum(file):
+            raise ValueError(
+                "The contents of a weights file must have the checksum that was written with them: "
+                f"the file is damaged. Received: filepath={path}"
+            )
+
+
+def _checksum(file):
+    """CRC32 over the name, type, shape and numbers of every data set."""
+    found = []
+    file.visititems(lambda name, item: found.append((name, item)))
+    total = 0
+    for name, item in found:
+        label = [name]
+        if isinstance(item, h5py.Dataset):
+            label += [str(item.dtype), str(item.shape)]
+        total = zlib.crc32(" ".join(label).encode(), total)
+        if isinstance(item, h5py.Dataset):
+            total = zlib.crc32(item[()].tobytes(), total)
+    return total

@@ -1,0 +1,201 @@
+"""What training does at the edges: nothing is left half-updated, and nothing breaks."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import LowRankDense, LowRankModel
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((16, 6)).astype("float32")
+Y = rng.standard_normal((16, 3)).astype("float32")
+
+INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
+
+
+def make(integrator="parallel", optimizer=None, activation=None, **compile_arguments):
+    inputs = keras.Input((6,))
+    x = LowRankDense(6, rank=3, activation=activation, name="low")(inputs)
+    model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(x))
+    optimizer = optimizer or keras.optimizers.SGD(0.05, momentum=0.9)
+    arguments = {"truncation": 0.1, **compile_arguments}
+    model.compile(optimizer, "mse", integrator=integrator, **arguments)
+    return model
+
+
+def state(model):
+    return [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+
+
+def assert_whole(model):
+    """Factors of one rank, orthonormal, finite; so are the moments that follow them."""
+    factors = model.get_layer("low").factors
+    u, s, v = (tensor.numpy() for tensor in factors.read())
+    factors.check_shapes(u.shape, s.shape, v.shape)
+    for basis in (u, v):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(len(s)), atol=1e-5)
+    for value in state(model):
+        assert np.all(np.isfinite(value))
+    for variable in model.optimizer_state.variables:
+        assert len(s) in variable.shape or 0 not in variable.shape
+
+
+# Batches.
+
+
+@INTEGRATORS
+def test_batches_of_one(integrator):
+    model = make(integrator, keras.optimizers.SGD(0.02))
+    history = model.fit(X, Y, batch_size=1, epochs=8, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert_whole(model)
+
+
+@INTEGRATORS
+def test_an_empty_last_batch_changes_nothing(integrator):
+    model = make(integrator, keras.optimizers.SGD(0.02), truncation=0.0)
+    batches = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+    model.fit(batches, verbose=0)
+    before = model.get_layer("low").kernel.numpy(), model.get_layer("head").kernel.numpy()
+    history = model.fit(batches.map(lambda x, y: (x[:0], y[:0])), verbose=0).history
+    after = model.get_layer("low").kernel.numpy(), model.get_layer("head").kernel.numpy()
+    for one, other in zip(after, before):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert np.all(np.isfinite(history["loss"]))
+    assert int(model.optimizer.iterations) == 2
+    assert_whole(model)
+
+
+# Gradients.
+
+
+@INTEGRATORS
+def test_a_dead_layer_stays_as_it_is_and_wakes_up(integrator):
+    model = make(integrator, activation="relu", truncation=0.0)
+    layer = model.get_layer("low")
+    layer.bias.assign(np.full(6, -100.0))  # no unit ever fires: every gradient is zero
+    before = layer.kernel.numpy()
+    model.fit(X, Y, batch_size=8, epochs=3, verbose=0)
+    np.testing.assert_allclose(layer.kernel.numpy(), before, atol=1e-6)
+    assert_whole(model)
+    layer.bias.assign(np.zeros(6))
+    model.fit(X, Y, batch_size=8, epochs=3, verbose=0)
+    assert np.abs(layer.kernel.numpy() - before).max() > 1e-3
+    assert_whole(model)
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_learning_rate_of_a_million_ends_in_an_error_or_in_numbers(integrator, optimizer):
+    model = make(integrator, optimizer)
+    model.optimizer.learning_rate = 1e6
+    error = None
+    before = state(model)
+    for _ in range(20):
+        before = state(model)
+        try:
+            model.train_on_batch(X, Y)
+        except FloatingPointError as raised:
+            error = raised
+            break
+    if error is not None:
+        assert "or lower the learning rate" in str(error)
+        for one, other in zip(state(model), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert_whole(model)
+
+
+# Spectra.
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("truncation", [0.0, 0.5])
+def test_equal_singular_values(integrator, truncation):
+    # Every basis of the span is a basis of singular vectors, and every rank ends amid a tie.
+    model = make(integrator, truncation=truncation)
+    layer = model.get_layer("low")
+    bases = [np.linalg.qr(rng.standard_normal((6, 3)))[0] for _ in range(2)]
+    model.optimizer.learning_rate = 0.0
+    layer.set_weights([bases[0], np.eye(3), bases[1], np.zeros(6)])
+    before = layer.kernel.numpy()
+    model.fit(X, Y, batch_size=8, verbose=0)
+    cut = np.linalg.norm(layer.kernel.numpy() - before)
+    assert cut <= truncation * np.sqrt(3.0) + 1e-5
+    model.optimizer.learning_rate = 0.05
+    losses = model.fit(X, Y, batch_size=8, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert_whole(model)
+
+
+# Factors that were set by hand.
+
+OTHERS = {
+    "scaled": lambda basis: 3.0 * basis,
+    "random": lambda basis: rng.standard_normal(basis.shape).astype("float32"),
+    "columns that repeat": lambda basis: basis[:, [0, 0, -1]],
+    "zero": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_bases_that_are_not_orthonormal_are_made_so_with_a_warning(other):
+    model = make("fixed_rank", keras.optimizers.Adam(0.01))  # with moments to be thrown away
+    model.train_on_batch(X, Y)
+    model.train_on_batch(X, Y)  # the step that would look at the bases by itself is behind
+    layer = model.get_layer("low")
+    layer.U.assign(OTHERS[other](layer.U.numpy()))
+    layer.V.assign(OTHERS[other](layer.V.numpy()))
+    model.optimizer.learning_rate = 0.0
+    kernel = layer.kernel.numpy()
+    with pytest.warns(UserWarning, match=r"must be orthonormal.*in the layers \['low'\]"):
+        model.train_on_batch(X, Y)
+    np.testing.assert_allclose(layer.kernel.numpy(), kernel, atol=1e-5 * max(1, kernel.max()))
+    assert_whole(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train_on_batch(X, Y)  # it is said once
+
+
+def test_a_file_of_a_plain_model_is_taken_with_a_warning(tmp_path):
+    inputs = keras.Input((6,))
+    x = LowRankDense(6, rank=3, name="low")(inputs)
+    plain = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+    plain.compile(keras.optimizers.SGD(0.2), "mse")
+    plain.fit(X, Y, epochs=5, verbose=0)
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    model = make()
+    model.load_weights(tmp_path / "plain.weights.h5")
+    np.testing.assert_allclose(model(X), plain(X), atol=1e-6)
+    with pytest.warns(UserWarning, match="must be orthonormal"):
+        model.fit(X, Y, verbose=0)
+    assert_whole(model)
+
+
+@pytest.mark.parametrize("way", [{}, {"run_eagerly": True}])
+def test_no_warning_where_the_bases_are_orthonormal(way, tmp_path):
+    model = make(**way)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(X, Y, batch_size=8, verbose=0)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        again.set_weights(model.get_weights())
+        again.fit(X, Y, batch_size=8, verbose=0)
+
+
+def test_factors_of_different_ranks_raise_before_a_step():
+    model = make()
+    model.train_on_batch(X, Y)
+    layer = model.get_layer("low")
+    layer.U.assign(np.eye(6, 2))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"with one rank r.*Received: U \(6, 2\), S \(3, 3\)"):
+        model.train_on_batch(X, Y)
+    for one, other in zip(state(model), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    layer.U.assign(np.eye(6, 3))
+    model.train_on_batch(X, Y)
+    assert_whole(model)
