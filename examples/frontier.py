@@ -1,53 +1,198 @@
-"""Accuracy against the share of weights saved: ours and what was published, in one plot.
+"""Accuracy against the share of weights saved: the table and the plot of one network's runs.
 
-A module of the examples, not a program.
+The examples write theirs by this module. As a program it merges the runs of several processes,
+which may have had other seeds, other rows or other baselines:
+
+    python examples/lenet5_mnist.py --seeds 2 --output_dir out/a
+    python examples/lenet5_mnist.py --seeds 3 --seed_start 2 --output_dir out/b
+    python examples/frontier.py out/a/lenet5_mnist.json out/b/lenet5_mnist.json
+
+Writes the JSON, the CSV and the plot into ./out/merged.
 """
 
+import json
+import pathlib
+import statistics
+
+from absl import flags
 from matplotlib.figure import Figure
 
 import results
 
-# LeNet5 on MNIST: (weights saved in percent, both factors counted; test accuracy in percent).
+OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Folder for JSON, CSV and plot. Without it: ./out/NAME, or ./out/merged."
+)
+
+# (weights saved in percent, both factors counted; test accuracy in percent).
 PUBLISHED = {
-    "Low-rank lottery tickets (arXiv:2205.13571)": [
-        (88.9, 98.0),
-        (92.0, 97.8),
-        (94.0, 97.2),
-        (96.4, 95.3),
-    ],
-    "its PyTorch repository": [
-        (88.0, 98.14),
-        (93.0, 98.12),
-        (95.6, 97.45),
-        (97.1, 95.97),
-        (97.7, 94.07),
-    ],
+    "lenet5_mnist": {
+        "Low-rank lottery tickets (arXiv:2205.13571)": [
+            (88.9, 98.0),
+            (92.0, 97.8),
+            (94.0, 97.2),
+            (96.4, 95.3),
+        ],
+        "its PyTorch repository": [
+            (88.0, 98.14),
+            (93.0, 98.12),
+            (95.6, 97.45),
+            (97.1, 95.97),
+            (97.7, 94.07),
+        ],
+    },
+}
+_LABELS = {
+    "two_factor": "two factors, spectral initialisation",
+    "svd_finetune": "full rank, then SVD and fine-tuning",
 }
 
 
-def plot(path, title, rows):
-    """Writes the plot.
+def key(run):
+    """What tells one run of a network from another."""
+    return run["method"], run["tolerance"], run["compression"], run["seed"]
+
+
+def table(runs):
+    """One row for all seeds of a method and goal, as a list of dicts, in the order of the runs."""
+    rows = {}
+    for run in runs:
+        rows.setdefault(key(run)[:-1], []).append(run)
+    return [_summary(row) for row in rows.values()]
+
+
+def write(folder, report, verbose=True):
+    """Writes NAME.json, with every run, and NAME.csv, the table.
 
     Args:
-        path: path of the image; its suffix says the format.
-        title: str.
-        rows: list of dict, the table of `mnist_training`.
+        folder: path.
+        report: dict with the keys `name`, `title`, `settings`, `versions` and `runs`.
+        verbose: bool. Say so.
     """
+    rows = table(report["runs"])
+    content = {**report, "rows": rows}
+    content["runs"] = content.pop("runs")  # last: they are long
+    results.write_json(folder / f"{report['name']}.json", content, verbose)
+    results.write_csv(folder / f"{report['name']}.csv", rows, verbose)
+
+
+def merge(reports):
+    """One report of several: all their runs, and of a run that was made twice the first.
+
+    Raises:
+        SystemExit: they are of different networks or were trained differently.
+    """
+    check_same_training(reports)
+    first, runs = reports[0], {}
+    for run in (run for report in reports for run in report["runs"]):
+        runs.setdefault(key(run), run)
+    # The order of the rows, whoever made them: full rank, then goal by goal.
+    ordered = sorted(runs.values(), key=lambda run: (_goal(run), run["seed"]))
+    return {**{name: first[name] for name in first if name != "rows"}, "runs": ordered}
+
+
+def check_same_training(reports):
+    """Raises SystemExit unless all reports are of one network, trained in one way."""
+    first = reports[0]
+    for report in reports[1:]:
+        for name in ("name", "title", "settings"):
+            if report[name] != first[name]:
+                raise SystemExit(
+                    f"Runs to keep or to merge must have the same {name}. "
+                    f"Received: {first[name]} and {report[name]}"
+                )
+
+
+def plot(path, report):
+    """Writes the plot; the suffix of the path says the format."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    ours = sorted(
-        (row["evaluation_compression"], row["test_accuracy_mean"], row["test_accuracy_std"] or 0.0)
-        for row in rows
-        if row["method"] != "full_rank"
-    )
-    axes.errorbar(*zip(*((x, y) for x, y, _ in ours)), yerr=[e for *_, e in ours], marker="o")
-    axes.lines[-1].set_label("keras_lowrank")
-    for name, points in PUBLISHED.items():
+    rows = table(report["runs"])
+    for method in dict.fromkeys(row["method"] for row in rows):
+        points = sorted(
+            (row["evaluation_compression"], row["test_accuracy_mean"], row["test_accuracy_std"])
+            for row in rows
+            if row["method"] == method
+        )
+        x, y, spread = zip(*points)
+        if method == "full_rank":
+            axes.axhline(y[0], color="gray", label="full rank")
+            axes.axhspan(y[0] - (spread[0] or 0.0), y[0] + (spread[0] or 0.0), color="#8883")
+        else:
+            label = _LABELS.get(method, f"keras_lowrank, {method}")
+            axes.errorbar(x, y, [one or 0.0 for one in spread], marker="o", capsize=3, label=label)
+    for name, points in PUBLISHED.get(report["name"], {}).items():
         axes.plot(*zip(*points), "--", marker="x", label=name)
-    for row in rows:
-        if row["method"] == "full_rank":
-            axes.axhline(row["test_accuracy_mean"], color="gray", label="full rank")
-    axes.set(title=title, xlabel="weights saved (%)", ylabel="test accuracy (%)")
+    axes.set(title=report["title"], xlabel="weights saved (%)", ylabel="accuracy (%)")
+    axes.grid(alpha=0.3)
     axes.legend()
     with results.new_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
+
+
+def print_table(report):
+    header = ["method", "goal", "accuracy", "ranks", "weights, evaluation"]
+    header += ["weights, training", "s per epoch", "traces"]
+    cells = []
+    for row in table(report["runs"]):
+        spread = row["test_accuracy_std"]
+        goal = row["compression"] or row["tolerance"]
+        cells.append(
+            [
+                row["method"],
+                "-" if goal is None else f"{goal}" + "%" * bool(row["compression"]),
+                f"{row['test_accuracy_mean']:.2f}%" + (f" ± {spread:.2f}" if spread else ""),
+                " ".join(map(str, row["ranks"])) or "-",
+                _weights(row, "evaluation"),
+                _weights(row, "training"),
+                f"{row['seconds_per_epoch']:.1f}",
+                str(row["traces"]),
+            ]
+        )
+    results.print_table(report["title"], header, cells)
+
+
+def _summary(runs):
+    """One row of the table: means over the seeds, medians of ranks."""
+    accuracies = [100.0 * run["accuracy"] for run in runs]
+    full = runs[0]["weights"]["full"]
+    factored = statistics.mean(run["weights"]["factored"] for run in runs)
+    training = statistics.mean(run["weights"]["training"] for run in runs)
+    return {
+        "method": runs[0]["method"],
+        "tolerance": runs[0]["tolerance"],
+        "compression": runs[0]["compression"],
+        "seeds": len(runs),
+        "test_accuracy_mean": round(statistics.mean(accuracies), 3),
+        "test_accuracy_std": round(statistics.stdev(accuracies), 3) if len(runs) > 1 else None,
+        "ranks": [int(statistics.median(ranks)) for ranks in zip(*(run["ranks"] for run in runs))],
+        "evaluation_weights": round(factored),
+        "evaluation_compression": round(100.0 * (1.0 - factored / full), 2),
+        "training_weights": round(training),
+        "training_compression": round(100.0 * (1.0 - training / full), 2),
+        "seconds_per_epoch": round(statistics.median(r["seconds_per_epoch"] for r in runs), 2),
+        "traces": max(run["traces"] for run in runs),
+    }
+
+
+def _goal(run):
+    return run["compression"] or 0.0, run["tolerance"] or 0.0, run["method"] in _LABELS
+
+
+def _weights(row, when):
+    saved = row[f"{when}_compression"]
+    return f"{row[f'{when}_weights']:,}" + (f" ({-saved:+.1f}%)" if saved else "")
+
+
+def main(arguments):
+    paths = [pathlib.Path(argument) for argument in arguments[1:]]
+    if not paths:
+        raise SystemExit("Name the JSON files to merge.")
+    report = merge([json.loads(path.read_text()) for path in paths])
+    folder = pathlib.Path(OUTPUT_DIR.value or "out/merged")
+    write(folder, report)
+    plot(folder / f"{report['name']}.png", report)
+    print_table(report)
+
+
+if __name__ == "__main__":
+    results.run(main)

@@ -70,6 +70,66 @@ def paired(k, l, u, v):
     )
 
 
+class Overlap(NamedTuple):
+    """How the bases of another matrix W1 lie to the point and the direction of a step.
+
+    Attributes:
+        U: tensor `U^T U1`, shape `(r, k)`.
+        V: tensor `V^T V1`, shape `(r, k)`.
+        K: tensor `(D V)^T U1`, shape `(r, k)`.
+        L: tensor `(D^T U)^T V1`, shape `(r, k)`.
+    """
+
+    U: tf.Tensor
+    V: tf.Tensor
+    K: tf.Tensor
+    L: tf.Tensor
+
+
+def overlap(direction, old, new, known=()):
+    """The `Overlap` of W1 with a `TangentVector` D at W, from four products of tall blocks.
+
+    Two are enough where the `Overlap` of another D with the same W and W1 is `known`.
+    """
+    bases = known[:2] or (_inner(old.U, new.U), _inner(old.V, new.V))
+    return Overlap(*bases, _inner(direction.K, new.U), _inner(direction.L, new.V))
+
+
+def carried(tangent, old, lies, factor):
+    r"""Projects `c A` onto the tangent space at another matrix, exactly: a momentum, step by step.
+
+    From `A = K V^T + U (L - V S^T)^T`,
+
+        K1 = c (K (V^T V1) + U (L^T V1 - S V^T V1)),
+        L1 = c (L (U^T U1) + V (K^T U1 - S^T U^T U1)),
+
+    and `S1 = U1^T K1`: products of n x r and r x r blocks, where the n x m matrix is never formed.
+
+    Args:
+        tangent: `TangentVector` A at `old`, ranks r.
+        old: `Factorization` W0.
+        lies: `Overlap` of A with W1, of any rank k.
+        factor: number c. It costs nothing here, and a pass over K and L elsewhere.
+
+    Returns:
+        `TangentVector` at W1: shapes `(n, k)`, `(k, k)`, `(m, k)`.
+    """
+    k, s, l = tangent
+    u_u, v_v = factor * lies.U, factor * lies.V
+    l_v = factor * lies.L - tf.matmul(s, v_v)
+    core = tf.matmul(lies.K, v_v, transpose_a=True) + tf.matmul(lies.U, l_v, transpose_a=True)
+    k_u = factor * lies.K - tf.matmul(s, u_u, transpose_a=True)
+    return TangentVector(
+        tf.matmul(k, v_v) + tf.matmul(old.U, l_v),
+        core,
+        tf.matmul(l, u_u) + tf.matmul(old.V, k_u),
+    )
+
+
+def _inner(one, other):
+    return tf.matmul(one, other, transpose_a=True)
+
+
 def core_in(tangent, old, new):
     """`U1^T A V1`, shape `(k, k)`, for A at `old` and the bases of `new`."""
     k, s, l = tangent
@@ -80,44 +140,19 @@ def core_in(tangent, old, new):
     return tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True)
 
 
-def projected(tangent, old, new, rows=None, columns=None, factor=None):
-    r"""Projects `c diag(p) A diag(q)` onto the tangent space at another matrix, exactly.
+def preconditioned(tangent, point, rows, columns):
+    r"""Projects `B = diag(p) A diag(q)` onto the tangent space that A is in, exactly.
 
-    With no p and q this carries a momentum from `W0 = U S V^T` to `W1`; with both, and
-    `W1 = W0`, it preconditions one. From `A = K V^T + U (L - V S^T)^T`, with `R = diag(p) U1` and
-    `C = diag(q) V1`,
-
-        K1 = diag(p) (K (V^T C) + U (L^T C - S V^T C)),
-        L1 = diag(q) (L (U^T R) + V (K^T R - S^T U^T R)),
-
-    and `S1 = U1^T K1`: products of n x r and r x r blocks, where the n x m matrix is never formed.
+    `B V = diag(p) (A C)` and `B^T U = diag(q) (A^T R)`, with `R = diag(p) U` and `C = diag(q) V`:
+    `A C` and `A^T R` are what `carried` finds for R and C in the place of new bases.
 
     Args:
-        tangent: `TangentVector` A at `old`, ranks r.
-        old: `Factorization` W0.
-        new: `Factorization` W1, of any rank k.
-        rows: tensor p, shape `(n,)`, or None for ones.
-        columns: tensor q, shape `(m,)`, or None for ones.
-        factor: number c, or None for 1. It costs nothing here, and a pass over K and L elsewhere.
-
-    Returns:
-        `TangentVector` at `new`: shapes `(n, k)`, `(k, k)`, `(m, k)`.
+        tangent: `TangentVector` A at `point`.
+        point: `Factorization` W.
+        rows: tensor p, shape `(n,)`.
+        columns: tensor q, shape `(m,)`.
     """
-    k, s, l = tangent
-    scaled_u = new.U if rows is None else rows[:, None] * new.U
-    scaled_v = new.V if columns is None else columns[:, None] * new.V
-    v_v = tf.matmul(old.V, scaled_v, transpose_a=True)
-    l_v = tf.matmul(l, scaled_v, transpose_a=True) - tf.matmul(s, v_v)
-    u_u = tf.matmul(old.U, scaled_u, transpose_a=True)
-    k_u = tf.matmul(k, scaled_u, transpose_a=True)
-    new_s = tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True)
-    k_u -= tf.matmul(s, u_u, transpose_a=True)
-    if factor is not None:
-        v_v, l_v, u_u, k_u, new_s = (factor * part for part in (v_v, l_v, u_u, k_u, new_s))
-    new_k = tf.matmul(k, v_v) + tf.matmul(old.U, l_v)
-    new_l = tf.matmul(l, u_u) + tf.matmul(old.V, k_u)
-    return TangentVector(
-        new_k if rows is None else rows[:, None] * new_k,
-        new_s,
-        new_l if columns is None else columns[:, None] * new_l,
-    )
+    p, q = rows[:, None], columns[:, None]
+    scaled = point._replace(U=p * point.U, V=q * point.V)
+    k, s, l = carried(tangent, point, overlap(tangent, point, scaled), 1.0)
+    return TangentVector(p * k, s, q * l)

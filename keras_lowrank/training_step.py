@@ -43,6 +43,7 @@ class TrainingStep:
         ]
         self.policies = model.policies(layers.values(), self.factors, self._number)
         self.step_size = self._rule.step_size(self._learning_rate, self._number)
+        self.wants_overlap = self._slots.carries
 
     def run(self):
         """Performs the step: integrator, optimizer, and the decision whether any of it is kept.
@@ -128,12 +129,14 @@ class TrainingStep:
     def _advance(self, tangents, slots):
         """A step from gradients: the new matrices, and the state of the optimizer for them."""
         self._tangents, self._old_slots = tangents, slots
-        new = self._model.integrator.step(self)
+        moves = self._model.integrator.step(self)
         carried = [
-            self._slots.carried(state, point, factors, self._rule.decay)
-            for state, point, factors in zip(self._new_slots, self._points, new)
+            self._slots.carried(state, point, moved, direction.tangent, self._rule.decay)
+            for state, point, moved, direction in zip(
+                self._new_slots, self._points, moves, self._directions
+            )
         ]
-        return new, carried
+        return [moved.factors for moved in moves], carried
 
     def _accumulate(self, tangents, slots):
         """A step from the mean of some gradients at one point, or nothing but their sum."""

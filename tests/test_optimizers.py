@@ -20,7 +20,7 @@ from reference.truncation import RelativeTolerance
 
 from keras_lowrank import FixedRank, LowRankDense, LowRankModel, Parallel, RankAdaptive, Tolerance
 from keras_lowrank.optimizers import Direction, Rule, adaptive, rule_of
-from keras_lowrank.tangent_vector import projected
+from keras_lowrank.tangent_vector import preconditioned
 
 Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", "Adam", "AdamW"))
 RMSprop, SGD = keras.optimizers.RMSprop, keras.optimizers.SGD
@@ -247,7 +247,7 @@ def test_the_direction_of_adam_does_not_depend_on_the_bases(shape, seed):
     for factors in ((u, s, v), (u @ left, left.T @ s @ right, v @ right)):
         tangent, point = tangent_of(G, factors), to_tensors(factors, "float64")
         a, b = adaptive.scales(*adaptive.mean_squares(tangent), 1e-7)
-        found.append(full(projected(tangent, point, point, a, b), point))
+        found.append(full(preconditioned(tangent, point, a, b), point))
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
 
 

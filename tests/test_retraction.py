@@ -1,5 +1,7 @@
 """The way by r x r products against the general one, and when it is not taken."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +15,7 @@ from keras_lowrank import KeepRank, Tolerance, Truncation
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import augment
 from keras_lowrank.integrators.retraction import Corner, nearest, retract
-from keras_lowrank.tangent_vector import TangentVector
+from keras_lowrank.tangent_vector import TangentVector, overlap
 from keras_lowrank.truncation import Policy
 
 h = 0.1
@@ -35,6 +37,13 @@ def step_size(factors):
     return tf.constant(h, factors.S.dtype)
 
 
+def step_of(step_size, check_bases=True, wants_overlap=False):
+    """What `retract` asks of a `Problem`."""
+    return types.SimpleNamespace(
+        step_size=step_size, check_bases=tf.constant(check_bases), wants_overlap=wants_overlap
+    )
+
+
 def target(factors, direction):
     """`W - h P(D)`, in float64."""
     u, _, v = (t.numpy().astype("float64") for t in factors)
@@ -48,9 +57,10 @@ def refused():
 
 def by_products(factors, direction, policy, corner=None):
     """The result of the near way alone; eager, so that the other way is not even traced."""
-    check = tf.constant(True)
+    problem = step_of(step_size(factors), wants_overlap=True)
     given_corner = corner and (lambda *grams: corner)
-    return retract(factors, direction, step_size(factors), policy, check, refused, given_corner)
+    moved = retract(problem, factors, direction, policy, refused, given_corner)
+    return moved.factors
 
 
 def is_near(factors, direction, policy):
@@ -80,6 +90,16 @@ def test_a_short_step_lands_on_the_best_approximation(shape, seed, condition, ta
     peaks = (u.numpy().T @ factors.U.numpy()).diagonal()
     # A basis that turns little keeps its order and its signs.
     assert condition == 1.0 or np.all(peaks > 0.5)
+
+
+@few
+@given(seeds, st.booleans(), st.sampled_from([1.0, 50.0]), st.integers(1, 5))
+def test_the_overlap_is_known_from_small_products(seed, mended, condition, kept):
+    step = random_step(np.random.default_rng(seed), 30, 20, 5, condition, 0.03, "float64")
+    problem = step_of(step_size(step[0]), mended, wants_overlap=True)
+    moved = retract(problem, *step, Policy(KeepRank(), max_rank=kept), refused)
+    for found, expected in zip(moved.overlap, overlap(step[1], step[0], moved.factors)):
+        np.testing.assert_allclose(found, expected, atol=1e-12 * np.linalg.norm(step[1].K))
 
 
 @few
@@ -187,7 +207,7 @@ def test_a_rule_that_looks_at_every_singular_value_is_given_every_one():
     step = random_step(np.random.default_rng(7), 30, 20, 4, 2.0, 0.01)
     answer = object()
     policy = Policy(HalfOfTheLargest())
-    assert retract(*step, h, policy, tf.constant(True), lambda: answer) is answer
+    assert retract(step_of(h), *step, policy, lambda: answer).factors is answer
 
 
 def test_bases_that_have_drifted_are_mended_when_they_are_checked():
@@ -195,6 +215,6 @@ def test_bases_that_have_drifted_are_mended_when_they_are_checked():
     drifted = Factorization(u * 1.001, s, v)
     zero = TangentVector(*(0 * part for part in direction))
     for check, bound in ((True, 1e-5), (False, 1e-2)):
-        new = retract(drifted, zero, h, Policy(KeepRank()), tf.constant(check), refused)
+        new, _ = retract(step_of(h, check), drifted, zero, Policy(KeepRank()), refused)
         assert defect(new.U) < bound and (check or defect(new.U) > 1e-3)
         np.testing.assert_allclose(matrix(new), matrix(drifted), atol=1e-5)

@@ -9,30 +9,44 @@ from reference.cases import few, seeds, shapes, start
 from reference.closed_form import orthonormal
 from reference.trajectories import tangent_of, to_tensors
 
-from keras_lowrank.tangent_vector import core_in, paired, projected
+from keras_lowrank.tangent_vector import carried, core_in, overlap, paired, preconditioned
 
 
 @few
-@given(shapes(), seeds, st.booleans())
-@example((6, 6, 6), 0, True)
-@example((1, 5, 1), 0, True)
-@example((5, 1, 1), 0, False)
-def test_projection_is_that_of_the_full_matrix(shape, seed, scaled):
-    """Carried between two matrices of different ranks, and scaled by rows and columns."""
+@given(shapes(), seeds)
+@example((6, 6, 6), 0)
+@example((1, 5, 1), 0)
+@example((5, 1, 1), 0)
+def test_carrying_projects_the_full_matrix(shape, seed):
+    """Between two matrices of different ranks."""
     rng = np.random.default_rng(seed)
     n, m, r = shape
     old, new = start(rng, n, m, r), start(rng, n, m, rng.integers(1, min(n, m) + 1))
     A = reference.project(rng.standard_normal((n, m)), old)
-    p, q = (rng.uniform(0.1, 10, size) for size in (n, m))
     points = [to_tensors(factors, "float64") for factors in (old, new)]
     tangent = tangent_of(A, old)
-    scales = [tf.constant(p), tf.constant(q)] if scaled else []
-    result = projected(tangent, *points, *scales)
-    expected = p[:, None] * A * q if scaled else A
-    for part, right in zip(result, tangent_of(expected, new)):
+    lies = overlap(tangent, *points)
+    for part, right in zip(carried(tangent, points[0], lies, 0.5), tangent_of(0.5 * A, new)):
         np.testing.assert_allclose(part, right, atol=1e-11)
+    other = overlap(tangent.scaled(2.0), *points, known=lies)
+    np.testing.assert_allclose(other.K, 2.0 * lies.K, atol=1e-11)
     np.testing.assert_allclose(core_in(tangent, *points), new[0].T @ A @ new[2], atol=1e-12)
     np.testing.assert_allclose(tangent.squared_norm(), np.sum(A**2), rtol=1e-10)
+
+
+@few
+@given(shapes(), seeds)
+def test_preconditioning_projects_the_full_matrix(shape, seed):
+    rng = np.random.default_rng(seed)
+    n, m, r = shape
+    point = start(rng, n, m, r)
+    A = reference.project(rng.standard_normal((n, m)), point)
+    p, q = (rng.uniform(0.1, 10, size) for size in (n, m))
+    result = preconditioned(
+        tangent_of(A, point), to_tensors(point, "float64"), tf.constant(p), tf.constant(q)
+    )
+    for part, right in zip(result, tangent_of(p[:, None] * A * q, point)):
+        np.testing.assert_allclose(part, right, atol=1e-11)
 
 
 @few

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import augment
-from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.integrator import Integrator, Moved
 from keras_lowrank.linalg import orthonormalized, rotate, signed_qr
 
 
@@ -34,7 +34,7 @@ class FixedRank(Integrator):
         h = problem.step_size
         moved = [_new_bases(f, d, h) for f, d in zip(problem.factors, directions)]
         cores = problem.core_direction(moved)
-        return [f._replace(S=f.S - tf.cast(h, c.dtype) * c) for f, c in zip(moved, cores)]
+        return [Moved(f._replace(S=f.S - tf.cast(h, c.dtype) * c)) for f, c in zip(moved, cores)]
 
 
 def _new_bases(factors, direction, step_size):

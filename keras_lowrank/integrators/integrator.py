@@ -1,12 +1,12 @@
 """What an integrator is, and what it is given."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import Complement
-from keras_lowrank.tangent_vector import TangentVector
+from keras_lowrank.tangent_vector import Overlap, TangentVector
 from keras_lowrank.truncation import Policy
 
 
@@ -22,12 +22,15 @@ class Problem(Protocol):
         step_size: the scalar tensor h.
         check_bases: scalar bool tensor, true every few steps: then an integrator that does not
             measure its new bases at every step has to.
+        wants_overlap: bool, whether something follows the bases, so that the `overlap` of a
+            `Moved` is of use.
     """
 
     factors: list[Factorization]
     policies: list[Policy]
     step_size: tf.Tensor
     check_bases: tf.Tensor
+    wants_overlap: bool
 
     def direction(self) -> list[TangentVector]:
         """The parts of D at the present matrices: from one backward pass, by the optimizer."""
@@ -37,6 +40,19 @@ class Problem(Protocol):
 
     def core_direction(self, factors: list[Factorization]) -> list[tf.Tensor]:
         """`U^T D(U S V^T) V` at new matrices: a second pass."""
+
+
+class Moved(NamedTuple):
+    """What a step has made of one matrix.
+
+    Attributes:
+        factors: `Factorization` of the new matrix.
+        overlap: `Overlap` of the direction with it, from an integrator that has it for less than
+            the four products of tall blocks that it takes; else `()`.
+    """
+
+    factors: Factorization
+    overlap: Overlap | tuple = ()
 
 
 class Integrator:
@@ -57,7 +73,7 @@ class Integrator:
     adapts_rank = True
 
     def step(self, problem):
-        """Returns the matrices after the step, a list of `Factorization`."""
+        """Returns the matrices after the step, a list of `Moved`."""
         # Abstract: an integrator is its step, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `step`.")
 

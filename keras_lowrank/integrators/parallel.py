@@ -42,6 +42,6 @@ class Parallel(Integrator):
             return truncate(augmented, moved_core(augmented, corner, h), policy)
 
         return [
-            retract(f, d, h, p, problem.check_bases, lambda f=f, d=d, p=p: general(f, d, p))
+            retract(problem, f, d, p, lambda f=f, d=d, p=p: general(f, d, p))
             for f, d, p in zip(problem.factors, directions, problem.policies)
         ]

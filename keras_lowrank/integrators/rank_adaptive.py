@@ -47,9 +47,7 @@ class RankAdaptive(Integrator):
                 right = rough_complement(l, v, tf.transpose(s), gram_l, static)
                 return Corner(left, right, problem.coupling(index, left, right))
 
-            return retract(
-                factors, direction, h, policy, problem.check_bases, general, rough_corner
-            )
+            return retract(problem, factors, direction, policy, general, rough_corner)
 
         matrices = zip(problem.factors, directions, problem.policies)
         return [phase_s_and_truncation(index, *matrix) for index, matrix in enumerate(matrices)]

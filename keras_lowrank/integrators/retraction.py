@@ -30,7 +30,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
+from keras_lowrank.integrators.integrator import Moved
 from keras_lowrank.linalg import Complement, fix_signs, identity_like, orthonormalized, signed_svd
+from keras_lowrank.tangent_vector import Overlap, overlap
 
 # What X and Y may leave of their equations, in units of rounding relative to ||A||_F: less than
 # the singular value decomposition of W^ would, since a remainder of one sign adds up over steps.
@@ -73,6 +75,7 @@ class Near(NamedTuple):
         left: `(a, b)`, shapes `(r, r)`: the new U is `U a + (D V) b`.
         values: tensor, shape `(r,)`, the singular values, descending.
         right: `(a, b)`: the new V is `V a + (D^T U) b`.
+        overlap: `Overlap` of D with the new bases, shapes `(r, r)`.
     """
 
     valid: tf.Tensor
@@ -80,25 +83,33 @@ class Near(NamedTuple):
     left: tuple
     values: tf.Tensor
     right: tuple
+    overlap: Overlap
 
 
-def retract(factors, direction, step_size, policy, check_bases, otherwise, corner=None):
+def retract(problem, factors, direction, policy, otherwise, corner=None):
     """Returns the truncation of `W - h (P(D) + corner)` at the rank that the policy chooses.
 
     Args:
+        problem: `Problem`, for what is common to all its matrices: h, whether to see to it that
+            the new bases are orthonormal, whether their overlap is wanted.
         factors: `Factorization` of W.
         direction: `TangentVector` D.
-        step_size: scalar tensor h.
         policy: `Policy`.
-        check_bases: scalar bool tensor, whether to see to it that the new bases are orthonormal.
         otherwise: callable that returns a `Factorization`, the same by the general way.
         corner: callable that returns a `Corner`, what the step has outside of the tangent space,
             or None. It is given the Gram matrices of what `D V` and `D^T U` add. It enters in
             second order, so its bases may be rough.
+
+    Returns:
+        `Moved`.
     """
+
+    def measured(new):
+        return Moved(new, overlap(direction, factors, new) if problem.wants_overlap else ())
+
     if not policy.by_tail:
-        return otherwise()
-    near = nearest(factors, direction, step_size, policy, corner)
+        return measured(otherwise())
+    near = nearest(factors, direction, problem.step_size, policy, corner)
 
     def finished():
         rank = near.rank
@@ -110,9 +121,14 @@ def retract(factors, direction, step_size, policy, check_bases, otherwise, corne
             )
         )
         new = Factorization(u, tf.linalg.diag(near.values[:rank]), v)
-        return tf.cond(check_bases, lambda: Factorization(*orthonormalized(*new)), lambda: new)
+        lies = tuple(part[:, :rank] for part in near.overlap)
+        return tf.cond(
+            problem.check_bases,
+            lambda: measured(Factorization(*orthonormalized(*new))),
+            lambda: Moved(new, Overlap(*lies) if problem.wants_overlap else ()),
+        )
 
-    return tf.cond(near.valid, finished, otherwise)
+    return tf.cond(near.valid, finished, lambda: measured(otherwise()))
 
 
 def nearest(factors, direction, step_size, policy, corner=None):
@@ -192,6 +208,13 @@ def nearest(factors, direction, step_size, policy, corner=None):
         (left - tf.matmul(inside, left_k), left_k),
         values,
         (right - tf.matmul(inside, right_k, transpose_a=True), right_k),
+        # (D V)^T R = -h gram_k, and what is in U.
+        Overlap(
+            left,
+            right,
+            tf.matmul(inside, left, transpose_a=True) + tf.matmul(gram_k, left_k),
+            tf.matmul(inside, right) + tf.matmul(gram_l, right_k),
+        ),
     )
 
 

@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
-from keras_lowrank.tangent_vector import projected
+from keras_lowrank.tangent_vector import preconditioned
 
 
 def mean_squares(gradient):
@@ -53,7 +53,7 @@ class _Adaptive(Rule):
 
     def scaled_direction(self, momentum, rows, columns, point, share):
         a, b = scales(rows, columns, self.floor)
-        return Direction(projected(momentum, point, point, a, b), share, a, b)
+        return Direction(preconditioned(momentum, point, a, b), share, a, b)
 
     def averages(self, state, gradient, rate):
         """The running means of the mean squares, which forget by `rate` a step."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.factors import RankVariable
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
-from keras_lowrank.tangent_vector import TangentVector, projected, zeros_at
+from keras_lowrank.tangent_vector import TangentVector, carried, overlap, zeros_at
 
 # The kind of the sum of gradients under `gradient_accumulation_steps`: a tangent vector, too.
 ACCUMULATED = "accumulated_gradient"
@@ -70,12 +70,29 @@ class OptimizerState:
             for variable, value in zip(variables, values):
                 variable.assign(value)
 
-    def carried(self, slots, old, new, decay):
-        """The state of one layer once it has moved: tangent vectors in the new tangent space."""
+    @property
+    def carries(self):
+        """bool, whether there are tangent vectors that follow the layers."""
+        return TANGENT in {kind for name, kind in self._kinds.items() if name != ACCUMULATED}
+
+    def carried(self, slots, old, moved, direction, decay):
+        """The state of one layer once it has moved: tangent vectors in the new tangent space.
+
+        Args:
+            slots: dict, the state at the matrix before.
+            old: `Factorization`, that matrix.
+            moved: `Moved`, what an integrator has made of it.
+            direction: `TangentVector`, where the step went.
+            decay: float, what tangent vectors are multiplied with.
+        """
+
+        def carry(vector):
+            lies = moved.overlap if vector is direction else ()
+            lies = lies or overlap(vector, old, moved.factors, moved.overlap)
+            return carried(vector, old, lies, decay)
+
         return {
-            name: projected(value, old, new, factor=decay)
-            if self._kinds[name] == TANGENT and name != ACCUMULATED
-            else value
+            name: carry(value) if self._kinds[name] == TANGENT and name != ACCUMULATED else value
             for name, value in slots.items()
         }
 

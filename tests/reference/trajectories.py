@@ -22,6 +22,7 @@ class MatrixProblem:
         self.check_bases = tf.convert_to_tensor(check_bases)
         self.factors, self.policies = [factorization], [policy]
         self.step_size = tf.convert_to_tensor(step_size, factorization.S.dtype)
+        self.wants_overlap = False
         self._gradient = gradient
 
     def direction(self):
@@ -96,8 +97,9 @@ def _traced_step(integrator, rule, dtype):
     @tf.function(input_signature=[any_matrix] * 3 + scalars)
     def step(u, s, v, h, low, high):
         policy = Policy(rule.truncation, low, high)
-        (new,) = integrator().step(MatrixProblem(Factorization(u, s, v), full_gradient, h, policy))
-        return new
+        problem = MatrixProblem(Factorization(u, s, v), full_gradient, h, policy)
+        (moved,) = integrator().step(problem)
+        return moved.factors
 
     return step
 
@@ -175,9 +177,8 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
         seed = tf.stack([i, 7])
         shift = target + noise * tf.random.stateless_normal(target.shape, seed)
         point = Factorization(u, s, v)
-        (new,) = integrator.step(
-            MatrixProblem(point, lambda W: W - shift, 0.1, policy, i % 16 == 0)
-        )
+        problem = MatrixProblem(point, lambda W: W - shift, 0.1, policy, i % 16 == 0)
+        ((new, _),) = integrator.step(problem)
         defects = tf.maximum(defects, tf.stack([defect_of(new.U), defect_of(new.V)]))
         rank = tf.shape(new.S)[0]
         return i + 1, *new, defects, tf.minimum(low, rank), tf.maximum(high, rank)

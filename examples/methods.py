@@ -1,0 +1,149 @@
+"""One network by every method: a network is described once, and a method makes its layers.
+
+    def build(layers):
+        inputs = keras.Input((784,))
+        x = layers.dense(256, activation="relu")(inputs)
+        return layers.model(inputs, keras.layers.Dense(10)(x))
+
+A module of the examples, not a program.
+"""
+
+import keras
+import numpy as np
+
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+
+
+class FullRank:
+    """Layers of Keras, every kernel one matrix."""
+
+    def __init__(self):
+        self._count = 0
+
+    def conv(self, filters, kernel_size, **options):
+        return keras.layers.Conv2D(filters, kernel_size, name=self._name(), **options)
+
+    def dense(self, units, **options):
+        return keras.layers.Dense(units, name=self._name(), **options)
+
+    def model(self, inputs, outputs):
+        return keras.Model(inputs, outputs)
+
+    def _name(self):
+        # The same in every method, and unlike the names that Keras gives: by them the weights of
+        # one network find their place in another.
+        self._count += 1
+        return f"matrix_{self._count}"
+
+
+class _Ranked(FullRank):
+    """What methods with ranks share: they hand them out, one a layer in order."""
+
+    def __init__(self, ranks):
+        super().__init__()
+        self._ranks = list(ranks)
+
+    def _next_rank(self):
+        """The rank of the layer whose name is asked for next."""
+        if not self._ranks:
+            return None
+        if self._count == len(self._ranks):
+            raise ValueError(
+                f"There must be one rank for each low-rank layer. Received: ranks={self._ranks}"
+            )
+        return self._ranks[self._count]
+
+
+class LowRank(_Ranked):
+    """Layers of keras_lowrank.
+
+    Args:
+        ranks: list of int, the ranks to start with, one a layer; or none, for the largest that
+            each layer takes by default.
+    """
+
+    def conv(self, filters, kernel_size, **options):
+        rank = self._next_rank()
+        return LowRankConv2D(filters, kernel_size, rank=rank, name=self._name(), **options)
+
+    def dense(self, units, **options):
+        rank = self._next_rank()
+        return LowRankDense(units, rank=rank, name=self._name(), **options)
+
+    def model(self, inputs, outputs):
+        return LowRankModel(inputs, outputs)
+
+
+class TwoFactor(_Ranked):
+    """Two plain layers of Keras in place of one: the kernel `A B`, and no basis in between.
+
+    They start balanced, `A = U_r sqrt(S_r)` and `B = sqrt(S_r) V_r^T`, from the singular value
+    decomposition of a kernel: the one that Keras would have drawn, or a trained one ("spectral
+    initialisation", arXiv:2105.01029).
+
+    Args:
+        ranks: list of int, one a layer.
+        weights: dict from names of layers to their arrays, a `FullRank` network to begin with; or
+            None.
+    """
+
+    def __init__(self, ranks, weights=None):
+        super().__init__(ranks)
+        self._weights = weights
+
+    def conv(self, filters, kernel_size, activation=None, use_bias=True, **options):
+        rank, name = self._next_rank(), self._name()
+        first = keras.layers.Conv2D(rank, kernel_size, use_bias=False, name=f"{name}_a", **options)
+        second = keras.layers.Conv2D(
+            filters, 1, activation=activation, use_bias=use_bias, name=name
+        )
+        return self._pair(first, second)
+
+    def dense(self, units, activation=None, use_bias=True, **options):
+        rank, name = self._next_rank(), self._name()
+        first = keras.layers.Dense(rank, use_bias=False, name=f"{name}_a", **options)
+        second = keras.layers.Dense(units, activation=activation, use_bias=use_bias, name=name)
+        return self._pair(first, second)
+
+    def model(self, inputs, outputs):
+        model = keras.Model(inputs, outputs)
+        for layer in model.layers if self._weights else []:
+            given = self._weights.get(layer.name, [])
+            if layer.name.startswith("matrix_"):  # its kernel is in the pair, its bias is not
+                given = given and [layer.kernel, *given[1:]]
+            if given:
+                layer.set_weights(given)
+        return model
+
+    def _pair(self, first, second):
+        def apply(inputs):
+            outputs = second(first(inputs))
+            if self._weights:
+                kernel = self._weights[second.name][0]
+            else:
+                shape = (*first.kernel.shape[:-1], second.kernel.shape[-1])
+                kernel = first.kernel_initializer(shape)
+            a, b = balanced_factors(*truncated_svd(kernel, first.kernel.shape[-1]))
+            first.kernel.assign(a.reshape(first.kernel.shape))
+            second.kernel.assign(b.reshape(second.kernel.shape))
+            return outputs
+
+        return apply
+
+
+def weights_by_name(model):
+    """The arrays of every layer of a network, for `TwoFactor`."""
+    return {layer.name: layer.get_weights() for layer in model.layers}
+
+
+def truncated_svd(kernel, rank):
+    """`(U, s, V)` of a kernel as the matrix `(all but the last axis, last axis)`, cut at a rank."""
+    matrix = keras.ops.convert_to_numpy(kernel)
+    matrix = matrix.reshape(-1, matrix.shape[-1]).astype("float64")
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return left[:, :rank], values[:rank], right[:rank].T
+
+
+def balanced_factors(left, values, right):
+    """`A = U sqrt(S)` and `B = sqrt(S) V^T`."""
+    return left * np.sqrt(values), (right * np.sqrt(values)).T

@@ -1,0 +1,315 @@
+"""One network on images, by several methods, goals and seeds: what the examples share.
+
+Every method has the same number of epochs, the same optimizer and schedule, and the same batches
+in the same order. The baselines have the ranks that the low-rank run of the same row and seed
+ended with, so the same number of parameters:
+
+- `two_factor`: two plain layers of Keras in place of one, from the singular value decomposition of
+  the kernel that Keras draws;
+- `svd_finetune`: full rank for the first 60% of the epochs, then the singular value decomposition
+  of what was learned, trained as two factors for the rest. The schedule goes on; momentum starts
+  anew with the factors.
+
+The accuracy is that after the last epoch; nothing else looks at the test images.
+
+A module of the examples, not a program.
+"""
+
+import functools
+import json
+import pathlib
+from typing import NamedTuple
+
+import keras
+from absl import flags
+
+import frontier
+import image_data
+import keras_lowrank
+import results
+from keras_lowrank.compression import count_weights
+from methods import FullRank, LowRank, TwoFactor, weights_by_name
+
+
+def _numbers(strings, kind, low, high):
+    """Whether all strings are numbers of a kind in `[low, high)`."""
+    try:
+        return all(low <= kind(string) < high for string in strings)
+    except ValueError:
+        return False
+
+
+TOLERANCE = flags.DEFINE_list(
+    "tolerance",
+    ["0.1", "0.15", "0.2", "0.3"],
+    "Truncation tolerances to train with, relative to the norm of each kernel, separated by "
+    "commas. A higher one means smaller ranks.",
+)
+flags.register_validator(
+    TOLERANCE,
+    lambda values: _numbers(values, float, 0.0, 1.0),
+    "must be numbers in [0, 1), separated by commas",
+)
+COMPRESSION = flags.DEFINE_list(
+    "compression",
+    [],
+    "In place of tolerances: shares of the full-rank weights to save, in percent, separated by "
+    "commas; met after 60% of the training.",
+)
+flags.register_validator(
+    COMPRESSION,
+    lambda values: _numbers(values, float, 0.0, 100.0),
+    "must be numbers in [0, 100), separated by commas",
+)
+BASELINES = flags.DEFINE_list(
+    "baselines",
+    [],
+    "Also train these at the ranks of every row: two_factor, svd_finetune, or both with a comma.",
+)
+flags.register_validator(
+    BASELINES,
+    lambda values: set(values) <= {"two_factor", "svd_finetune"},
+    "must be among two_factor, svd_finetune",
+)
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of every run.", lower_bound=1)
+flags.register_multi_flags_validator(
+    ["baselines", "epochs"],
+    lambda values: "svd_finetune" not in values["baselines"] or values["epochs"] > 1,
+    "svd_finetune needs two epochs or more: some at full rank, and some after",
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of every row.", lower_bound=1)
+SEED_START = flags.DEFINE_integer("seed_start", 0, "The first seed of them.", lower_bound=0)
+INTEGRATOR = flags.DEFINE_enum(
+    "integrator",
+    "parallel",
+    ["parallel", "rank_adaptive", "fixed_rank"],
+    "How the factors move: parallel and rank_adaptive find the ranks, fixed_rank keeps --ranks.",
+)
+RANKS = flags.DEFINE_list("ranks", [], "Ranks to start with, one a layer, separated by commas.")
+flags.register_validator(
+    RANKS,
+    lambda values: _numbers(values, int, 1, float("inf")),
+    "must be positive integers, separated by commas",
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Learning rate of SGD.", lower_bound=0.0)
+MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Momentum of SGD.", 0.0, 1.0)
+WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Weight decay of SGD.", lower_bound=0.0)
+SCHEDULE = flags.DEFINE_enum(
+    "schedule", "constant", ["constant", "cosine"], "The learning rate over the training."
+)
+LIMIT = flags.DEFINE_integer(
+    "limit", None, "Train on that many images only, for a short run.", lower_bound=1
+)
+VALIDATION = flags.DEFINE_bool(
+    "validation", False, "Hold the last tenth of the training images out, and report on it."
+)
+FULL_RANK = flags.DEFINE_bool(
+    "full_rank", False, "Also train the same network of keras.layers, for comparison."
+)
+KEEP = flags.DEFINE_bool(
+    "keep", False, "Keep the runs that the JSON in --output_dir has, and make what is missing."
+)
+# The share of the training after which a budget is met, and full rank left for two factors.
+_PRUNING = 0.6
+
+
+def start_ranks():
+    return [int(rank) for rank in RANKS.value]
+
+
+def run_experiment(name, title, build, dataset="mnist", augment=None):
+    """Trains all rows of the table; writes it after every run, plots and prints it at the end.
+
+    Args:
+        name: str, the name of the files.
+        title: str, the headline of the table.
+        build: callable `layers -> model`: the uncompiled network, its layers made by one of
+            `methods`.
+        dataset: str, of `image_data.load`.
+        augment: callable of `image_data.Split.training_batches`, or None.
+    """
+    folder = pathlib.Path(frontier.OUTPUT_DIR.value or f"out/{name}")
+    path = folder / f"{name}.json"
+    head = {"name": name, "title": title, "settings": _settings(), "versions": results.versions()}
+    experiment = _Experiment(build, augment, *_splits(dataset))
+    runs = _kept(path, head) if KEEP.value else {}
+
+    def make(method, goal, seed, train):
+        run = {"method": method, **goal._asdict(), "seed": seed}
+        key = frontier.key(run)
+        if key not in runs:
+            runs[key] = {**run, **train()}
+            # After every run: what is interrupted after hours keeps the runs that it has.
+            report = frontier.merge([{**head, "runs": list(runs.values())}])
+            frontier.write(folder, report, verbose=len(runs) == 1)
+        return runs[key]
+
+    seeds = range(SEED_START.value, SEED_START.value + SEEDS.value)
+    for seed in seeds if FULL_RANK.value else []:
+        make("full_rank", _Goal(), seed, functools.partial(experiment.full_rank, seed))
+    for goal in _goals():
+        for seed in seeds:
+            train = functools.partial(experiment.low_rank, goal, seed)
+            ours = make(INTEGRATOR.value, goal, seed, train)
+            for method in BASELINES.value:
+                make(method, goal, seed, functools.partial(getattr(experiment, method), ours))
+    report = frontier.merge([{**head, "runs": list(runs.values())}])
+    frontier.plot(folder / f"{name}.png", report)
+    frontier.print_table(report)
+
+
+class _Goal(NamedTuple):
+    """What a row of the table truncates to; neither of both means full rank."""
+
+    tolerance: float | None = None
+    compression: float | None = None
+
+    def truncation(self, steps):
+        if self.compression is None:
+            return keras_lowrank.Tolerance(self.tolerance)
+        return keras_lowrank.Budget(
+            compression=self.compression, steps=max(1, round(_PRUNING * steps))
+        )
+
+    def __str__(self):
+        return f"{self.tolerance}" if self.compression is None else f"{self.compression}%"
+
+
+def _goals():
+    if COMPRESSION.value:
+        return [_Goal(compression=float(share)) for share in COMPRESSION.value]
+    return [_Goal(tolerance=float(tolerance)) for tolerance in TOLERANCE.value]
+
+
+class _Experiment:
+    """One network and its data; every public method is one run, and returns what was measured."""
+
+    def __init__(self, build, augment, train, test):
+        self._build, self._augment, self._train, self._test = build, augment, train, test
+        self._switch = min(max(1, round(_PRUNING * EPOCHS.value)), EPOCHS.value - 1)
+        self._halfway = {}  # by seed: what there is of the full-rank network at that epoch
+
+    def full_rank(self, seed):
+        model, measured = self._fit(FullRank(), seed, "full rank", watch=self._keep_halfway(seed))
+        return {**measured, "ranks": [], "weights": count_weights(model)._asdict()}
+
+    def low_rank(self, goal, seed):
+        watch, name = keras_lowrank.callbacks.RankHistory(), f"{INTEGRATOR.value}, {goal}"
+        model, measured = self._fit(LowRank(start_ranks()), seed, name, watch=watch, goal=goal)
+        return {
+            **measured,
+            "ranks": list(model.ranks.values()),
+            "weights": count_weights(model)._asdict(),
+            "ranks_by_epoch": watch.ranks,
+        }
+
+    def two_factor(self, ours):
+        layers = TwoFactor(ours["ranks"])
+        model, measured = self._fit(layers, ours["seed"], "two factors")
+        return {**measured, **_at_ranks_of(ours, model)}
+
+    def svd_finetune(self, ours):
+        seed = ours["seed"]
+        if seed not in self._halfway:
+            watch = self._keep_halfway(seed)
+            self._fit(FullRank(), seed, "full rank, then SVD", watch=watch, epochs=self._switch)
+        weights, held = self._halfway[seed]
+        layers = TwoFactor(ours["ranks"], weights)
+        model, measured = self._fit(layers, seed, "fine-tuning", first_epoch=self._switch)
+        run = {**measured, **_at_ranks_of(ours, model)}
+        run["weights"]["training"] = held  # the most that was held: at full rank
+        return run
+
+    def _keep_halfway(self, seed):
+        def keep(epoch, logs):
+            if epoch + 1 == self._switch and "svd_finetune" in BASELINES.value:
+                model = callback.model
+                self._halfway[seed] = weights_by_name(model), count_weights(model).training
+
+        callback = keras.callbacks.LambdaCallback(on_epoch_end=keep)
+        return callback
+
+    def _fit(self, layers, seed, name, goal=None, watch=None, first_epoch=0, epochs=None):
+        """Builds and trains a network; returns it and what is measured by every method."""
+        keras.utils.clear_session()  # frees the last model, and layer names start anew
+        keras.utils.set_random_seed(seed)
+        model = self._build(layers)
+        batches = self._train.training_batches(BATCH_SIZE.value, seed, self._augment, first_epoch)
+        steps = EPOCHS.value * len(batches)
+        low_rank = {} if goal is None else {"truncation": goal.truncation(steps)}
+        model.compile(
+            optimizer=_optimizer(steps),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            **(low_rank and {"integrator": INTEGRATOR.value, **low_rank}),
+        )
+        model.optimizer.iterations.assign(first_epoch * len(batches))  # where the schedule is
+        # Makes the metrics' variables. Left to the first step, they cost Keras another trace of it.
+        model.evaluate(self._train.take(1).test_batches(), verbose=0)
+        traces, timer = results.count_traces(model), results.EpochTimer()
+        bar = results.progress_bar(
+            f"{name}, seed {seed}", len(self._train.labels), BATCH_SIZE.value
+        )
+        history = model.fit(
+            batches,
+            validation_data=self._test.test_batches() if VALIDATION.value else None,
+            initial_epoch=first_epoch,
+            epochs=epochs or EPOCHS.value,
+            verbose=0,
+            shuffle=False,  # the data set does that; Keras would warn that it cannot
+            callbacks=[timer, bar] + [watch] * (watch is not None),
+        ).history
+        accuracy = model.evaluate(self._test.test_batches(), verbose=0, return_dict=True)
+        return model, {
+            "accuracy": accuracy["accuracy"],
+            "seconds_per_epoch": timer.typical,
+            "traces": len(traces),
+            "training_accuracy_by_epoch": history["accuracy"],
+            "validation_accuracy_by_epoch": history.get("val_accuracy", []),
+        }
+
+
+def _optimizer(steps):
+    rate = LEARNING_RATE.value
+    if SCHEDULE.value == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    decay = WEIGHT_DECAY.value or None
+    return keras.optimizers.SGD(rate, momentum=MOMENTUM.value, weight_decay=decay)
+
+
+def _at_ranks_of(ours, model):
+    """Ranks and weights of a baseline: its own count, and the full rank that it saves against."""
+    weights = count_weights(model)._asdict()
+    return {"ranks": ours["ranks"], "weights": {**weights, "full": ours["weights"]["full"]}}
+
+
+def _splits(dataset):
+    train, test = image_data.load(dataset)
+    if VALIDATION.value:
+        train, test = train.split(len(train.labels) // 10)
+    return train.take(LIMIT.value), test
+
+
+def _kept(path, head):
+    """The runs in a file, by key."""
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text())
+    frontier.check_same_training([head, report])
+    return {frontier.key(run): run for run in report["runs"]}
+
+
+def _settings():
+    """What all runs of one file have in common."""
+    return {
+        "epochs": EPOCHS.value,
+        "start_ranks": start_ranks(),
+        "batch_size": BATCH_SIZE.value,
+        "learning_rate": LEARNING_RATE.value,
+        "schedule": SCHEDULE.value,
+        "momentum": MOMENTUM.value,
+        "weight_decay": WEIGHT_DECAY.value,
+        "limit": LIMIT.value,
+        "validation": VALIDATION.value,
+    }

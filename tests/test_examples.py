@@ -1,0 +1,129 @@
+"""What the examples share: one network by every method, its batches, and the merging of runs."""
+
+import importlib
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from keras_lowrank.compression import count_weights
+
+_EXAMPLES = str(pathlib.Path(__file__).parent.parent / "examples")
+RANKS = [4, 5]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a module of the examples, which import each other by name."""
+    monkeypatch.syspath_prepend(_EXAMPLES)
+    pytest.importorskip("rich", reason="the examples need the packages in the extra `examples`")
+    return importlib.import_module
+
+
+def build(layers):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.conv(6, 3, padding="same", strides=2, use_bias=False)(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = layers.dense(16, activation="relu")(keras.layers.Flatten()(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def images(count=2):
+    return np.random.default_rng(0).random((count, 8, 8, 3)).astype("float32")
+
+
+def test_baselines_have_the_parameters_of_the_low_rank_network(example):
+    methods = example("methods")
+    full, low, two = (
+        count_weights(build(layers))
+        for layers in (methods.FullRank(), methods.LowRank(RANKS), methods.TwoFactor(RANKS))
+    )
+    assert full.full == low.full == 27 * 6 + 96 * 16 + 160
+    assert two.full == low.factored == 4 * (27 + 6) + 5 * (96 + 16) + 160
+
+
+def test_two_factors_start_balanced_from_the_svd_of_a_drawn_kernel(example):
+    methods = example("methods")
+    model = build(methods.TwoFactor([6, 16]))
+    first, second = model.get_layer("matrix_2_a").kernel, model.get_layer("matrix_2").kernel
+    gram = np.transpose(first) @ np.asarray(first)
+    np.testing.assert_allclose(gram, second @ np.transpose(second), atol=1e-5)
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-5)
+    # At the largest rank nothing is cut, and the entries are those of "glorot_uniform".
+    assert np.mean(np.square(first @ second)) == pytest.approx(2 / (96 + 16), rel=0.1)
+
+
+def test_two_factors_go_on_from_a_full_rank_network(example):
+    methods = example("methods")
+    full = build(methods.FullRank())
+    for variable in full.variables:  # biases and statistics too
+        variable.assign(variable + 0.1 * keras.random.uniform(variable.shape))
+    weights = methods.weights_by_name(full)
+    keras.utils.clear_session()  # the names of Keras's layers start anew, as in a run
+    same = build(methods.TwoFactor([6, 16], weights))
+    np.testing.assert_allclose(same(images()), full(images()), atol=1e-4)
+    keras.utils.clear_session()
+    cut = build(methods.TwoFactor(RANKS, weights))
+    kernel = cut.get_layer("matrix_2_a").kernel @ cut.get_layer("matrix_2").kernel
+    tail = np.linalg.svd(weights["matrix_2"][0], compute_uv=False)[RANKS[1] :]
+    error = np.linalg.norm(kernel - weights["matrix_2"][0])
+    assert error == pytest.approx(np.linalg.norm(tail), rel=1e-4)
+
+
+def test_too_few_ranks_error(example):
+    with pytest.raises(ValueError, match=r"one rank for each .* Received: ranks=\[4\]"):
+        build(example("methods").LowRank([4]))
+
+
+def test_batches_go_on_where_other_epochs_ended(example):
+    image_data = example("image_data")
+    pixels = (255 * images(20)).astype("uint8")
+    split = image_data.Split(pixels, np.arange(20))
+
+    def epochs(count, **options):
+        batches = split.training_batches(8, 0, image_data.flip_and_shift, **options)
+        return [[(x.numpy(), y.numpy()) for x, y in batches] for _ in range(count)]
+
+    whole, rest = epochs(3), epochs(1, first_epoch=2)
+    assert [sorted(np.concatenate([y for _, y in epoch])) for epoch in whole] == [
+        list(range(20))
+    ] * 3
+    for (x, y), (other_x, other_y) in zip(whole[2], rest[0]):
+        np.testing.assert_array_equal(y, other_y)
+        np.testing.assert_array_equal(x, other_x)
+    assert not np.array_equal(whole[0][0][1], whole[1][0][1])
+
+
+def _report(seeds, accuracy=0.9, **settings):
+    runs = [
+        {
+            "method": "parallel",
+            "tolerance": None,
+            "compression": 90.0,
+            "seed": seed,
+            "accuracy": accuracy + 0.01 * seed,
+            "ranks": [3, 3 + seed],
+            "weights": {"full": 1000, "factored": 100, "training": 200},
+            "seconds_per_epoch": 1.0,
+            "traces": 1,
+        }
+        for seed in seeds
+    ]
+    head = {"name": "net", "title": "a network", "settings": settings, "versions": {}}
+    return {**head, "runs": runs}
+
+
+def test_merged_runs_are_one_row(example):
+    frontier = example("frontier")
+    merged = frontier.merge([_report([2]), _report([0, 1]), _report([1], accuracy=0.1)])
+    assert [run["seed"] for run in merged["runs"]] == [0, 1, 2]
+    (row,) = frontier.table(merged["runs"])
+    assert row["test_accuracy_mean"] == pytest.approx(91.0)  # of a run made twice, the first
+    assert row["test_accuracy_std"] == pytest.approx(1.0)
+    assert (row["seeds"], row["ranks"], row["evaluation_compression"]) == (3, [3, 4], 90.0)
+
+
+def test_merging_other_settings_error(example):
+    with pytest.raises(SystemExit, match="must have the same settings"):
+        example("frontier").merge([_report([0], epochs=1), _report([1], epochs=2)])
