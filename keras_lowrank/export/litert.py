@@ -30,7 +30,7 @@ def write(served, kernels, path, quantization=None, samples=None, inference_type
         samples: `Samples`, what the ranges of the activations are taken from, for `"int8"`.
         inference_type: one of `INFERENCE_TYPES`, the type of inputs and outputs for `"int8"`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         saved_model.write(served, kernels, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -1,7 +1,7 @@
 """ONNX: one file, as onnxruntime and many accelerators read it. Needs the extra `onnx`.
 
-TensorFlow's graph is converted by tf2onnx. The same weights give the same bytes: constants, which
-tf2onnx lists in the order of a Python set, are listed and numbered in the order of their use.
+TensorFlow's graph is converted by tf2onnx. The same weights give the same bytes: what tf2onnx
+lists in the order of a Python set, and names by a counter, is listed and named by its use.
 """
 
 import importlib
@@ -35,7 +35,6 @@ def write(served, kernels, path):
         return dict(zip(_output_names(outputs), keras.tree.flatten(outputs)))
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    converter.utils.INTERNAL_NAME = 1  # a counter of the process, which goes into names
     try:
         with substitute(kernels):
             function = tf.function(serve, input_signature=flat)
@@ -45,7 +44,7 @@ def write(served, kernels, path):
             "ONNX must have an operation for all that the model computes with. "
             f"Received: {str(error).strip().splitlines()[0][:300]}"
         ) from error
-    _order_constants(model.graph)
+    _renumber(model.graph)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -84,24 +83,39 @@ def _output_names(outputs):
     return [f"output_{index}" for index in range(len(keras.tree.flatten(outputs)))]
 
 
-def _order_constants(graph):
-    used = dict.fromkeys(name for node in _nodes(graph) for name in node.input)
-    order = {name: index for index, name in enumerate(used)}
-    constants = sorted(graph.initializer, key=lambda constant: order[constant.name])
-    names = {constant.name: f"constant_{i}" for i, constant in enumerate(constants)}
-    for node in _nodes(graph):
-        node.input[:] = [names.get(name, name) for name in node.input]
-    for constant in constants:
-        constant.name = names[constant.name]
-    copies = [type(constant).FromString(constant.SerializeToString()) for constant in constants]
+def _renumber(graph):
+    """Names and lists all inside a graph, but its inputs and outputs, in the order of use."""
+    graphs = list(_graphs(graph))
+    nodes = [node for one in graphs for node in one.node]
+    keep = {"", *(entry.name for entry in (*graph.input, *graph.output))}
+    used = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
+    names = {name: f"tensor_{index}" for index, name in enumerate(used) if name not in keep}
+    constants = {constant.name: constant for constant in graph.initializer}
+    ordered = [
+        type(constants[name]).FromString(constants[name].SerializeToString())
+        for name in used
+        if name in constants
+    ]
     del graph.initializer[:]
-    graph.initializer.extend(copies)
+    graph.initializer.extend(ordered)
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+        for part in (node.input, node.output):
+            part[:] = [names.get(name, name) for name in part]
+    graph.doc_string = ""
+    for entry in (*graph.input, *graph.output):
+        for axis, extent in enumerate(entry.type.tensor_type.shape.dim):
+            if extent.dim_param:
+                extent.dim_param = f"{entry.name}_{axis}" if axis else "batch"
+    for one in graphs:
+        for entry in (*one.input, *one.output, *one.initializer, *one.value_info):
+            entry.name = names.get(entry.name, entry.name)
 
 
-def _nodes(graph):
-    """The nodes of a graph, each followed by those of the graphs inside it."""
+def _graphs(graph):
+    """A graph, and those inside its nodes, at every depth."""
+    yield graph
     for node in graph.node:
-        yield node
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
+                yield from _graphs(inner)

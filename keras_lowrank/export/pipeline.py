@@ -71,7 +71,7 @@ def export_model(
             report = ExportReport(str(target), format, quantization, *costs, *agreement)
             made.with_name(*beside).write_text(report.json())
     if verbose or verbose is None:
-        print(f"Saved a {format} artefact of {size(target):,} bytes at {str(target)!r}.")
+        print(f"Wrote {target}: {format}, {size(target):,} bytes.")
         if report:
             print(report)
     return report or None

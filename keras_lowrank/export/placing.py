@@ -54,7 +54,8 @@ def size(path):
 
 def _reason(error):
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-    return next(iter(text.splitlines()), type(error).__name__)[:300]
+    line = next(iter(text.splitlines()), type(error).__name__)
+    return line.rpartition("}} ")[2][:300]  # without the node of TensorFlow's graph
 
 
 def _put_in_place(made, target, aside):

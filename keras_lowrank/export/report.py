@@ -1,6 +1,7 @@
 """What an artefact costs and how it compares, beside the same of the model at full rank."""
 
 import json
+import logging
 import statistics
 import time
 from typing import NamedTuple
@@ -84,8 +85,13 @@ def count_multiply_adds(served, kernels):
         "account_type_regexes": ["MatMul", "BatchMatMul.*", "Conv.*", "DepthwiseConv.*"],
         "output": "none",
     }
-    counted = tf.compat.v1.profiler.profile(graph, options=options)
-    return counted.total_float_ops // 2
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the profiler calls what TensorFlow itself calls deprecated
+    try:
+        return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops // 2
+    finally:
+        logger.setLevel(level)
 
 
 def median_milliseconds(runs, served):

@@ -36,6 +36,8 @@ class Served:
         self.class_labels = _checked_labels(model, class_labels)
         outer = preprocessing if isinstance(preprocessing, keras.Model) else model
         self.signature = input_signature or keras_internals.input_signature(outer)
+        if preprocessing is not None and not preprocessing.built:
+            preprocessing(*keras.tree.map_structure(_symbolic, self.signature))
         self.names = [getattr(spec, "name", None) for spec in keras.tree.flatten(self.signature)]
 
     def __call__(self, *arguments):
@@ -108,6 +110,10 @@ def _checked_labels(model, labels):
             f"of shape (batch, classes). Received: {len(labels)} labels for the shape {shape}"
         )
     return labels
+
+
+def _symbolic(spec):
+    return keras.KerasTensor(spec.shape, spec.dtype)
 
 
 def _shape(spec, batch):
