@@ -42,6 +42,9 @@ def write(served, kernels, path, quantization=None, samples=None, inference_type
             names = input_names(served, saved_model.signature_names(folder))
             converter.representative_dataset = lambda: samples.one_by_one(names)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            # Not public. A scale and a zero point for each column of V^T are more bytes than the
+            # rank has rows; one for the whole took 21% off LeNet5 and 0.04 points of accuracy.
+            converter._experimental_disable_per_channel_quantization_for_dense_layers = True
             converter.inference_input_type = tf.as_dtype(inference_type)
             converter.inference_output_type = tf.as_dtype(inference_type)
         path.write_bytes(_convert(converter, quantization))
