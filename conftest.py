@@ -2,6 +2,8 @@
 
 import gc
 import os
+import pathlib
+import tempfile
 
 # Before TensorFlow is imported, which reads it once.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,5 +44,5 @@ def float64():
 @pytest.fixture(autouse=True, scope="session")
 def public_names(doctest_namespace):
     """The docstrings' examples are written as after `from keras_lowrank import *`."""
-    doctest_namespace.update(np=np, tf=tf, keras=keras)
+    doctest_namespace.update(np=np, tf=tf, keras=keras, pathlib=pathlib, tempfile=tempfile)
     doctest_namespace.update({name: getattr(keras_lowrank, name) for name in keras_lowrank.__all__})

@@ -1,9 +1,12 @@
-"""Keras models on the command line: look into one, convert it, and convert it back.
+"""Keras models on the command line: look into one, convert it, convert it back, and export it.
 
     python -m keras_lowrank inspect MODEL.keras
     python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --tolerance=0.1
     python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --budget=100000 --exclude=head
     python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --form=smaller
+    python -m keras_lowrank export MODEL.keras saved_models/NAME/1
+    python -m keras_lowrank export MODEL.keras MODEL.tflite --format=litert --quantization=int8 \
+        --representative_data=images.npy --check_data=test.npz
 
 The exit status is 0, or 1 after an error, which is one line on stderr; no file is then written.
 """
@@ -15,9 +18,11 @@ import tempfile
 import zipfile
 
 import keras
+import numpy as np
 from absl import app, flags, logging
 
 from keras_lowrank import from_keras, inspection, to_keras
+from keras_lowrank.export import export_model
 
 _RANK = flags.DEFINE_integer("rank", None, "convert: the rank of all layers.")
 _TOLERANCE = flags.DEFINE_float(
@@ -38,9 +43,36 @@ _EXCLUDE = flags.DEFINE_list("exclude", None, "convert: the layers to leave, in 
 _ONLY_SMALLER = flags.DEFINE_bool(
     "only_smaller", True, "convert: leave a layer whose factors would be no smaller."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "convert: replace the file that is there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file that is there.")
 _SAFE_MODE = flags.DEFINE_bool(
     "safe_mode", True, "Refuse models with Python code in them (Lambda layers)."
+)
+_FORMAT = flags.DEFINE_enum(
+    "format", "tf_saved_model", ["tf_saved_model", "litert", "onnx"], "export: what to write."
+)
+_QUANTIZATION = flags.DEFINE_enum(
+    "quantization", None, ["float16", "dynamic_int8", "int8"], "export: for litert."
+)
+_REPRESENTATIVE_DATA = flags.DEFINE_string(
+    "representative_data", None, "export: for int8, an .npy file of some hundred typical inputs."
+)
+_INFERENCE_TYPE = flags.DEFINE_enum(
+    "inference_type",
+    "float32",
+    ["float32", "int8", "uint8"],
+    "export: for int8, the type of the file's inputs and outputs.",
+)
+_CHECK_DATA = flags.DEFINE_string(
+    "check_data", None, "export: an .npz file with arrays x and y, to compare accuracies on."
+)
+_ACCURACY_DROP = flags.DEFINE_float(
+    "accuracy_drop", 0.01, "export: how much lower the accuracy on --check_data may be.", 0.0, 1.0
+)
+_CLASS_LABELS = flags.DEFINE_list(
+    "class_labels", None, "export: names of the classes with commas, for tf_saved_model."
+)
+_REPORT = flags.DEFINE_bool(
+    "report", True, "export: measure beside full rank, print it, and write OUTPUT.report.json."
 )
 
 
@@ -79,12 +111,38 @@ def convert(path, target):
     print(f"Wrote {target}, {target.stat().st_size:,} bytes.")
 
 
+def export(path, target):
+    """Writes a model, low-rank or not, for inference."""
+    if pathlib.Path(target).exists() and not _OVERWRITE.value:
+        raise FileExistsError(f"The file exists; pass --overwrite to replace it: {target}")
+    inputs = _REPRESENTATIVE_DATA.value and _arrays(_REPRESENTATIVE_DATA.value, ".npy")
+    check = _CHECK_DATA.value and _arrays(_CHECK_DATA.value, ".npz")
+    if check is not None and not {"x", "y"} <= set(check):
+        raise ValueError(f"--check_data must hold the arrays x and y. Received: {list(check)}")
+    export_model(
+        _load(path),
+        target,
+        _FORMAT.value,
+        overwrite=_OVERWRITE.value,
+        quantization=_QUANTIZATION.value,
+        representative_data=inputs,
+        inference_type=_INFERENCE_TYPE.value,
+        check_data=check and (check["x"], check["y"]),
+        accuracy_drop=_ACCURACY_DROP.value,
+        class_labels=_CLASS_LABELS.value,
+        report=_REPORT.value,
+    )
+
+
 def main(argv):
     """Runs the command that `argv` names."""
-    commands = {"inspect": (inspect, 1), "convert": (convert, 2)}
+    commands = {"inspect": (inspect, 1), "convert": (convert, 2), "export": (export, 2)}
     name, *paths = argv[1:] or [""]
     if name not in commands or len(paths) != commands[name][1]:
-        raise app.UsageError("One of: inspect MODEL.keras; convert MODEL.keras NEW.keras [flags].")
+        raise app.UsageError(
+            "One of: inspect MODEL.keras; convert MODEL.keras NEW.keras [flags]; "
+            "export MODEL.keras OUTPUT [flags]."
+        )
     try:
         commands[name][0](*paths)
     except Exception as error:  # whatever it is, of Keras, of a file or of an argument: one line
@@ -103,6 +161,19 @@ def _load(path):
     except Exception as error:  # Keras has many for a file that it cannot read, some of them long
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be loaded as a Keras model. {reason[:300]}") from error
+
+
+def _arrays(path, suffix):
+    """The array of an .npy file, or the arrays of an .npz file by name."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"There is no such file: {path}")
+    if pathlib.Path(path).suffix != suffix:
+        raise ValueError(f"The file must be NumPy's {suffix}. Received: {path}")
+    try:
+        loaded = np.load(path)  # without pickles, which would run code
+        return loaded if suffix == ".npy" else dict(loaded)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as NumPy's {suffix}. {error}") from error
 
 
 def _save(model, target):

@@ -1,5 +1,6 @@
 """A checksum for weights files: HDF5, as Keras writes it, has none over the numbers it holds."""
 
+import os
 import zlib
 
 import h5py
@@ -8,7 +9,9 @@ _NAME = "keras_lowrank_crc32"
 
 
 def seal(path):
-    """Writes the checksum of a weights file into it, unless it has one."""
+    """Writes the checksum of a weights file into it, unless it has one; leaves other files."""
+    if not _is_local_weights_file(path):
+        return
     with h5py.File(path, "r+") as file:
         if _NAME not in file.attrs:
             file.attrs[_NAME] = _checksum(file)
@@ -16,12 +19,18 @@ def seal(path):
 
 def verify(path):
     """Raises ValueError where a weights file has a checksum that is not that of its contents."""
+    if not _is_local_weights_file(path):
+        return
     with h5py.File(path, "r") as file:
         if _NAME in file.attrs and int(file.attrs[_NAME]) != _checksum(file):
             raise ValueError(
                 "The contents of a weights file must have the checksum that was written with them: "
                 f"the file is damaged. Received: filepath={path}"
             )
+
+
+def _is_local_weights_file(path):
+    return str(path).endswith(".weights.h5") and os.path.isfile(path)
 
 
 def _checksum(file):

@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, its exit codes, its errors in one line."""
 
+import json
 import os
 import pathlib
 import re
@@ -29,6 +30,9 @@ def files(tmp_path_factory):
     (folder / "damaged.keras").write_bytes(b"PK nothing")
     half = (folder / "model.keras").read_bytes()
     (folder / "half.keras").write_bytes(half[: len(half) // 2])
+    (folder / "bad.npz").write_bytes(b"PK nothing")
+    np.savez(folder / "x.npz", x=np.zeros(3))
+    np.save(folder / "bad.npy", np.zeros((5, 8, 8)))
     inputs = keras.Input((3,))
     keras.Model(inputs, keras.layers.Activation("relu")(inputs)).save(folder / "none.keras")
     return folder
@@ -79,6 +83,27 @@ def test_convert_there_and_back(files, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["low.keras", "plain.keras"]
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
+    images = np.random.default_rng(0).standard_normal((30, 8, 8, 2)).astype("float32")
+    model = keras.saving.load_model(files / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    labels = model.predict(images, verbose=0).argmax(axis=-1)
+    np.savez(tmp_path / "test.npz", x=images, y=labels)
+    target = tmp_path / "model.tflite"
+    call(
+        *("export", files / "model.keras", target, "--format=litert", "--quantization=int8"),
+        *(f"--representative_data={tmp_path / 'images.npy'}", "--accuracy_drop=0.2"),
+        f"--check_data={tmp_path / 'test.npz'}",
+    )
+    printed = capsys.readouterr().out
+    assert f"Wrote {target}: litert, {target.stat().st_size:,} bytes." in printed
+    report = json.loads((tmp_path / "model.tflite.report.json").read_text())
+    assert report["model_accuracy"] == 1.0 and report["artefact"]["bytes"] == target.stat().st_size
+    call("export", files / "model.keras", target, "--format=litert", "--overwrite", "--noreport")
+    assert target.stat().st_size > report["artefact"]["bytes"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -92,6 +117,21 @@ def test_convert_there_and_back(files, tmp_path, capsys):
         (["convert", "model.keras", "new.keras", "--rank=2", "--include=hat"], "Received: 'hat'"),
         (["convert", "model.keras", "new.keras", "--rank=2", "--form=merged"], "--form leads back"),
         (["convert", "none.keras", "new.keras", "--rank=2"], "needs a Dense or Conv2D layer"),
+        (["export", "missing.keras", "new"], "There is no such file: missing.keras"),
+        (["export", "model.keras", "model.keras"], "pass --overwrite to replace it"),
+        (["export", "model.keras", "new.lite", "--format=litert"], "must end in '.tflite'"),
+        (["export", "model.keras", "new", "--quantization=int8"], "`representative_data`, some"),
+        (["export", "model.keras", "new", "--representative_data=no.npy"], "no such file: no.npy"),
+        (["export", "model.keras", "new", "--check_data=model.keras"], "must be NumPy's .npz"),
+        (["export", "model.keras", "new", "--check_data=bad.npz"], "cannot be read as NumPy's"),
+        (["export", "model.keras", "new", "--check_data=x.npz"], "must hold the arrays x and y"),
+        (
+            [
+                *["export", "model.keras", "new.tflite", "--format=litert"],
+                *["--quantization=int8", "--representative_data=bad.npy"],
+            ],
+            r"of the inputs, \(samples, 8, 8, 2\). Received: \(5, 8, 8\)",
+        ),
     ],
 )
 def test_errors_are_one_line_and_leave_no_file(files, capsys, monkeypatch, arguments, message):

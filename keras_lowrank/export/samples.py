@@ -1,0 +1,81 @@
+"""Inputs that a caller gives: to take the ranges of activations from, and to check accuracy on."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Samples:
+    """Batches of typical inputs, checked against what the artefact is called with.
+
+    Args:
+        data: array or structure of arrays, as `keras.Model.predict` takes them; or a
+            `tf.data.Dataset` of batches, with or without targets; or a callable that returns an
+            iterable of lists of arrays, as `tf.lite.TFLiteConverter` takes it.
+        served: `Served`.
+        argument: str, the name of the argument, for errors.
+
+    Raises:
+        ValueError: no samples, or arrays of another number or shape than the inputs.
+    """
+
+    def __init__(self, data, served, argument):
+        self._specs = keras.tree.flatten(served.signature)
+        if isinstance(data, tf.data.Dataset):
+            batches = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in data)
+        else:
+            batches = data() if callable(data) else [data]
+        self._argument = argument
+        self.batches = [self._checked(keras.tree.flatten(batch)) for batch in batches]
+        if not self.batches or not len(self):
+            raise ValueError(f"`{argument}` must hold at least one sample. Received: none")
+
+    def __len__(self):
+        return sum(len(batch[0]) for batch in self.batches)
+
+    def one_by_one(self, names):
+        """Yields every sample as `{name: array of batch size 1}`."""
+        for batch in self.batches:
+            for row in range(len(batch[0])):
+                yield {name: array[row : row + 1] for name, array in zip(names, batch)}
+
+    def first(self, count):
+        """The first `count` samples of the first batch, as a flat list of arrays."""
+        return [array[:count] for array in self.batches[0]]
+
+    def in_batches(self, size):
+        """Yields flat lists of arrays of at most `size` samples."""
+        for batch in self.batches:
+            for start in range(0, len(batch[0]), size):
+                yield [array[start : start + size] for array in batch]
+
+    def _checked(self, arrays):
+        arrays = [np.asarray(array) for array in arrays]
+        wanted = [("samples", *spec.shape[1:]) for spec in self._specs]
+        shapes = [array.shape for array in arrays]
+        if len(shapes) != len(wanted) or not all(map(_fits, shapes, wanted)):
+            raise ValueError(
+                f"`{self._argument}` must hold arrays of the shapes of the inputs, "
+                f"{_listed(wanted)}. Received: {_listed(shapes)}"
+            )
+        if len({len(array) for array in arrays}) > 1:
+            raise ValueError(
+                f"`{self._argument}` must hold as many samples for each input. "
+                f"Received: {_listed(shapes)}"
+            )
+        return [
+            array
+            if spec.dtype == "string"
+            else array.astype(tf.as_dtype(spec.dtype).as_numpy_dtype)
+            for array, spec in zip(arrays, self._specs)
+        ]
+
+
+def _fits(shape, wanted):
+    return len(shape) == len(wanted) and all(
+        extent is None or extent == length for length, extent in zip(shape[1:], wanted[1:])
+    )
+
+
+def _listed(shapes):
+    return ", ".join("({})".format(", ".join(map(str, shape))) for shape in shapes)
