@@ -16,12 +16,15 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
 @pytest.mark.parametrize(
     "module, name",
     [
+        ("keras.src.backend.common.global_state", "get_global_attribute"),
         ("keras.src.backend.common.stateless_scope", "in_stateless_scope"),
         ("keras.src.export.export_utils", "get_input_signature"),
         ("keras.src.export.export_utils", "make_input_spec"),
         ("keras.src.losses.loss", "unscale_loss_for_distribution"),
         ("keras.src.models.functional", "Functional"),
         ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
+        ("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"),
+        ("keras.src.random.seed_generator", "global_seed_generator"),
         ("keras.src.saving.object_registration", "GLOBAL_CUSTOM_NAMES"),
     ],
 )
@@ -79,6 +82,9 @@ def test_private_attributes_of_a_model_are_where_they_were():
     model = compiled()
     assert model._call_has_training_arg in (True, False), MOVED
     assert hasattr(model._loss_tracker, "update_state"), f"Model._loss_tracker: {MOVED}"
+    assert hasattr(model, "_initial_epoch"), f"Model._initial_epoch: {MOVED}"
+    writer = getattr(keras.callbacks.TensorBoard, "_train_writer", None)
+    assert isinstance(writer, property), f"TensorBoard._train_writer: {MOVED}"
 
 
 def test_private_attributes_of_a_variable_are_where_they_were():
