@@ -33,7 +33,9 @@ class TrainingStep:
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
         self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
         # As it is now: a step that is found to be bad has been counted by then.
-        self._completed = tf.identity(keras_internals.completed_steps(model.optimizer).value)
+        self._completed = tf.identity(
+            tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer))
+        )
         self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
         self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
         self._number = tf.cast(self._completed, tf.float32) + 1.0
