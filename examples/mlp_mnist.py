@@ -1,7 +1,7 @@
 """A fully connected network on MNIST, low-rank against full-rank trained the same way.
 
 Four hidden layers of 784 neurons (784-784-784-784-784-10, after arXiv:2205.13571, section 5.1),
-all low-rank but the last layer; both networks by plain SGD with a learning rate that falls to zero.
+all low-rank but the last layer; both networks by momentum with a learning rate that falls to zero.
 
     python examples/mlp_mnist.py                           # tolerance 0.1, three seeds
     python examples/mlp_mnist.py --width 2048 --seeds 1
@@ -27,7 +27,8 @@ flags.adopt_module_key_flags(training)
 flags.set_default(training.TOLERANCE, ["0.1"])
 flags.set_default(training.RANKS, ["128"] * _DEPTH)
 flags.set_default(training.FULL_RANK, True)
-flags.set_default(training.LEARNING_RATE, 0.1)
+flags.set_default(training.LEARNING_RATE, 0.05)
+flags.set_default(training.MOMENTUM, 0.9)
 flags.set_default(training.SCHEDULE, "cosine")
 flags.register_validator("ranks", lambda ranks: len(ranks) == _DEPTH, "there are four of them")
 WIDTH = flags.DEFINE_integer("width", 784, "Neurons of every hidden layer.", lower_bound=1)
