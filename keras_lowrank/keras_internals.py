@@ -15,7 +15,7 @@ from keras.src.export.export_utils import get_input_signature, make_input_spec
 from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
@@ -138,7 +138,7 @@ def global_seed():
 
     Asking Keras for it would make it, by a draw from Python's generator that shifts all later ones.
     """
-    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = get_global_attribute("global_seed_generator")  # has no constant in Keras 3.8
     return None if generator is None else generator.state
 
 

@@ -23,7 +23,6 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
         ("keras.src.losses.loss", "unscale_loss_for_distribution"),
         ("keras.src.models.functional", "Functional"),
         ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
-        ("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"),
         ("keras.src.random.seed_generator", "global_seed_generator"),
         ("keras.src.saving.object_registration", "GLOBAL_CUSTOM_NAMES"),
     ],
