@@ -14,7 +14,7 @@ import reporting
 from absl import flags
 
 WIDTH = flags.DEFINE_integer("width", 2048, "Neurons of each hidden layer.", lower_bound=8)
-RANKS = reporting.define_numbers("ranks", ["64", "128", "256", "512", "1024"], "Ranks, ascending.")
+RANKS = reporting.define_numbers("ranks", ["64", "128", "256", "512", "768"], "Ranks, ascending.")
 BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; in each, every model once.", lower_bound=1)
 CALLS = flags.DEFINE_integer("calls", 3, "Steps of a model in a round.", lower_bound=1)

@@ -173,8 +173,8 @@ def rough_complement(block, basis, inside, gram, static=False):
         return Complement(inside, block, root, leak, size * tf.transpose(factor[:, surplus:]))
 
     # The squares of the largest size and of the inverse of the smallest.
-    largest = tf.maximum(_spectral_norm(gram), tf.reduce_sum(tf.square(inside)) / energy)
-    faintest = _spectral_norm(tf.matmul(inverse, inverse, transpose_a=True))
+    largest = tf.maximum(spectral_norm(gram), tf.reduce_sum(tf.square(inside)) / energy)
+    faintest = spectral_norm(tf.matmul(inverse, inverse, transpose_a=True))
     distinct = sound & (surplus == 0) & (_DISTINCT**2 * largest * faintest < 1.0)
     return tf.cond(distinct, from_gram, lambda: complement(block, basis, static))
 
@@ -248,11 +248,11 @@ def orthonormalized(left, core, right):
 def _defect(gram):
     """An upper bound of `||G - I||_2`, in units of the largest that is borne."""
     bound = _DEFECT_UNITS * np.finfo(gram.dtype.as_numpy_dtype).eps
-    return _spectral_norm((gram - identity_like(gram)) / bound)
+    return spectral_norm((gram - identity_like(gram)) / bound)
 
 
-def _spectral_norm(matrix):
-    """`||A^4||_F^(1/4)`: at least the spectral norm of a symmetric A, within `r^(1/8)`."""
+def spectral_norm(matrix):
+    """`||A^4||_F^(1/4)`: at least the spectral norm of a symmetric r x r A, within `r^(1/8)`."""
     square = tf.matmul(matrix, matrix)
     return tf.norm(tf.matmul(square, square)) ** 0.25
 

@@ -48,6 +48,24 @@ class Truncation:
         # Abstract: a truncation is its decision, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `rank`.")
 
+    def bounds(self, values, tail, slack, current):
+        """Returns what is sure of the rank where it is only known about what the values are.
+
+        Where it is sure to stay, a step need not work out the singular values.
+
+        Args:
+            values: tensor, shape `(current,)`, the singular values in any order, each within a
+                factor `1 - slack` to `1 + slack`.
+            tail: scalar tensor, a bound on the norm of all others.
+            slack: scalar tensor.
+            current: int32 scalar tensor, the rank before the step.
+
+        Returns:
+            `(not_less, not_more)`, bool or scalar bool tensors: whether `rank` is sure to return
+            no less, and no more, than `current`. By default nothing is.
+        """
+        return False, False
+
     def get_config(self):
         return {}
 
@@ -114,6 +132,13 @@ class Tolerance(Truncation):
         # tails[i] is what is cut when i values are kept.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 
+    def bounds(self, values, tail, slack, current):
+        theta = tf.cast(self.tau, values.dtype)
+        if self.relative:
+            theta *= tf.sqrt(tf.reduce_sum(tf.square(values)) + tf.square(tail))
+        least = (1.0 - slack) * tf.reduce_min(values)
+        return least > (1.0 + slack) * theta, tail <= (1.0 - slack) * theta
+
     def get_config(self):
         tau = keras.saving.serialize_keras_object(self.tau) if callable(self.tau) else self.tau
         return {"tau": tau, "relative": self.relative}
@@ -127,6 +152,9 @@ class KeepRank(Truncation):
 
     def rank(self, singular_values, current):
         return current
+
+    def bounds(self, values, tail, slack, current):
+        return True, True
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -209,6 +237,9 @@ class _Capped(Truncation):
     def rank(self, singular_values, current):
         return tf.minimum(current, self._cap)
 
+    def bounds(self, values, tail, slack, current):
+        return current <= self._cap, True
+
 
 def _rank(factors):
     return tf.cast(tf.shape(factors.S)[0], tf.float32)
@@ -271,6 +302,15 @@ class Policy(NamedTuple):
         most = available if self.max_rank is None else tf.minimum(self.max_rank, available)
         rank = self.truncation.rank(singular_values, current)
         return tf.minimum(tf.maximum(rank, self.min_rank), most)
+
+    def keeps(self, values, tail, slack, current):
+        """Whether the rank is sure to stay; the arguments are those of `Truncation.bounds`."""
+        not_less, not_more = self.truncation.bounds(values, tail, slack, current)
+        not_less |= current <= self.min_rank
+        if self.max_rank is not None:
+            not_less &= current <= self.max_rank
+            not_more |= current >= self.max_rank
+        return not_less & not_more & (current >= self.min_rank)
 
 
 def plan(policies, matrices, step, others):

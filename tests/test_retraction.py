@@ -83,8 +83,7 @@ def test_a_short_step_lands_on_the_best_approximation(shape, seed, condition, ta
     unit = np.finfo(dtype).eps
     bound = 64 * unit * np.linalg.norm(W)
     assert np.linalg.norm(matrix((u, s, v)) - (p[:, :r] * values[:r]) @ qt[:r]) <= bound
-    np.testing.assert_allclose(np.diag(s), values[:r], atol=bound)
-    np.testing.assert_array_equal(s, np.diag(np.diag(s)))
+    np.testing.assert_allclose(np.linalg.svd(s, compute_uv=False), values[:r], atol=bound)
     for basis in (u, v):
         assert defect(basis) <= 64 * unit
     peaks = (u.numpy().T @ factors.U.numpy()).diagonal()
@@ -144,6 +143,46 @@ def test_a_short_step_where_one_side_is_full(n, m, r):
     new = by_products(factors, direction, Policy(KeepRank()))
     p, values, qt = np.linalg.svd(target(factors, direction))
     np.testing.assert_allclose(matrix(new), (p[:, :r] * values[:r]) @ qt[:r], atol=1e-6)
+
+
+@few
+@given(seeds, st.sampled_from([0.0, 0.01, 0.05]), st.floats(0.02, 0.6), st.booleans())
+def test_a_rank_that_is_sure_to_stay_stays(seed, slack, tau, relative):
+    """With the singular values known, and known only within factors `1 +- slack`."""
+    rng = np.random.default_rng(seed)
+    values = np.sort(rng.uniform(0.1, 1.0, 5))[::-1]
+    E = rng.standard_normal((5, 5))
+    E *= slack / np.linalg.norm(E, 2)
+    exact = np.linalg.svd((np.eye(5) + E) * values, compute_uv=False)
+    tail = np.float32(rng.choice([0.0, 0.02]))
+    policy = Policy(Tolerance(tau, relative))
+    about = (tf.constant(rng.permutation(values), tf.float32), tail, tf.constant(slack, tf.float32))
+    for tails in ([tail], [0.0]):
+        rank = policy.rank(tf.constant([*exact, *tails], tf.float32), 5)
+        assert rank == 5 or not policy.keeps(*about, 5)
+    clear = (
+        values[-1] > 1.2 * tau * (np.linalg.norm(values) if relative else 1.0) and tail < tau / 2
+    )
+    assert policy.keeps(*about, 5) or not clear
+
+
+def test_a_core_is_diagonalised_where_it_is_far_from_diagonal_or_a_rank_falls():
+    factors, direction = random_step(np.random.default_rng(2), 30, 20, 4, 2.0, 0.01)
+    core = np.diag([1.0, 0.8, 0.6, 0.5]).astype("float32")
+
+    def cores(added, policy):
+        turned = factors._replace(S=tf.constant(core + added))
+        return by_products(turned, direction, policy).S.numpy()
+
+    off = np.zeros((4, 4), "float32")
+    off[0, 1] = 0.01
+    kept = cores(off, Policy(KeepRank()))
+    assert kept[0, 1] > 0.005  # as it is
+    far = cores(20 * off, Policy(KeepRank()))
+    np.testing.assert_array_equal(far, np.diag(np.diag(far)))
+    fallen = cores(off, Policy(Tolerance(0.4)))
+    assert len(fallen) < 4
+    np.testing.assert_array_equal(fallen, np.diag(np.diag(fallen)))
 
 
 @pytest.mark.parametrize("kept", [1, 3, 4])

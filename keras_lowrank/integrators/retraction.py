@@ -19,6 +19,11 @@ Solved by turns, from `Y = A^-T`, these are the subspace iteration for `W^` warm
 and contract by `s_{r+1} / s_r`. No orthonormal basis of R or Q is needed, no direction has to be
 told from noise, and no matrix larger than r x r is factorised.
 
+The new core need not be diagonal. Written `M = (I + E) D` with its diagonal D, its singular values
+are those of D within factors `1 +- ||E||` (Ostrowski). While that is little and the policy is sure
+that no rank changes, M is kept as it is; only where `||E||` is too large or a rank may change is it
+diagonalised.
+
 Everything assumed is checked: that X and Y solve their equations to rounding, so that the result
 is the truncation of a matrix that differs from `W^` by rounding; that all singular values kept
 are above the whole tail; and that the tail is too small to have a say on the rank.
@@ -31,7 +36,14 @@ import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.integrator import Moved
-from keras_lowrank.linalg import Complement, fix_signs, identity_like, orthonormalized, signed_svd
+from keras_lowrank.linalg import (
+    Complement,
+    fix_signs,
+    identity_like,
+    orthonormalized,
+    signed_svd,
+    spectral_norm,
+)
 from keras_lowrank.tangent_vector import Overlap, overlap
 
 # What X and Y may leave of their equations, in units of rounding relative to ||A||_F: less than
@@ -46,6 +58,9 @@ _LARGEST_ANGLE = 7e-3
 
 # Below this ratio of the smallest to the largest singular value a Gram matrix loses too much.
 _SMALLEST_VALUE = 1e-4
+
+# ||E|| up to which a core stays as it is. Its square is what the first inverse is off by.
+_LARGEST_SLACK = 0.05
 
 # How often X and Y take turns. Without a corner each turn gains four orders of the angle, with one
 # only the ratio of what is cut to what is kept.
@@ -73,7 +88,7 @@ class Near(NamedTuple):
         valid: scalar bool tensor, whether everything that was assumed holds.
         rank: int32 scalar tensor, the rank that the policy chooses.
         left: `(a, b)`, shapes `(r, r)`: the new U is `U a + (D V) b`.
-        values: tensor, shape `(r,)`, the singular values, descending.
+        core: tensor, shape `(r, r)`, the new S: diagonal, or with all ranks kept nearly so.
         right: `(a, b)`: the new V is `V a + (D^T U) b`.
         overlap: `Overlap` of D with the new bases, shapes `(r, r)`.
     """
@@ -81,7 +96,7 @@ class Near(NamedTuple):
     valid: tf.Tensor
     rank: tf.Tensor
     left: tuple
-    values: tf.Tensor
+    core: tf.Tensor
     right: tuple
     overlap: Overlap
 
@@ -120,7 +135,7 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
                 (factors.V, direction.L, near.right),
             )
         )
-        new = Factorization(u, tf.linalg.diag(near.values[:rank]), v)
+        new = Factorization(u, near.core[:rank, :rank], v)
         lies = tuple(part[:, :rank] for part in near.overlap)
         return tf.cond(
             problem.check_bases,
@@ -132,7 +147,7 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
 
 
 def nearest(factors, direction, step_size, policy, corner=None):
-    """Returns the `Near` of a step: r x r products and one r x r eigenvalue problem."""
+    """Returns the `Near` of a step: r x r products and, in few steps, an eigenvalue problem."""
     s, (k, inside, l) = factors.S, direction
     h = tf.cast(step_size, s.dtype)
     one = identity_like(s)
@@ -188,25 +203,41 @@ def nearest(factors, direction, step_size, policy, corner=None):
     tail = (rest + tf.sqrt(tf.maximum(tf.reduce_sum(gram_r * e_right), 0.0))) * (1.0 + angle)
     # Since H^T Y^T = I + ..., W^^T (U + R X) = (V + Q Y) H.
     core = tf.matmul(tf.matmul(n_left, h_t), root_right)
-    # What has diverged may be too large for an eigenvalue problem, which raises on a CPU.
-    p, values, q = _moderate_svd(tf.where(solved & near, core, one))
-    ranks = [
-        policy.rank(tf.concat([values, [cut]], axis=0), current=tf.shape(s)[0])
-        for cut in (tail, tf.zeros_like(tail))
-    ]
-    decided = (ranks[0] == ranks[1]) & (ranks[0] <= tf.shape(s)[0])
-    kept = values[-1] > tf.maximum(tail, _SMALLEST_VALUE * values[0])
+    current = tf.shape(s)[0]
+    diagonal = tf.abs(tf.linalg.diag_part(core))
+    off = tf.linalg.set_diag(core, tf.zeros_like(diagonal))
+    slack = tf.sqrt(spectral_norm(_gram(tf.math.divide_no_nan(off, diagonal))))
+    steady = policy.keeps(diagonal, tail, slack, current)
+    steady &= slack <= _LARGEST_SLACK
+    steady &= (1.0 - slack) * tf.reduce_min(diagonal) > _least_value(
+        tail, (1.0 + slack) * tf.reduce_max(diagonal)
+    )
+
+    def diagonalized():
+        # What has diverged may be too large for an eigenvalue problem, which raises on a CPU.
+        p, values, q = _moderate_svd(tf.where(solved & near, core, one))
+        ranks = [
+            policy.rank(tf.concat([values, [cut]], axis=0), current)
+            for cut in (tail, tf.zeros_like(tail))
+        ]
+        sure = (ranks[0] == ranks[1]) & (ranks[0] <= current)
+        sure &= values[-1] > _least_value(tail, values[0])
+        return sure, ranks[0], tf.matmul(n_left, p), tf.linalg.diag(values), tf.matmul(n_right, q)
+
+    sure, rank, left, core, right = tf.cond(
+        steady, lambda: (steady, current, n_left, core, n_right), diagonalized
+    )
+    if policy.keeps_rank:  # the same number, but one that XLA can see before the branch is taken
+        rank = policy.rank(diagonal, current)
 
     # U + R X = U (I + h S_D X) - h D V X.
-    left = tf.matmul(n_left, p)
     left_k = -h * tf.matmul(x, left)
-    right = tf.matmul(n_right, q)
     right_k = -h * tf.matmul(y_t, right, transpose_a=True)
     return Near(
-        solved & near & decided & kept,
-        ranks[0],
+        solved & near & sure,
+        rank,
         (left - tf.matmul(inside, left_k), left_k),
-        values,
+        core,
         (right - tf.matmul(inside, right_k, transpose_a=True), right_k),
         # (D V)^T R = -h gram_k, and what is in U.
         Overlap(
@@ -216,6 +247,11 @@ def nearest(factors, direction, step_size, policy, corner=None):
             tf.matmul(inside, right) + tf.matmul(gram_l, right_k),
         ),
     )
+
+
+def _least_value(tail, largest):
+    """What all singular values that are kept must exceed."""
+    return tf.maximum(tail, _SMALLEST_VALUE * largest)
 
 
 def _gram(block):
@@ -233,7 +269,7 @@ def _plus_one(a, b, one, **transpose):
 
 
 def _first_inverse(matrix):
-    """`(D + O)^-1` to first order in O, for a diagonal D: S is diagonal, and a step is short."""
+    """`(D + O)^-1` to first order in O, for a diagonal D: S nearly is, and a step is short."""
     scale = tf.math.reciprocal_no_nan(tf.linalg.diag_part(matrix))
     return tf.linalg.diag(2.0 * scale) - scale[:, None] * matrix * scale
 
