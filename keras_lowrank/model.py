@@ -366,13 +366,13 @@ class LowRankModel(keras.Model):
 
     def _settle_factors(self):
         """Makes what someone else has assigned fit for a step, which relies on its form."""
-        changed = []
+        changed, state = [], self.optimizer_state
         for path, layer in self._trained_layers().items():
-            if not layer.factors.left_by(self.optimizer_state):
+            if state.holds(path) and not layer.factors.left_by(state):
                 if layer.factors.orthonormalize():
                     changed.append(path)
-                self.optimizer_state.forget_stale(path)
-                layer.factors.taken_by(self.optimizer_state)
+                state.forget_stale(path)
+                layer.factors.taken_by(state)
         if changed:
             warnings.warn(
                 "The columns of U and V must be orthonormal. They were made so, W unchanged, in "

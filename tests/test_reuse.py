@@ -117,6 +117,23 @@ def test_a_layer_that_was_frozen_trains_again(integrator):
     assert_orthonormal(low)
 
 
+def test_a_layer_waits_for_compile_to_be_trained_again():
+    """Keras's rule, by which a model trains a part of another that is frozen in it alone."""
+    inputs = keras.Input((8,))
+    low, second = (LowRankDense(8, rank=4, name=name) for name in ("low", "second"))
+    model = LowRankModel(inputs, second(low(inputs)))
+    low.trainable = False
+    model.compile(momentum(), "mse")
+    model.fit(X, X, verbose=0)
+    low.trainable = True
+    before = low.get_weights()
+    low.set_weights([-before[0], *before[1:]])
+    moving = second.kernel.numpy()
+    model.fit(X, X, verbose=0)
+    np.testing.assert_array_equal(low.U, -before[0])
+    assert np.any(second.kernel.numpy() != moving)
+
+
 def _kernel(weights):
     u, s, v, _ = weights
     return u @ s @ v.T

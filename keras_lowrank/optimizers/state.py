@@ -50,6 +50,10 @@ class OptimizerState:
         """All variables."""
         return [v for slots in self._variables.values() for slot in slots.values() for v in slot]
 
+    def holds(self, path):
+        """Whether a layer is one of those that the model was compiled to train."""
+        return path in self._variables
+
     def read(self, path):
         """The state of one layer: a dict from name to `TangentVector` or tensor."""
         if path not in self._variables and self._kinds:
