@@ -1,5 +1,6 @@
 """The factors of one matrix, W = U S V^T, and the variable whose rank may change."""
 
+import weakref
 from typing import NamedTuple
 
 import keras
@@ -89,6 +90,11 @@ class RankVariable(keras.Variable):
         self._direct_assign(value)
         return value
 
+    def _restore_from_tensors(self, restored_tensors):
+        # `tf.train.Checkpoint` assigns to the `tf.Variable` underneath.
+        self.assigned_outside = True
+        return super()._restore_from_tensors(restored_tensors)
+
     def __deepcopy__(self, memo):
         # The copy that tf.Variable makes of itself has the present shape, not the open one.
         shape = tuple(self.shape)
@@ -124,6 +130,7 @@ class Factors:
         self.U = RankVariable(make_u, (n, rank), (1,), dtype, name="U")
         self.S = RankVariable(make_s, (rank, rank), (0, 1), dtype, name="S")
         self.V = RankVariable(make_v, (m, rank), (1,), dtype, name="V")
+        self._taken_by = None
 
     @property
     def variables(self):
@@ -155,10 +162,14 @@ class Factors:
         self.S.assign(s)
         self.V.assign(v)
 
-    @property
-    def assigned_outside(self):
-        """bool, whether a factor was assigned outside of training since `taken_by_training`."""
-        return any(variable.assigned_outside for variable in self.variables)
+    def left_by(self, training):
+        """Whether nobody but `training`, an object, has assigned a factor since it took them.
+
+        Another training may have, in another model that shares the layer or with another optimizer:
+        what was kept for the matrix that was left is then of no use.
+        """
+        taken_by = self._taken_by and self._taken_by()
+        return taken_by is training and not any(v.assigned_outside for v in self.variables)
 
     def orthonormalize(self):
         """Makes the bases orthonormal where they are not; W stays what it is. On the host only.
@@ -177,8 +188,9 @@ class Factors:
         self.assign(orthonormalized(*present))
         return True
 
-    def taken_by_training(self):
-        """Notes that the present values are those of training, and need no look."""
+    def taken_by(self, training):
+        """Notes that `training` goes on from the present values, and that they need no look."""
+        self._taken_by = weakref.ref(training)
         for variable in self.variables:
             variable.assigned_outside = False
 

@@ -36,7 +36,9 @@ class Snapshot:
 
 
 class FaultRecord:
-    """Where and when the first non-finite value came up, written by the step, read by the host.
+    """What went wrong first, and when, written by the step, read by the host.
+
+    As a rule it is the place of a value that is not finite.
 
     A step cannot raise: an assertion beside an assignment is not ordered before it, and vanishes
     under XLA. It writes its finding here instead, and `raise_if_any` is called after each
@@ -48,37 +50,40 @@ class FaultRecord:
         with tf.init_scope():
             self._step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_step")
             self._place = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_place")
-        self._places = []
+        self._findings = []
 
     @property
     def clear(self):
         """Scalar bool tensor: nothing was recorded."""
         return self._step < 0
 
-    def record(self, fatal, finite_by_place, step):
-        """Records the first place that is not finite where `fatal` is true.
+    def record(self, fatal, good, step):
+        """Records the first that is not good where `fatal` is true.
 
         Args:
             fatal: scalar bool tensor.
-            finite_by_place: dict from str, what to name in the error, to scalar bool tensor.
+            good: dict from a place, str, whose values should be finite, or from a callable
+                `(step) -> Exception`, to scalar bool tensor.
             step: integer scalar tensor, number of completed steps.
         """
-        self._places = list(finite_by_place)
+        self._findings = list(good)
         new = tf.logical_and(fatal, self.clear)
-        flags = tf.cast(tf.stack(list(finite_by_place.values())), tf.int32)
+        flags = tf.cast(tf.stack(list(good.values())), tf.int32)
         first = tf.argmin(flags, output_type=tf.int64)
         self._place.assign(tf.where(new, first, self._place))
         self._step.assign(tf.where(new, tf.cast(step, tf.int64) + 1, self._step))
 
     def raise_if_any(self):
-        """Raises FloatingPointError where a fault was recorded, and forgets it."""
+        """Raises the error, FloatingPointError as a rule, that was recorded, and forgets it."""
         step = int(self._step)
         if step < 0:
             return
-        place = self._places[int(self._place)]
+        found = self._findings[int(self._place)]
         self._step.assign(-1)
+        if callable(found):
+            raise found(step)
         raise FloatingPointError(
-            f"A value that is not finite (NaN or Inf) came up in {place} at training step {step}. "
+            f"A value that is not finite (NaN or Inf) came up in {found} at training step {step}. "
             "Nothing of that step was kept: weights, optimizer and statistics are those before "
             "it, and can be saved. Look for NaN or Inf in the data of that step, or lower the "
             "learning rate."

@@ -135,7 +135,7 @@ class LowRankModel(keras.Model):
             logs = run(iterator)
             if self.run_eagerly:  # the step itself has assigned the factors where the host sees it
                 for layer in self._trained_layers().values():
-                    layer.factors.taken_by_training()
+                    layer.factors.taken_by(self.optimizer_state)
             self.faults.raise_if_any()
             return logs
 
@@ -282,10 +282,9 @@ class LowRankModel(keras.Model):
 
     def compile_from_config(self, config):
         config = keras.saving.deserialize_keras_object(config)
-        frozen = config.pop("ranks_frozen", False)
+        # Before `compile`, which would warn that XLA is not for ranks that may change.
+        self._ranks_frozen |= config.pop("ranks_frozen", False)
         self.compile(**config)
-        if frozen:
-            self.freeze_ranks()
 
     @property
     def other_variables(self):
@@ -366,14 +365,14 @@ class LowRankModel(keras.Model):
             layer.supports_jit = static
 
     def _settle_factors(self):
-        """Makes what was assigned from outside fit for a step, which relies on its form."""
-        changed = []
+        """Makes what someone else has assigned fit for a step, which relies on its form."""
+        changed, state = [], self.optimizer_state
         for path, layer in self._trained_layers().items():
-            if layer.factors.assigned_outside:
+            if state.holds(path) and not layer.factors.left_by(state):
                 if layer.factors.orthonormalize():
                     changed.append(path)
-                self.optimizer_state.forget_stale(path)
-                layer.factors.taken_by_training()
+                state.forget_stale(path)
+                layer.factors.taken_by(state)
         if changed:
             warnings.warn(
                 "The columns of U and V must be orthonormal. They were made so, W unchanged, in "

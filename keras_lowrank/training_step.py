@@ -45,6 +45,9 @@ class TrainingStep:
             for point, kept in zip(self._points, self._kept)
         ]
         self.policies = model.policies(layers.values(), self.factors, self._number)
+        self._checks = {}
+        for policy in self.policies:
+            self._checks.update(policy.truncation.checks())
         self.step_size = self._rule.step_size(self._learning_rate, self._number)
         self.wants_overlap = self._slots.carries
 
@@ -62,18 +65,19 @@ class TrainingStep:
         else:
             new, new_slots = self._advance(gradients, old_slots)
         self._note("the new core of layer", [(factors.S,) for factors in new])
-        finite = all_finite_flags(self._finite) & model.faults.clear
+        obeyed = all_finite_flags(self._checks)
+        finite = all_finite_flags(self._finite) & obeyed & model.faults.clear
         fatal = ~finite
         if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
             # A scaled loss overflows now and then, and the scale then shrinks: no fault, unless
             # the loss itself overflows or there is no scale left to take away.
-            hopeless = ~self._finite["the loss"] | (self._scale < 1.0) | ~model.faults.clear
-            fatal &= hopeless
+            hopeless = ~self._finite["the loss"] | (self._scale < 1.0) | ~obeyed
+            fatal &= hopeless | ~model.faults.clear
         before = self._update_others(finite)
         updated = self._note_updates(before.variables)
         fatal |= finite & ~updated
         finite &= updated
-        model.faults.record(fatal, self._finite, self._completed)
+        model.faults.record(fatal, {**self._checks, **self._finite}, self._completed)
         before.restore_unless(~fatal)
         self._state.restore_unless(finite)
         new, new_slots = _choose_structure(finite, (new, new_slots), (self._points, old_slots))

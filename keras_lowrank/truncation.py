@@ -35,6 +35,15 @@ class Truncation:
         """
         return [self] * len(matrices)
 
+    def checks(self):
+        """Returns what must hold for a truncation that was planned, if anything can fail.
+
+        Returns:
+            Dict from a callable `(step) -> Exception` to a scalar bool tensor. A step in which one
+            is false changes nothing, and is followed by the exception.
+        """
+        return {}
+
     def rank(self, singular_values, current):
         """Returns the rank to keep.
 
@@ -90,7 +99,8 @@ class Tolerance(Truncation):
         relative: bool. Measure the tail relative to `||W||_F`. Defaults to `True`.
 
     Raises:
-        ValueError: `tau` outside its range.
+        ValueError: `tau` outside its range; of a schedule, in training, at the first step where it
+            is. Nothing of that step is kept.
 
     Example:
 
@@ -100,6 +110,7 @@ class Tolerance(Truncation):
     """
 
     by_tail = True
+    _planned_by = None  # the scheduled tolerance that this one is of one step
 
     def __init__(self, tau, relative=True):
         if isinstance(tau, dict):
@@ -107,11 +118,7 @@ class Tolerance(Truncation):
         if not callable(tau):
             number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
             if not number or not math.isfinite(tau) or tau < 0 or (relative and tau >= 1):
-                rule = "in [0, 1)" if relative else "a finite number >= 0"
-                kind = "relative" if relative else "absolute"
-                raise ValueError(
-                    f"A {kind} tolerance `tau` must be {rule}, or a schedule. Received: tau={tau!r}"
-                )
+                raise _outside_its_range(relative, f"tau={tau!r}")
             tau = float(tau)
         self.tau = tau
         self.relative = bool(relative)
@@ -122,7 +129,21 @@ class Tolerance(Truncation):
         now = copy.copy(self)
         # As a learning rate, a schedule is asked for the number of steps that were completed.
         now.tau = tf.convert_to_tensor(self.tau(step - 1.0))
+        now._planned_by = self
         return [now] * len(matrices)
+
+    def checks(self):
+        if self._planned_by is None:
+            return {}
+        tau = tf.cast(self.tau, tf.float64)
+        below = tau < 1.0 if self.relative else tf.math.is_finite(tau)
+        return {self._planned_by._error_at: (tau >= 0.0) & below}
+
+    def _error_at(self, step):
+        tau = float(self.tau(tf.constant(step - 1.0)))
+        return _outside_its_range(
+            self.relative, f"tau={tau} at training step {step}, of which nothing was kept"
+        )
 
     def rank(self, singular_values, current):
         # Summed from the smallest up, so that faint tails are not lost beside large heads.
@@ -239,6 +260,13 @@ class _Capped(Truncation):
 
     def bounds(self, values, tail, slack, current):
         return current <= self._cap, True
+
+
+def _outside_its_range(relative, received):
+    rule = "A relative tolerance `tau` must be in [0, 1)"
+    if not relative:
+        rule = "An absolute tolerance `tau` must be a finite number >= 0"
+    return ValueError(f"{rule}, or a schedule of such numbers. Received: {received}")
 
 
 def _rank(factors):

@@ -16,13 +16,17 @@ INTEGRATORS = pytest.mark.parametrize("integrator", ["rank_adaptive", "fixed_ran
 
 @keras.saving.register_keras_serializable("keras_lowrank_tests_faults")
 class Explodes(keras.layers.Layer):
-    """The identity, with an infinite gradient where an input is above 100."""
+    """The identity, with a gradient that is not finite where an input is above 100."""
+
+    def __init__(self, value=np.inf, **kwargs):
+        super().__init__(**kwargs)
+        self.value = value
 
     def call(self, inputs):
         @tf.custom_gradient
         def apply(x):
             bad = tf.reduce_any(x > 100.0)
-            return tf.identity(x), lambda d: tf.where(bad, d * float("inf"), d)
+            return tf.identity(x), lambda d: tf.where(bad, d * self.value, d)
 
         return apply(inputs)
 
@@ -76,6 +80,20 @@ def test_bad_data_raise_and_nothing_of_the_step_is_kept(integrator, value):
     assert all(np.all(np.isfinite(weight)) for weight in model.get_weights())
 
 
+def test_infinite_loss_raises_where_all_gradients_are_finite():
+    def loss(y, y_pred):
+        bad = tf.where(tf.reduce_any(y > 100.0), np.inf, 0.0)
+        return tf.square(tf.nn.tanh(y) - y_pred) + bad
+
+    model = make("parallel")
+    model.compile("adam", loss, integrator="parallel")
+    model.train_on_batch(X, Y)
+    before = state(model)
+    with pytest.raises(FloatingPointError, match="the loss at training step 2"):
+        model.train_on_batch(X, 1e4 * Y)
+    assert_kept(model, before)
+
+
 def test_bad_target_raises():
     model = make()
     model.fit(X, Y, verbose=0)
@@ -85,11 +103,13 @@ def test_bad_target_raises():
     assert_kept(model, before)
 
 
-@INTEGRATORS
-def test_infinite_gradient_names_the_low_rank_layer_it_came_up_in(integrator):
+@pytest.mark.parametrize(
+    "integrator, value", [("rank_adaptive", np.inf), ("fixed_rank", np.inf), ("parallel", np.nan)]
+)
+def test_bad_gradient_names_the_low_rank_layer_it_came_up_in(integrator, value):
     inputs = keras.Input((6,))
     x = LowRankDense(6, rank=3, name="low", use_bias=False)(inputs)
-    x = LowRankDense(3, rank=3, name="second", use_bias=False)(Explodes()(x))
+    x = LowRankDense(3, rank=3, name="second", use_bias=False)(Explodes(value)(x))
     model = LowRankModel(inputs, x)
     model.compile("sgd", "mse", integrator=integrator)
     model.train_on_batch(X, Y)

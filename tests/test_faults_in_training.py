@@ -174,6 +174,29 @@ def test_a_file_of_a_plain_model_is_taken_with_a_warning(tmp_path):
     assert_whole(model)
 
 
+def test_a_checkpoint_of_tensorflow_is_looked_at_too(tmp_path):
+    model = make(truncation=0.0)
+    model.fit(X, Y, verbose=0)
+    path = tf.train.Checkpoint(model).write(tmp_path / "good")
+    layer = model.get_layer("low")
+    layer.U.assign(2.0 * layer.U)
+    other_path = tf.train.Checkpoint(model).write(tmp_path / "other")
+    with pytest.warns(UserWarning, match="must be orthonormal"):
+        model.fit(X, Y, verbose=0)
+    tf.train.Checkpoint(model).read(other_path)
+    kernel = layer.kernel.numpy()
+    model.optimizer.learning_rate = 0.0
+    with pytest.warns(UserWarning, match="must be orthonormal"):
+        model.fit(X, Y, verbose=0)
+    np.testing.assert_allclose(layer.kernel, kernel, atol=1e-5)
+    assert_whole(model)
+    tf.train.Checkpoint(model).read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, Y, verbose=0)
+    assert_whole(model)
+
+
 @pytest.mark.parametrize("way", [{}, {"run_eagerly": True}])
 def test_no_warning_where_the_bases_are_orthonormal(way, tmp_path):
     model = make(**way)

@@ -230,7 +230,7 @@ def test_model_without_other_variables_trains_and_counts_its_steps(integrator):
 # State that a forward pass changes.
 
 
-@INTEGRATORS
+@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
 def test_batch_statistics_are_updated_once_a_step(integrator):
     norm = keras.layers.BatchNormalization(momentum=0.5)
     model = make(middle=[norm])
@@ -242,7 +242,9 @@ def test_batch_statistics_are_updated_once_a_step(integrator):
     np.testing.assert_allclose(norm.moving_mean, 0.75 * seen.mean(axis=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("integrator, passes", [("rank_adaptive", 1), ("fixed_rank", 2)])
+@pytest.mark.parametrize(
+    "integrator, passes", [("parallel", 1), ("rank_adaptive", 1), ("fixed_rank", 2)]
+)
 def test_dropout_uses_one_mask_a_step(integrator, passes):
     class Spy(keras.layers.Layer):
         def call(self, inputs):

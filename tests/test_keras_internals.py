@@ -44,7 +44,10 @@ def test_private_import_is_where_it_was(module, name):
         (keras.Model, ["_symbolic_build"]),
         (
             keras.Variable,
-            ["_map_aggregation", "_initialize", "_direct_assign", "_convert_to_tensor"],
+            [
+                *("_map_aggregation", "_initialize", "_direct_assign", "_convert_to_tensor"),
+                "_restore_from_tensors",
+            ],
         ),
     ],
 )

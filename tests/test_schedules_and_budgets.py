@@ -72,6 +72,40 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
     assert after["first"][-1] < before["first"][-1]
 
 
+@pytest.mark.parametrize("way", [{}, {"steps_per_execution": 4}, {"run_eagerly": True}])
+def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
+    model = make(Tolerance(lambda step: 0.3 * step), own=0.1)
+    model.compile("adam", "mse", truncation=model.truncation, **way)
+    twin = make(Tolerance(lambda step: 0.3 * step), own=0.1)
+    twin.compile("adam", "mse", truncation=twin.truncation, **way)
+    twin.set_weights(model.get_weights())
+    twin.fit(X, Y, batch_size=8, shuffle=False, verbose=0)  # 0, 0.3, 0.6, 0.9: four steps are fine
+    words = (
+        r"in \[0, 1\), or a schedule of such numbers. Received: tau=1.2.* at training step 5, of"
+    )
+    with pytest.raises(ValueError, match=words):
+        model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    ours, theirs = ([*m.variables, *m.optimizer.variables] for m in (model, twin))
+    for one, other in zip(ours, theirs, strict=True):
+        if not any(one is v for v in model.metrics_variables):
+            np.testing.assert_array_equal(one, other)
+    model.truncation = Tolerance(0.1)
+    model.make_train_function(force=True)
+    model.fit(X, Y, batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("value, relative", [(-1e-3, True), (np.nan, True), (np.inf, False)])
+def test_a_schedule_outside_its_range_raises_under_loss_scaling_too(value, relative):
+    model = make(Tolerance(lambda step: value + 0.0 * step, relative))
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05))
+    model.compile(optimizer, "mse", truncation=model.truncation, run_eagerly=True)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="tolerance `tau` must be .* at training step 1, of which"):
+        model.train_on_batch(X, Y)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # Budgets.
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.factors import RankVariable
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
-from keras_lowrank.tangent_vector import TangentVector, carried, overlap, paired, zeros_at
+from keras_lowrank.tangent_vector import TangentVector, carried, overlap, zeros_at
 
 # The kind of the sum of gradients under `gradient_accumulation_steps`: a tangent vector, too.
 ACCUMULATED = "accumulated_gradient"
@@ -49,6 +49,10 @@ class OptimizerState:
     def variables(self):
         """All variables."""
         return [v for slots in self._variables.values() for slot in slots.values() for v in slot]
+
+    def holds(self, path):
+        """Whether a layer is one of those that the model was compiled to train."""
+        return path in self._variables
 
     def read(self, path):
         """The state of one layer: a dict from name to `TangentVector` or tensor."""
@@ -124,8 +128,11 @@ def _is_stale(value, point):
         return False
     if value.S.shape != point.S.shape:
         return True
-    outside = paired(value.K, value.L, point.U, point.V).plus(value.scaled(-1.0))
-    return bool(outside.squared_norm() > 1e-6 * value.squared_norm())
+    # Both parts must have the S-part that is kept; roundings and drifted bases leave some 1e-5.
+    by_k = tf.matmul(point.U, value.K, transpose_a=True)
+    by_l = tf.matmul(value.L, point.V, transpose_a=True)
+    off = tf.norm(by_k - value.S) + tf.norm(by_l - value.S)
+    return bool(off > 1e-4 * (tf.norm(value.K) + tf.norm(value.L)))
 
 
 def _make(kind, name, path, factors):
