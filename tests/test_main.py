@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -81,6 +82,18 @@ def test_convert_there_and_back(files, tmp_path, capsys):
         call("convert", low, plain, "--form=merged")
     call("convert", low, plain, "--form=smaller", "--overwrite")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["low.keras", "plain.keras"]
+
+
+def test_without_a_place_to_write_to_it_is_beside_the_model(files, tmp_path):
+    model = shutil.copy(files / "model.keras", tmp_path)
+    call("convert", model, "--rank=2")
+    call("convert", tmp_path / "model_low_rank.keras", "--form=merged")
+    call("export", model, "--noreport")
+    call("export", model, "--noreport", "--format=litert")
+    left = ["model", "model.keras", "model.tflite", "model_low_rank.keras"]
+    left.append("model_low_rank_plain.keras")
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert (tmp_path / "model" / "1" / "saved_model.pb").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
