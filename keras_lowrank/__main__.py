@@ -14,10 +14,8 @@ status is 0, or 1 after an error, which is one line on stderr; no file is then w
 """
 
 import functools
-import os
 import pathlib
 import sys
-import tempfile
 import zipfile
 
 import keras
@@ -29,7 +27,7 @@ from absl import app, flags, logging
 from keras_lowrank import from_keras, inspection, to_keras
 from keras_lowrank.export import export_model
 from keras_lowrank.export.pipeline import FORMATS
-from keras_lowrank.export.placing import size
+from keras_lowrank.export.placing import placed, size
 
 _RANK = flags.DEFINE_integer("rank", None, "convert: the rank of all layers.")
 _TOLERANCE = flags.DEFINE_float(
@@ -159,12 +157,13 @@ def main(argv):
     """Runs the command that `argv` names."""
     commands = {"inspect": (inspect, 1), "convert": (convert, 2), "export": (export, 2)}
     name, *paths = argv[1:] or [""]
-    if name not in commands or not 1 <= len(paths) <= commands[name][1]:
-        raise app.UsageError(
-            "One of: inspect MODEL.keras; convert MODEL.keras [NEW.keras] [flags]; "
-            "export MODEL.keras [OUTPUT] [flags]."
-        )
     try:
+        if name not in commands or not 1 <= len(paths) <= commands[name][1]:
+            raise ValueError(
+                "The command must be one of: inspect MODEL.keras; convert MODEL.keras [NEW.keras]; "
+                "export MODEL.keras [OUTPUT]; --helpshort lists their flags. "
+                f"Received: {' '.join(argv[1:]) or 'none'}"
+            )
         commands[name][0](*paths)
     except Exception as error:  # whatever it is, of Keras, of a file or of an argument: one line
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -176,12 +175,17 @@ def _load(path):
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"There is no such file: {path}")
     if path.endswith(".keras") and not zipfile.is_zipfile(path):
-        raise ValueError(f"The file is damaged, or was not written by Keras: {path}")
+        raise ValueError(
+            f"The file is damaged, or was not written by Keras; copy or save it again: {path}"
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=_SAFE_MODE.value)
     except Exception as error:  # Keras has many for a file that it cannot read, some of them long
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be loaded as a Keras model. {reason[:300]}") from error
+        raise ValueError(
+            f"{path} cannot be loaded as a Keras model; where it is damaged, copy or save it again. "
+            f"{reason[:300]}"
+        ) from error
 
 
 def _arrays(path, suffix):
@@ -199,11 +203,8 @@ def _arrays(path, suffix):
 
 def _save(model, target):
     """Writes the file whole or not at all."""
-    # Beside the target, so that the last move is a rename on one file system.
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:
-        made = pathlib.Path(folder) / target.name
+    with placed(target, _OVERWRITE.value) as made:
         model.save(made)
-        os.replace(made, target)
 
 
 if __name__ == "__main__":

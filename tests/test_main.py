@@ -120,6 +120,9 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ([], "The command must be one of: inspect MODEL.keras.*Received: none"),
+        (["look", "model.keras"], "The command must be one of.*Received: look model.keras"),
+        (["convert", "a", "b", "c"], "The command must be one of"),
         (["inspect", "missing.keras"], "There is no such file: .*missing.keras"),
         (["inspect", "damaged.keras"], "The file is damaged, or was not written by Keras"),
         (["inspect", "half.keras"], "The file is damaged, or was not written by Keras"),
@@ -168,7 +171,9 @@ def test_a_disk_that_is_full_leaves_nothing(files, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(keras.Model, "save", save)
     with pytest.raises(SystemExit):
         call("convert", files / "model.keras", tmp_path / "low.keras", "--rank=2")
-    assert "No space left on device" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "with room on its disk. Received: No space left on device" in error
+    assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
