@@ -183,7 +183,7 @@ def _load(path):
     except Exception as error:  # Keras has many for a file that it cannot read, some of them long
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} cannot be loaded as a Keras model; where it is damaged, copy or save it again. "
+            f"{path} cannot be loaded as a Keras model; if it is damaged, copy or save it again. "
             f"{reason[:300]}"
         ) from error
 
