@@ -5,6 +5,7 @@
 take turns; ratios to full rank are those of the same round.
 
     python benchmarks/inference.py
+    python benchmarks/inference.py --widths 2048,2048,2048 --batches 1
 """
 
 import pathlib

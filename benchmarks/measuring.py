@@ -1,6 +1,10 @@
-"""Time, in turns: what else the machine does meets all candidates alike."""
+"""Time, in turns: what else the machine does meets all candidates alike. Memory, by process."""
 
 import gc
+import json
+import resource
+import subprocess
+import sys
 import time
 
 import networks
@@ -76,3 +80,24 @@ def ratio(seconds, key, to):
 
 def milliseconds(seconds, key):
     return 1000.0 * float(np.median(seconds[key]))
+
+
+def peak_megabytes():
+    """The peak of this process's resident memory so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def in_a_process(program, what, *flags):
+    """Runs a benchmark with `--child=what` in a process of its own; what it prints last, as JSON.
+
+    Args:
+        program: str, path of the benchmark.
+        what: anything that JSON can hold.
+        *flags: str, further arguments.
+    """
+    command = [sys.executable, program, *flags, f"--child={json.dumps(what)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{what} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])

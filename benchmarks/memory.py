@@ -9,9 +9,6 @@ does the same with hidden layers of 8 neurons: above what Python, TensorFlow and
 
 import json
 import multiprocessing.pool
-import resource
-import subprocess
-import sys
 
 import keras
 import measuring
@@ -47,19 +44,13 @@ def measure_here(task, method, rank, optimizer, widths):
         rows = np.zeros((BATCH.value, networks.FEATURES), "float32")
         for _ in range(STEPS.value):
             model.predict_on_batch(rows)
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+    print(measuring.peak_megabytes())
 
 
 def measure(*what):
     """The same in a process of its own."""
-    command = [sys.executable, __file__, f"--batch={BATCH.value}", f"--steps={STEPS.value}"]
-    command.append(f"--child={json.dumps(what)}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{what} failed:\n{done.stderr}")
-    return float(done.stdout.split()[-1])
+    flags = f"--batch={BATCH.value}", f"--steps={STEPS.value}"
+    return measuring.in_a_process(__file__, what, *flags)
 
 
 def main(_):

@@ -42,7 +42,10 @@ def conv(method, layers, size=16, channels=256, rank=None):
 
 
 def lenet5(method, rank=None):
-    """LeNet5 of the paper on 28 x 28 images, every rank the given one or the largest there is."""
+    """LeNet5 of the paper on 28 x 28 images, every rank the given one or the largest there is.
+
+    Without a rank, the ranks are free.
+    """
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((28, 28, 1))
     for filters in (20, 50):
@@ -68,7 +71,7 @@ def lenet5(method, rank=None):
 def _bounds(rank):
     # Bounds instead of `freeze_ranks`: the whole adaptive step is measured, its decision on the
     # rank too, and still the rank is the one that is named.
-    return {"min_rank": rank, "max_rank": rank}
+    return {"min_rank": rank, "max_rank": rank} if rank else {}
 
 
 def _compiled(method, inputs, outputs, optimizer=None):

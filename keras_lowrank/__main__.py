@@ -1,28 +1,33 @@
 """Keras models on the command line: look into one, convert it, convert it back, and export it.
 
     python -m keras_lowrank inspect MODEL.keras
-    python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --tolerance=0.1
+    python -m keras_lowrank convert MODEL.keras --tolerance=0.1
     python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --budget=100000 --exclude=head
     python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --form=smaller
     python -m keras_lowrank export MODEL.keras saved_models/NAME/1
-    python -m keras_lowrank export MODEL.keras MODEL.tflite --format=litert --quantization=int8 \
+    python -m keras_lowrank export MODEL.keras --format=litert --quantization=int8 \
         --representative_data=images.npy --check_data=test.npz
 
-The exit status is 0, or 1 after an error, which is one line on stderr; no file is then written.
+What is written goes beside MODEL.keras where no other place is named: to MODEL_low_rank.keras or
+MODEL_plain.keras; to MODEL.tflite, MODEL.onnx, or the folder MODEL/1 of a SavedModel. The exit
+status is 0, or 1 after an error, which is one line on stderr; no file is then written.
 """
 
-import os
+import functools
 import pathlib
 import sys
-import tempfile
 import zipfile
 
 import keras
 import numpy as np
+import rich.console
+import rich.progress
 from absl import app, flags, logging
 
 from keras_lowrank import from_keras, inspection, to_keras
 from keras_lowrank.export import export_model
+from keras_lowrank.export.pipeline import FORMATS
+from keras_lowrank.export.placing import placed, size
 
 _RANK = flags.DEFINE_integer("rank", None, "convert: the rank of all layers.")
 _TOLERANCE = flags.DEFINE_float(
@@ -79,15 +84,21 @@ _REPORT = flags.DEFINE_bool(
 def inspect(path):
     """Prints the layers of a model, their singular values, and what tolerances would leave."""
     model = _load(path)
-    found = list(inspection.kernels(model))
+    # On stderr, and on a terminal alone: what is printed may go into a file.
+    console = rich.console.Console(stderr=True)
+    bar = functools.partial(
+        rich.progress.track, console=console, transient=True, disable=not console.is_terminal
+    )
+    found = list(inspection.kernels(model, bar))
     if not found:
         raise ValueError(f"The model must hold a layer that is, or can be, low-rank: {path}")
     print(*inspection.report(model, found), sep="\n")
 
 
-def convert(path, target):
+def convert(path, target=None):
     """Writes the low-rank twin of a model, or the plain Keras model of a low-rank one."""
-    target = pathlib.Path(target)
+    kind = "low_rank" if _FORM.value is None else "plain"
+    target = pathlib.Path(target or f"{pathlib.Path(path).with_suffix('')}_{kind}.keras")
     if target.suffix != ".keras":
         raise ValueError(f"The file to write must end in .keras. Received: {target}")
     if target.exists() and not _OVERWRITE.value:
@@ -111,39 +122,48 @@ def convert(path, target):
     print(f"Wrote {target}, {target.stat().st_size:,} bytes.")
 
 
-def export(path, target):
+def export(path, target=None):
     """Writes a model, low-rank or not, for inference."""
+    if target is None:
+        suffix = FORMATS[_FORMAT.value].SUFFIX
+        target = pathlib.Path(path).with_suffix(suffix) / ("" if suffix else "1")
     if pathlib.Path(target).exists() and not _OVERWRITE.value:
         raise FileExistsError(f"The file exists; pass --overwrite to replace it: {target}")
     inputs = _REPRESENTATIVE_DATA.value and _arrays(_REPRESENTATIVE_DATA.value, ".npy")
     check = _CHECK_DATA.value and _arrays(_CHECK_DATA.value, ".npz")
     if check is not None and not {"x", "y"} <= set(check):
         raise ValueError(f"--check_data must hold the arrays x and y. Received: {list(check)}")
-    export_model(
-        _load(path),
-        target,
-        _FORMAT.value,
-        overwrite=_OVERWRITE.value,
-        quantization=_QUANTIZATION.value,
-        representative_data=inputs,
-        inference_type=_INFERENCE_TYPE.value,
-        check_data=check and (check["x"], check["y"]),
-        accuracy_drop=_ACCURACY_DROP.value,
-        class_labels=_CLASS_LABELS.value,
-        report=_REPORT.value,
-    )
+    with rich.console.Console(stderr=True).status("Writing, checking and measuring"):
+        report = export_model(
+            _load(path),
+            target,
+            _FORMAT.value,
+            verbose=False,
+            overwrite=_OVERWRITE.value,
+            quantization=_QUANTIZATION.value,
+            representative_data=inputs,
+            inference_type=_INFERENCE_TYPE.value,
+            check_data=check and (check["x"], check["y"]),
+            accuracy_drop=_ACCURACY_DROP.value,
+            class_labels=_CLASS_LABELS.value,
+            report=_REPORT.value,
+        )
+    print(f"Wrote {target}: {_FORMAT.value}, {size(pathlib.Path(target)):,} bytes.")
+    if report:
+        print(report)
 
 
 def main(argv):
     """Runs the command that `argv` names."""
     commands = {"inspect": (inspect, 1), "convert": (convert, 2), "export": (export, 2)}
     name, *paths = argv[1:] or [""]
-    if name not in commands or len(paths) != commands[name][1]:
-        raise app.UsageError(
-            "One of: inspect MODEL.keras; convert MODEL.keras NEW.keras [flags]; "
-            "export MODEL.keras OUTPUT [flags]."
-        )
     try:
+        if name not in commands or not 1 <= len(paths) <= commands[name][1]:
+            raise ValueError(
+                "The command must be one of: inspect MODEL.keras; convert MODEL.keras [NEW.keras]; "
+                "export MODEL.keras [OUTPUT]; --helpshort lists their flags. "
+                f"Received: {' '.join(argv[1:]) or 'none'}"
+            )
         commands[name][0](*paths)
     except Exception as error:  # whatever it is, of Keras, of a file or of an argument: one line
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -155,12 +175,17 @@ def _load(path):
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"There is no such file: {path}")
     if path.endswith(".keras") and not zipfile.is_zipfile(path):
-        raise ValueError(f"The file is damaged, or was not written by Keras: {path}")
+        raise ValueError(
+            f"The file is damaged, or was not written by Keras; copy or save it again: {path}"
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=_SAFE_MODE.value)
     except Exception as error:  # Keras has many for a file that it cannot read, some of them long
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be loaded as a Keras model. {reason[:300]}") from error
+        raise ValueError(
+            f"{path} cannot be loaded as a Keras model; if it is damaged, copy or save it again. "
+            f"{reason[:300]}"
+        ) from error
 
 
 def _arrays(path, suffix):
@@ -178,11 +203,8 @@ def _arrays(path, suffix):
 
 def _save(model, target):
     """Writes the file whole or not at all."""
-    # Beside the target, so that the last move is a rename on one file system.
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:
-        made = pathlib.Path(folder) / target.name
+    with placed(target, _OVERWRITE.value) as made:
         model.save(made)
-        os.replace(made, target)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_lowrank.compression import count_others
-from keras_lowrank.convert.decomposition import Decomposition
+from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.graph import graph_layers
 from keras_lowrank.convert.kinds import is_convertible, kernel_matrix
 from keras_lowrank.convert.ranks import Rule
@@ -35,12 +35,17 @@ class Kernel(NamedTuple):
     values: np.ndarray
 
 
-def kernels(model):
-    """Yields a `Kernel` for each layer that is low-rank or could be, in the model's order."""
+def kernels(model, track=iter):
+    """Yields a `Kernel` for each layer that is low-rank or could be, in the model's order.
+
+    Args:
+        model: built `keras.Model`.
+        track: callable, what the layers are gone through by: a progress bar around a sequence.
+    """
     # Low-rank layers are found wherever they are; others only where conversion would find them.
     layers = {id(layer): (path, layer) for path, layer in graph_layers(model).items()}
     layers.update((id(layer), (path, layer)) for path, layer in find_low_rank_layers(model).items())
-    for path, layer in layers.values():
+    for path, layer in track(list(layers.values())):
         kind = type(layer).__name__
         if isinstance(layer, LowRankLayer):
             factors = layer.factors
@@ -48,7 +53,7 @@ def kernels(model):
             yield Kernel(path, kind, (factors.n, factors.m), factors.rank, values)
         elif is_convertible(layer):
             matrix = kernel_matrix(layer)
-            yield Kernel(path, kind, matrix.shape, None, Decomposition(matrix).values)
+            yield Kernel(path, kind, matrix.shape, None, singular_values(matrix))
 
 
 def report(model, found):

@@ -4,13 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from reference.cases import few, seeds
+from reference.cases import few, same, seeds
 
 from keras_lowrank import from_keras
-from keras_lowrank.convert.decomposition import Decomposition
+from keras_lowrank.convert import decomposition as ways
+from keras_lowrank.convert.decomposition import Decomposition, is_small, singular_values
 
 
 def draw(*shape, seed=0):
@@ -73,6 +74,90 @@ def test_a_tall_kernel_is_read_in_blocks():
     decomposition = Decomposition(matrix)
     np.testing.assert_allclose(decomposition.values, np.linalg.svd(matrix, compute_uv=False), 1e-5)
     np.testing.assert_allclose(product(decomposition.factors(6)), matrix, atol=1e-5)
+
+
+# The randomised way, at small ranks of large kernels.
+
+SPECTRA = {
+    "independent entries": None,
+    "flat": lambda i: np.ones(len(i)),
+    "a step": lambda i: np.where(i < 20, 1.0, 0.5),
+    "1 / sqrt(i)": lambda i: (i + 1) ** -0.5,
+    "1 / i": lambda i: (i + 1) ** -1.0,
+    "1 / i^3": lambda i: (i + 1) ** -3.0,
+    "exponential": lambda i: np.exp(-i / 10),
+    "rank 5": lambda i: np.where(i < 5, 1.0, 0.0),
+}
+
+
+def kernel(n, m, spectrum, seed):
+    matrix = draw(n, m, seed=seed)
+    if spectrum is not None:
+        k = min(n, m)
+        left, right = np.linalg.qr(matrix[:, :k])[0], np.linalg.qr(draw(m, k, seed=seed + 1))[0]
+        matrix = left * spectrum(np.arange(k)) @ right.T
+    return (matrix / np.linalg.norm(matrix)).astype("float32")
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@settings(same, max_examples=3)
+@given(seeds, st.integers(512, 640), st.integers(512, 640), st.data())
+def test_a_small_rank_is_within_a_percent_of_the_least_error(spectrum, seed, n, m, data):
+    rank = data.draw(st.integers(1, min(n, m) // 8))
+    matrix = kernel(n, m, SPECTRA[spectrum], seed)
+    one = Decomposition(matrix, rank=rank)
+    assert len(one.values) == rank  # of those alone, so the randomised way was taken
+    u, s, v = one.factors(rank)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    least = np.linalg.norm(values[rank:])
+    assert np.linalg.norm(matrix - product((u, s, v))) <= 1.01 * least + 1e-6
+    assert u.dtype == v.dtype == np.float32
+    np.testing.assert_allclose(u.T @ u, np.eye(rank), atol=5e-6)
+    np.testing.assert_allclose(v.T @ v, np.eye(rank), atol=5e-6)
+    assert np.all(np.diff(one.values) <= 0) and np.all(one.values <= values[:rank] + 1e-5)
+
+
+def test_the_randomised_way_is_for_small_ranks_and_always_the_same():
+    assert is_small(64, (512, 4096)) and is_small(1, (9000, 512))
+    assert not is_small(65, (512, 4096)) and not is_small(1, (511, 4096))
+    matrix = kernel(600, 512, None, seed=0)
+    first, second = (Decomposition(matrix, rank=9).factors(9) for _ in range(2))
+    for a, b in zip(first, second):
+        np.testing.assert_array_equal(a, b)
+    assert len(Decomposition(matrix, rank=65).values) == 512
+    assert len(Decomposition(matrix, np.eye(512), rank=9).values) == 512
+    u, s, v = Decomposition(np.zeros((600, 512), "float32"), rank=9).factors(9)
+    assert not s.any()
+    np.testing.assert_allclose(u.T @ u, np.eye(9), atol=1e-6)
+    np.testing.assert_allclose(v.T @ v, np.eye(9), atol=1e-6)
+
+
+def test_a_model_is_converted_by_it_where_a_rank_is_asked_for(monkeypatch):
+    taken = []
+    leading = ways._leading
+    monkeypatch.setattr(
+        ways, "_leading", lambda *given: taken.append(given[0].shape) or leading(*given)
+    )
+    inputs = keras.Input((600,))
+    x = layers.Dense(512, name="large")(inputs)
+    model = keras.Model(inputs, layers.Dense(100, name="small")(x))
+    model.get_layer("large").kernel.assign(kernel(600, 512, SPECTRA["1 / i"], seed=3))
+    for rule in ({"energy": 0.5}, {"budget": 30000}, {"rank": 100}):
+        from_keras(model, **rule)
+    assert not taken
+    low = from_keras(model, rank={"large": 20, "small": 5})
+    assert taken == [(600, 512)] and low.ranks == {"large": 20, "small": 5}
+    values = singular_values(np.asarray(model.get_layer("large").kernel))
+    error = np.linalg.norm(model.get_layer("large").kernel - low.get_layer("large").kernel)
+    np.testing.assert_allclose(error, np.linalg.norm(values[20:]), rtol=1e-2)
+
+
+@few
+@given(seeds, st.integers(1, 40), st.integers(1, 40))
+def test_singular_values_alone(seed, n, m):
+    matrix = draw(n, m, seed=seed)
+    expected = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(singular_values(matrix), expected, atol=1e-6 * expected[0])
 
 
 # Weighted by the data.

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -83,6 +84,18 @@ def test_convert_there_and_back(files, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["low.keras", "plain.keras"]
 
 
+def test_without_a_place_to_write_to_it_is_beside_the_model(files, tmp_path):
+    model = shutil.copy(files / "model.keras", tmp_path)
+    call("convert", model, "--rank=2")
+    call("convert", tmp_path / "model_low_rank.keras", "--form=merged")
+    call("export", model, "--noreport")
+    call("export", model, "--noreport", "--format=litert")
+    left = ["model", "model.keras", "model.tflite", "model_low_rank.keras"]
+    left.append("model_low_rank_plain.keras")
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert (tmp_path / "model" / "1" / "saved_model.pb").is_file()
+
+
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
     images = np.random.default_rng(0).standard_normal((30, 8, 8, 2)).astype("float32")
@@ -107,6 +120,9 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ([], "The command must be one of: inspect MODEL.keras.*Received: none"),
+        (["look", "model.keras"], "The command must be one of.*Received: look model.keras"),
+        (["convert", "a", "b", "c"], "The command must be one of"),
         (["inspect", "missing.keras"], "There is no such file: .*missing.keras"),
         (["inspect", "damaged.keras"], "The file is damaged, or was not written by Keras"),
         (["inspect", "half.keras"], "The file is damaged, or was not written by Keras"),
@@ -155,7 +171,9 @@ def test_a_disk_that_is_full_leaves_nothing(files, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(keras.Model, "save", save)
     with pytest.raises(SystemExit):
         call("convert", files / "model.keras", tmp_path / "low.keras", "--rank=2")
-    assert "No space left on device" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "with room on its disk. Received: No space left on device" in error
+    assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

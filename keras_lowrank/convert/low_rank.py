@@ -40,7 +40,8 @@ def from_keras(
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
     The kernel W of every Dense and Conv2D layer becomes its best approximation
-    `W_r = U S V^T` (truncated SVD), with the layer's bias and arguments. All else is copied, with
+    `W_r = U S V^T` (truncated SVD; randomised, and within 1% of the least error, where `rank` is
+    small beside a large kernel), with the layer's bias and arguments. All else is copied, with
     weights and statistics: names, `trainable`, precision, layers that are used in several places.
     The model that was given is left as it is, and the new one is not compiled; a `train_step` of
     one's own, in a subclass of a functional model, stays behind.
@@ -106,7 +107,8 @@ def from_keras(
     bar = keras.utils.Progbar(len(layers), verbose=int(verbose), unit_name="layer")
     decompositions = {}
     for path, layer in layers.items():
-        decompositions[path] = _decompose(path, layer, moments.get(path))
+        asked = rule.asked(path, layer)
+        decompositions[path] = _decompose(path, layer, moments.get(path), asked)
         bar.add(1)
     shapes = {path: kernel_matrix(layer).shape for path, layer in layers.items()}
     ranks = rule.ranks(
@@ -179,7 +181,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
             f"`layer` must have weights. Build it, or call it on a batch. Received: {layer!r}"
         )
     rule = Rule(rank, tolerance, energy)
-    decomposition = _decompose(layer.name, layer, None)
+    decomposition = _decompose(layer.name, layer, None, rule.asked(layer.name, layer))
     one = {layer.name: layer}
     shapes = {layer.name: kernel_matrix(layer).shape}
     values = {layer.name: decomposition.values}
@@ -224,9 +226,9 @@ def _refusal(layer):
     return None
 
 
-def _decompose(path, layer, moment):
+def _decompose(path, layer, moment, rank):
     try:
-        return Decomposition(kernel_matrix(layer), moment)
+        return Decomposition(kernel_matrix(layer), moment, rank)
     except ValueError as error:
         raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
 

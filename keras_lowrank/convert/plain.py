@@ -75,8 +75,8 @@ def to_keras(model, form="smaller"):
 def _merged(layer):
     plain = kind_of(layer).plain.from_config(plain_arguments(layer))
     build_like(plain, layer, input_shape(layer))
-    left, right = _balanced(layer)
-    _fill(plain, left @ right, layer.bias)
+    u, s, v = _in_float64(layer)
+    _fill(plain, u @ s @ v.T, layer.bias)
     return plain
 
 
@@ -104,10 +104,14 @@ def _factored(layer):
 
 def _balanced(layer):
     """`U S^{1/2}` and `S^{1/2} V^T` in float64, S made diagonal."""
-    u, s, v = (np.asarray(part, "float64") for part in layer.factors.read())
+    u, s, v = _in_float64(layer)
     inner, values, outer = np.linalg.svd(s)
     root = np.sqrt(values)
     return u @ inner * root, root[:, None] * (outer @ v.T)
+
+
+def _in_float64(layer):
+    return [np.asarray(part, "float64") for part in layer.factors.read()]
 
 
 def _fill(layer, matrix, bias=None):

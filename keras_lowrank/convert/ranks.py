@@ -55,7 +55,7 @@ class Rule:
         for text in self.rank:
             if not any(matches(path, layer, text) for path, layer in layers.items()):
                 raise unknown(layers, "rank", text)
-        return {path: layer for path, layer in layers.items() if self._wanted(path, layer)}
+        return {path: layer for path, layer in layers.items() if self.asked(path, layer)}
 
     def ranks(self, layers, shapes, values, others, only_smaller):
         """Returns `{path: rank}`; None where the layer stays dense.
@@ -77,13 +77,14 @@ class Rule:
             if self._tolerance is not None:
                 rank = int(self._tolerance.rank(tf.constant(values[path]), None))
             else:
-                rank = self._wanted(path, layer)
+                rank = self.asked(path, layer)
             rank = min(max(rank, 1), *shapes[path])
             chosen[path] = rank
         low_rank = _low_rank(chosen, shapes, only_smaller)
         return {path: rank if path in low_rank else None for path, rank in chosen.items()}
 
-    def _wanted(self, path, layer):
+    def asked(self, path, layer):
+        """The rank that was given for a layer, or None: it follows from the singular values."""
         if not isinstance(self.rank, dict):
             return self.rank
         wanted = [rank for text, rank in self.rank.items() if matches(path, layer, text)]
