@@ -78,9 +78,14 @@ class LowRankEinsumDense(LowRankLayer):
         self.partial_output_shape = tuple(output_shape)
         self.bias_axes = bias_axes
         self._equation = EinsumEquation.parse(equation)
+        if self.use_bias and (not bias_axes or not set(bias_axes) <= set(self._equation.outputs)):
+            raise ValueError(
+                "`bias_axes` must name axes of the outputs in `equation`. "
+                f"Received: bias_axes={bias_axes!r}, equation={equation!r}"
+            )
 
     def build(self, input_shape):
-        output_shape = self.compute_output_shape(input_shape)  # with Keras's own checks
+        output_shape = self.compute_output_shape(input_shape)
         axes = self._equation.expanded(len(input_shape))
         extents = {**dict(zip(axes.outputs, output_shape)), **dict(zip(axes.inputs, input_shape))}
         kernel_shape = tuple(extents[axis] for axis in axes.kernel)
@@ -113,23 +118,36 @@ class LowRankEinsumDense(LowRankLayer):
         return _arranged(outputs, axes.free + axes.columns, axes.outputs)
 
     def compute_output_shape(self, input_shape):
-        equation, elided = self._equation, len(input_shape) - len(self._equation.inputs)
+        input_shape, equation = tuple(input_shape), self._equation
+        elided = len(input_shape) - len(equation.inputs)
         if elided < 0 or (elided > 0 and not equation.ellipsis):
             raise ValueError(
                 "The inputs must have the axes that `equation` names. "
-                f"Received: equation={self.equation!r}, input_shape={tuple(input_shape)}"
+                f"Received: equation={self.equation!r}, input_shape={input_shape}"
             )
-        batch_elided = equation.ellipsis == "left" and elided > 0
-        if len(self.partial_output_shape) != len(equation.outputs) - (not batch_elided):
+        batch, rest = input_shape[:1], input_shape[len(equation.inputs) :]
+        if equation.ellipsis == "left":
+            batch, rest = input_shape[: max(elided, 1)], ()
+        given = (*batch, *self.partial_output_shape, *rest)
+        axes = equation.expanded(len(input_shape))
+        if len(given) != len(axes.outputs):
             raise ValueError(
                 "`output_shape` must have an entry for each axis of the outputs in `equation`, "
                 "the batch and what an ellipsis stands for aside. "
                 f"Received: equation={self.equation!r}, output_shape={self.partial_output_shape}"
             )
-        reference = keras.layers.EinsumDense(
-            self.equation, self.partial_output_shape, bias_axes=self.bias_axes, name=self.name
+        known = dict(zip(axes.inputs, input_shape))
+        for axis, extent in zip(axes.outputs, given):
+            if None not in (extent, known.get(axis)) and extent != known[axis]:
+                raise ValueError(
+                    f"`output_shape` must agree with the inputs on axis '{axis}' of `equation`. "
+                    f"Received: equation={self.equation!r}, input_shape={input_shape}, "
+                    f"output_shape={self.partial_output_shape}"
+                )
+        return tuple(
+            known.get(axis) if extent is None else extent
+            for axis, extent in zip(axes.outputs, given)
         )
-        return reference.compute_output_shape(input_shape)
 
     def get_config(self):
         config = {

@@ -81,6 +81,16 @@ class EinsumEquation(NamedTuple):
         return Matricization(tuple(kernel_shape), rows, columns)
 
     def _check_matrix(self, equation):
+        for name, axes, others in (
+            ("kernel", self.kernel, self.inputs + self.outputs),
+            ("outputs", self.outputs, self.inputs + self.kernel),
+        ):
+            lost = "".join(axis for axis in axes if axis not in others)
+            if lost:
+                raise ValueError(
+                    f"Every axis of the {name} in `equation` must be in another operand. "
+                    f"Received: equation={equation!r}, where '{lost}' is not"
+                )
         for name, axes in zip(("inputs", "kernel", "outputs"), self):
             if len(set(axes)) < len(axes):
                 raise ValueError(
