@@ -48,9 +48,9 @@ PRUNING = flags.DEFINE_float("pruning", 0.25, "Share of the training after which
 INTEGRATOR = flags.DEFINE_enum(
     "integrator", "parallel", ["parallel", "rank_adaptive"], "How the factors move."
 )
-EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of every run.", lower_bound=1)
+EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of every run.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Pairs in a batch.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Highest one of Adam.", lower_bound=0.0)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 4e-3, "Highest one of Adam.", lower_bound=0.0)
 SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of every row.", lower_bound=1)
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/transformer_text", "Folder for the JSON.")
 flags.register_validator(

@@ -1,6 +1,8 @@
 """The transformer example: its texts, its network, and what it reports, on a tiny task."""
 
+import contextlib
 import importlib
+import io
 import json
 import pathlib
 import re
@@ -9,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
@@ -17,7 +20,7 @@ _EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 @pytest.fixture(scope="module")
 def example():
-    """The example's module; for the while, its flags stand for those of the same names elsewhere."""
+    """The example's module; its flags stand in for those of the same names elsewhere."""
     pytest.importorskip("rich", reason="the examples need the packages in the extra `examples`")
     source = (_EXAMPLES / "transformer_text.py").read_text()
     names = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
@@ -84,21 +87,40 @@ def test_words_are_numbered_and_long_pairs_left_out(example):
     assert corpus.source.text(corpus.test.source[0]) == "o [UNK]"
 
 
-def test_what_is_right_word_by_word_is_right_in_one_go(example):
+@pytest.fixture(scope="module")
+def run(example, tmp_path_factory):
+    """`(folder, corpus, the low-rank model, what was printed)` of one run of the program."""
+    folder, trained, printed = tmp_path_factory.mktemp("out"), [], io.StringIO()
+    train = example.train
+
+    def watched(method, corpus, *arguments):
+        model, measured = train(method, corpus, *arguments)
+        trained.append((corpus, model))
+        return model, measured
+
+    # Without a graph: a step of sixteen kernels takes longer to trace than to run three times.
+    tf.config.run_functions_eagerly(True)
+    tf.data.experimental.enable_debug_mode()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(example, "train", watched)
+        with flagsaver.flagsaver(output_dir=str(folder), **SMALL):
+            example.main([])
+    yield folder, *trained[-1], printed.getvalue()
+    tf.config.run_functions_eagerly(False)
+
+
+def test_what_is_right_word_by_word_is_right_in_one_go(example, run):
     """And padding, on either side, changes nothing."""
-    module, texts = example, example.text_pairs
-    with flagsaver.flagsaver(**SMALL):
-        corpus = module.load()
-        model, run = module.train(module.LOW_RANK, corpus, 0, "test", 60.0)
-        said = module.answer(model, corpus.test.source, corpus.target.start)
-        wider = texts.Pairs(*(np.pad(a, [(0, 0), (0, 3)]) for a in corpus.test))
-        wide = module.build(module.LOW_RANK, corpus._replace(train=wider))
+    _, corpus, model, _ = run
+    said = example.answer(model, corpus.test.source, corpus.target.start)
     mask = corpus.test.outputs != 0
-    exact = np.mean(
-        [np.array_equal(a[m], b[m]) for a, b, m in zip(said, corpus.test.outputs, mask)]
-    )
-    assert run["exact_match"] == pytest.approx(exact)
-    assert 0.0 < run["token_accuracy"] < 1.0
+    exact = [np.array_equal(a[m], b[m]) for a, b, m in zip(said, corpus.test.outputs, mask)]
+    measured = example.accuracy(model, corpus.test)
+    assert measured["exact_match"] == pytest.approx(np.mean(exact))
+    assert 0.0 < measured["token_accuracy"] < 1.0
+    wider = example.text_pairs.Pairs(*(np.pad(a, [(0, 0), (0, 3)]) for a in corpus.test))
+    with flagsaver.flagsaver(**SMALL):
+        wide = example.build(example.LOW_RANK, corpus._replace(train=wider))
     for old, new in zip(model.variables, wide.variables):
         rows = new.shape[0] - old.shape[0] if old.path.endswith("table") else 0
         new.assign(np.pad(old, [(0, rows), (0, 0)]) if rows else old)
@@ -107,23 +129,21 @@ def test_what_is_right_word_by_word_is_right_in_one_go(example):
     np.testing.assert_allclose(after[mask], before[mask], atol=1e-5)
 
 
-def test_a_run_reports_accuracy_ranks_and_weights(example, tmp_path, capsys):
-    with flagsaver.flagsaver(output_dir=str(tmp_path), **SMALL):
-        example.main([])
-    full, low = json.loads((tmp_path / "sort.json").read_text())["runs"]
+def test_a_run_reports_accuracy_ranks_and_weights(run):
+    folder, _, model, printed = run
+    full, low = json.loads((folder / "sort.json").read_text())["runs"]
     assert full["ranks"] == {} and full["weights"]["projections"] == full["weights"]["full"]
     assert low["weights"]["full"] == full["weights"]["full"] == 12 * 8 * 8 + 4 * 8 * 32
-    ranks = low["ranks"]
-    assert {path.split("/")[0] for path in ranks} == {
+    assert low["ranks"] == model.ranks
+    assert {path.split("/")[0] for path in model.ranks} == {
         *("encoder_0_self", "encoder_0_wide", "encoder_0_narrow", "decoder_0_self"),
         *("decoder_0_cross", "decoder_0_wide", "decoder_0_narrow"),
     }
-    kept = sum(r * (8 + (8 if "/" in path else 32)) for path, r in ranks.items())
+    kept = sum(r * (8 + (8 if "/" in path else 32)) for path, r in model.ranks.items())
     assert low["weights"]["projections"] == kept <= 0.4 * full["weights"]["full"]
     saved = full["weights"]["full"] - kept
     assert low["weights"]["model"] == full["weights"]["model"] - saved
-    table = capsys.readouterr().out
-    assert "low-rank, 60%" in table and "decoder_0_cross/query" in table
+    assert "low-rank, 60%" in printed and "decoder_0_cross/query" in printed
 
 
 def test_compression_that_is_no_share_is_refused(example):
