@@ -105,7 +105,7 @@ def holds_matrix(layer):
 
 
 def kernel_layers(path, layer):
-    """`{path: layer}` of the layers whose kernels those of `layer` are: itself, or projections."""
+    """`{path: layer}` of what holds the kernels of a layer: itself, or its projections."""
     if not is_attention(layer):
         return {path: layer}
     return {f"{path}/{name}": one for name, one in projections(layer).items()}

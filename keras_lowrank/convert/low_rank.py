@@ -44,8 +44,8 @@ def from_keras(
 
     The kernel W of every Dense, Conv2D and EinsumDense layer, and of every projection in a layer
     of attention ("attention/query", ...), becomes its best approximation `W_r = U S V^T`
-    (truncated SVD), with the layer's bias and arguments. All else is copied, with
-    weights and statistics: names, `trainable`, precision, layers that are used in several places.
+    (truncated SVD), with the layer's bias and arguments. All else is copied, with weights and
+    statistics: names, `trainable`, precision, layers that are used in several places.
     The model that was given is left as it is, and the new one is not compiled; a `train_step` of
     one's own, in a subclass of a functional model, stays behind.
 

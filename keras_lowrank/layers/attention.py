@@ -41,12 +41,12 @@ class LowRankAttention:
         shared = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
         shared = {name: config[name] for name in shared}
         for one in ranks.values():  # their own checks, with their own words
-            LowRankEinsumDense("ab,bc->ac", 1, **shared, **self._bounds(one))
-        self._projection_ranks = ranks
+            LowRankEinsumDense("ab,bc->ac", 1, name=self.name, **shared, **self._bounds(one))
+        self._projection_ranks = dict(ranks)
 
     def __setattr__(self, name, value):
         if type(value) is keras.layers.EinsumDense:
-            projection = _NAMES[value.name]
+            projection = _NAMES.get(value.name)
             if projection in self._projection_ranks:
                 bounds = self._bounds(self._projection_ranks[projection])
                 value = LowRankEinsumDense(**{**value.get_config(), **bounds, "name": projection})

@@ -33,10 +33,15 @@ class Matricization(NamedTuple):
 
     def matrix(self, kernel):
         """The matrix of a kernel."""
-        return keras.ops.reshape(keras.ops.transpose(kernel, self.rows + self.columns), self.shape)
+        return keras.ops.reshape(_transposed(kernel, self.rows + self.columns), self.shape)
 
     def kernel(self, matrix):
         """The kernel of a matrix."""
         order = self.rows + self.columns
         kernel = keras.ops.reshape(matrix, [self.kernel_shape[axis] for axis in order])
-        return keras.ops.transpose(kernel, sorted(range(len(order)), key=order.index))
+        return _transposed(kernel, sorted(range(len(order)), key=order.index))
+
+
+def _transposed(tensor, order):
+    # Most kernels are in order, and are not to be copied for nothing.
+    return tensor if list(order) == sorted(order) else keras.ops.transpose(tensor, order)
