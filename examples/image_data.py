@@ -93,16 +93,18 @@ def load(name):
         SystemExit: the data set is not there and must not or cannot be downloaded; one line.
     """
     builder = tfds.builder(name, data_dir=DATA_DIR.value)
-    if not builder.is_prepared():
-        _download(builder)
+    prepare(builder)
     return tuple(_arrays(builder, split) for split in ("train", "test"))
 
 
-def _scaled(images):
-    return tf.cast(images, tf.float32) / 255.0
+def prepare(builder):
+    """Downloads a data set of tensorflow-datasets where it is not there yet.
 
-
-def _download(builder):
+    Raises:
+        SystemExit: it must not or cannot be downloaded; one line.
+    """
+    if builder.is_prepared():
+        return
     missing = f"{builder.info.full_name} is not in {builder.data_path.parent.parent}"
     if not DOWNLOAD.value:
         raise SystemExit(f"{missing}. Name its folder with --data_dir, or leave out --nodownload.")
@@ -113,6 +115,10 @@ def _download(builder):
     except Exception as error:  # of the network, of the disk or of a mirror: many types, one cure
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SystemExit(f"{missing} and could not be downloaded: {reason[:200]}") from None
+
+
+def _scaled(images):
+    return tf.cast(images, tf.float32) / 255.0
 
 
 def _arrays(builder, split):

@@ -5,11 +5,13 @@ import tensorflow as tf
 from reference import parallel
 from reference.closed_form import matrix
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankEinsumDense, LowRankModel
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import complement
 from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
 
+EINSUM = {"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}
+EINSUM_4D = {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"}
 CONV = {"kernel_size": (2, 3), "filters": 5}
 # (layer arguments, input shape)
 CASES = {
@@ -20,6 +22,11 @@ CASES = {
     "conv strides": ({**CONV, "strides": 2, "padding": "same"}, (3, 6, 7, 2)),
     "conv dilation": ({**CONV, "dilation_rate": (1, 2), "padding": "same"}, (3, 6, 7, 2)),
     "conv channels first": ({**CONV, "data_format": "channels_first"}, (3, 2, 6, 7)),
+    "einsum 2-D": ({"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}, (7, 6)),
+    "einsum 4-D": (
+        {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"},
+        (3, 4, 2, 3),
+    ),
 }
 cases = pytest.mark.parametrize("case", CASES)
 eager_and_traced = pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
@@ -42,6 +49,9 @@ def make(case, rank=2, dtype="float64", seed=0, **kwargs):
         first = arguments.get("data_format") == "channels_first"
         conv = ChannelsFirst if first else keras.layers.Conv2D
         full = conv(**{**arguments, "data_format": "channels_last"}, dtype=dtype, **kwargs)
+    elif "equation" in arguments:
+        layer = LowRankEinsumDense(**arguments, rank=rank, dtype=dtype, **kwargs)
+        full = keras.layers.EinsumDense(**arguments, dtype=dtype, **kwargs)
     else:
         layer = LowRankDense(5, rank=rank, dtype=dtype, **kwargs)
         full = keras.layers.Dense(5, dtype=dtype, **kwargs)
@@ -59,14 +69,14 @@ def loss_of(outputs):
     return tf.reduce_sum(tf.sin(outputs) * (1.0 + 0.1 * tf.cast(weights % 7, tf.float64)))
 
 
-def full_gradient(full, kernel, x):
-    """`(G, dx)` of the full-rank layer at the given kernel, G as an n x m matrix."""
-    full.kernel.assign(kernel)
+def full_gradient(full, layer, x):
+    """`(G, dx)` of the full-rank layer at the kernel of `layer`, G as an n x m matrix."""
+    full.kernel.assign(layer.kernel)
     with tf.GradientTape() as tape:
         tape.watch(x)
         loss = loss_of(full(x))
     G, dx = tape.gradient(loss, [full.kernel.value, x])
-    return tf.reshape(G, [-1, G.shape[-1]]).numpy(), dx.numpy()
+    return layer.matricization.matrix(G).numpy(), dx.numpy()
 
 
 def probe_gradients(layer, x, sides=None, traced=False, forward=None):
@@ -105,7 +115,7 @@ def test_one_pass_gives_the_tangent_gradient_and_the_corner(case, traced):
     """`(G V, G^T U)`, `Q^T G Z` and dx, where G is the gradient of a full kernel."""
     layer, full, x = make(case, bias_initializer="normal", activation="tanh")
     full.bias.assign(layer.bias)
-    G, dx = full_gradient(full, layer.kernel, x)
+    G, dx = full_gradient(full, layer, x)
     U, _, V = (factor.numpy() for factor in layer.factors.read())
     K, L, found_dx, corner, q, z = probe_gradients(layer, x, random_sides(layer, 3), traced)
     np.testing.assert_allclose(K, G @ V, atol=1e-10)
@@ -154,7 +164,7 @@ def test_a_faint_direction_costs_the_corner_its_faintness_and_not_the_square_of_
     """In float32, against `Q^T G Z` in float64 with the same Q and Z; ten roundings at 1."""
     layer, full, x = make("dense 2-D", dtype="float32")
     full.bias.assign(layer.bias)
-    G, _ = full_gradient(full, layer.kernel, x)
+    G, _ = full_gradient(full, layer, x)
     # Two columns that differ by little: then the faint direction is a difference of large ones.
     mix = tf.constant([[1.0, 1.0], [0.0, faint]])
     sides = [(block @ mix, basis) for block, basis in random_sides(layer, 2)]
@@ -191,7 +201,7 @@ def test_mixed_precision_computes_in_bfloat16_and_returns_float32(case):
     exact, exact_full, wide = make(case, dtype="float64")
     for variable, source in zip(exact.factors.variables, layer.factors.variables):
         variable.assign(tf.cast(source.value, tf.float64))
-    G, _ = full_gradient(exact_full, exact.kernel, wide)
+    G, _ = full_gradient(exact_full, exact, wide)
     U, _, V = (factor.numpy() for factor in exact.factors.read())
     with substitute({layer.factors: TangentProbe(layer.factors.read())}):
         assert layer(x).dtype == tf.bfloat16

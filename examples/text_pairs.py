@@ -1,0 +1,181 @@
+"""Pairs of texts for the transformer: tasks that are generated, and a set of translations.
+
+A module of the examples, not a program.
+"""
+
+import string
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import flags
+
+import image_data
+
+flags.adopt_module_key_flags(image_data)
+
+TASKS = ("sort", "reverse", "add")
+TRANSLATION = "ted_hrlr_translate/pt_to_en"
+
+
+class Vocabulary:
+    """The tokens of one side of the pairs, numbered: 0 pads, 1 is unknown.
+
+    Args:
+        texts: list of str, where the tokens are from.
+        words: bool. Tokens are words in lower case, without punctuation; or else characters.
+        size: int or None, the most tokens.
+    """
+
+    def __init__(self, texts, words, size=None):
+        self._vectorization = keras.layers.TextVectorization(
+            max_tokens=size,
+            standardize="lower_and_strip_punctuation" if words else None,
+            split="whitespace" if words else "character",
+        )
+        self._vectorization.adapt(tf.constant(texts))
+        self.tokens = self._vectorization.get_vocabulary()
+        self.start, self.end = len(self.tokens), len(self.tokens) + 1
+        self._joint = " " if words else ""
+
+    def __len__(self):
+        return len(self.tokens) + 2
+
+    def numbers(self, texts):
+        """int32 array of shape `(count, longest)`, padded."""
+        return self._vectorization(tf.constant(texts)).numpy().astype("int32")
+
+    def text(self, numbers):
+        """What a row of numbers says, up to its end."""
+        numbers = [int(number) for number in numbers]
+        if self.end in numbers:
+            numbers = numbers[: numbers.index(self.end)]
+        return self._joint.join(self.tokens[n] for n in numbers if 0 < n < len(self.tokens))
+
+
+class Pairs(NamedTuple):
+    """Texts and what they are to become.
+
+    Attributes:
+        source: int array, shape `(count, S)`, padded with 0.
+        inputs: int array, shape `(count, T)`: start and target, which a decoder reads.
+        outputs: int array, shape `(count, T)`: target and end, which it is to say.
+    """
+
+    source: np.ndarray
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+    def __len__(self):
+        return len(self.source)
+
+    def training_batches(self, batch_size, seed):
+        """Batches `((source, inputs), outputs)` in a new order every epoch."""
+        data = tf.data.Dataset.from_tensor_slices(tuple(self)).cache()
+        data = data.shuffle(len(self), seed=seed, reshuffle_each_iteration=True).batch(batch_size)
+        data = data.map(lambda source, inputs, outputs: ((source, inputs), outputs))
+        return data.prefetch(tf.data.AUTOTUNE)
+
+    def batches(self, size=256):
+        """Slices, in order."""
+        for start in range(0, len(self), size):
+            yield Pairs(*(array[start : start + size] for array in self))
+
+
+class Corpus(NamedTuple):
+    """Everything that an experiment needs.
+
+    Attributes:
+        train, test: `Pairs`.
+        source, target: `Vocabulary`.
+    """
+
+    train: Pairs
+    test: Pairs
+    source: Vocabulary
+    target: Vocabulary
+
+
+def corpus(train, test, words, size=None, longest=None):
+    """Numbers two lists of pairs of texts; the vocabularies are those of the first.
+
+    Args:
+        train: list of `(source, target)`.
+        test: the same.
+        words: bool, as in `Vocabulary`.
+        size: int or None, as in `Vocabulary`.
+        longest: int or None, tokens; pairs with a longer side are left out.
+    """
+    sources, targets = (Vocabulary(list(texts), words, size) for texts in zip(*train))
+    numbered = []
+    for pairs in (train, test):
+        sides = zip(*pairs)
+        source, target = (v.numbers(list(side)) for v, side in zip((sources, targets), sides))
+        if longest is not None:
+            short = np.all([np.count_nonzero(side, 1) <= longest for side in (source, target)], 0)
+            source, target = source[short, :longest], target[short, :longest]
+        numbered.append((source, target))
+    widths = [max(one[side].shape[1] for one in numbered) for side in (0, 1)]
+    return Corpus(*(_pairs(*one, *widths, targets) for one in numbered), sources, targets)
+
+
+def generate(task, count, length, seed):
+    """Draws that many different pairs of texts of up to `length` characters, in random order.
+
+    Args:
+        task: str. "sort" and "reverse" the letters of a word; "add" two numbers: the sum is
+            written from its last digit to its first, the order in which one adds.
+        count: int.
+        length: int, of the longest source.
+        seed: int.
+    """
+    random = np.random.default_rng(seed)
+    draw = _sum if task == "add" else _word
+    sources = {}  # a set in order: the same for the same seed
+    while len(sources) < count:
+        sources[draw(random, length)] = None
+    answer = {"sort": lambda s: "".join(sorted(s)), "reverse": lambda s: s[::-1], "add": _add}[task]
+    return [(source, answer(source)) for source in sources]
+
+
+def translations(name=TRANSLATION):
+    """Training and test pairs of a set of tensorflow-datasets, lists of `(source, target)`.
+
+    Raises:
+        SystemExit: the data set is not there and must not or cannot be downloaded; one line.
+    """
+    builder = tfds.builder(name, data_dir=image_data.DATA_DIR.value)
+    image_data.prepare(builder)
+    return tuple(
+        [
+            (source.decode(), target.decode())
+            for source, target in tfds.as_numpy(builder.as_dataset(split=split, as_supervised=True))
+        ]
+        for split in ("train", "test")
+    )
+
+
+def _pairs(source, target, source_width, target_width, vocabulary):
+    source = np.pad(source, [(0, 0), (0, source_width - source.shape[1])])
+    target = np.pad(target, [(0, 0), (0, target_width + 1 - target.shape[1])])
+    inputs = np.roll(target, 1, axis=1)
+    inputs[:, 0] = vocabulary.start
+    outputs = target.copy()
+    outputs[np.arange(len(target)), np.count_nonzero(target, axis=1)] = vocabulary.end
+    return Pairs(source, inputs, outputs)
+
+
+def _word(random, length):
+    letters = random.choice(list(string.ascii_lowercase), random.integers(length // 2, length + 1))
+    return "".join(letters)
+
+
+def _sum(random, length):
+    digits = random.integers(1, (length - 1) // 2 + 1, 2)
+    return "+".join(str(random.integers(10**d)) for d in digits)
+
+
+def _add(source):
+    return str(sum(map(int, source.split("+"))))[::-1]

@@ -1,0 +1,151 @@
+"""The transformer example: its texts, its network, and what it reports, on a tiny task."""
+
+import contextlib
+import importlib
+import io
+import json
+import pathlib
+import re
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+_EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The example's module; its flags stand in for those of the same names elsewhere."""
+    pytest.importorskip("rich", reason="the examples need the packages in the extra `examples`")
+    source = (_EXAMPLES / "transformer_text.py").read_text()
+    names = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+    others = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+    for name in others:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.mark_as_parsed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(_EXAMPLES))
+        yield importlib.import_module("transformer_text")
+    del sys.modules["transformer_text"]
+    for name in names:
+        delattr(flags.FLAGS, name)
+    for name, flag in others.items():
+        flags.FLAGS[name] = flag
+
+
+SMALL = {
+    **{"train": 60, "test": 20, "length": 6, "width": 8, "heads": 2, "epochs": 1, "seeds": 1},
+    **{"batch_size": 20, "layers": 1, "compression": ["60"]},
+}
+
+
+@pytest.mark.parametrize("task", ["sort", "reverse", "add"])
+def test_generated_pairs_are_different_right_and_numbered(example, task):
+    texts = example.text_pairs
+    drawn = texts.generate(task, 50, 9, seed=0)
+    assert drawn == texts.generate(task, 50, 9, seed=0) != texts.generate(task, 50, 9, seed=1)
+    assert len(set(drawn)) == 50 and max(len(source) for source, _ in drawn) <= 9
+    for source, target in drawn:
+        right = {
+            "sort": lambda s: "".join(sorted(s)),
+            "reverse": lambda s: "".join(reversed(s)),
+            "add": lambda s: str(sum(int(part) for part in s.split("+")))[::-1],
+        }[task](source)
+        assert target == right
+    corpus = texts.corpus(drawn[:40], drawn[40:], words=False)
+    assert (len(corpus.train), len(corpus.test)) == (40, 10)
+    _check_numbers(corpus, drawn[:40], corpus.train)
+    batch = next(iter(corpus.train.training_batches(8, seed=0)))
+    assert [part.shape[0] for part in keras.tree.flatten(batch)] == [8, 8, 8]
+
+
+def _check_numbers(corpus, pairs, numbers):
+    for (source, target), row, inputs, outputs in zip(pairs, *numbers, strict=True):
+        assert corpus.source.text(row) == source and corpus.target.text(outputs) == target
+        assert inputs[0] == corpus.target.start and corpus.target.end in outputs
+        length = np.count_nonzero(outputs)
+        np.testing.assert_array_equal(inputs[1:length], outputs[: length - 1])
+        assert not inputs[length:].any() and outputs.max() < len(corpus.target)
+
+
+def test_words_are_numbered_and_long_pairs_left_out(example):
+    texts = example.text_pairs
+    train = [
+        ("O gato.", "The cat."),
+        ("o cão e o gato", "the dog and the cat"),
+        ("a b c d e f", "x"),
+    ]
+    corpus = texts.corpus(train, [("o rato", "the rat")], words=True, size=50, longest=5)
+    assert len(corpus.train) == 2
+    expected = [("o gato", "the cat"), ("o cão e o gato", "the dog and the cat")]
+    _check_numbers(corpus, expected, corpus.train)
+    assert corpus.source.text(corpus.test.source[0]) == "o [UNK]"
+
+
+@pytest.fixture(scope="module")
+def run(example, tmp_path_factory):
+    """`(folder, corpus, the low-rank model, what was printed)` of one run of the program."""
+    folder, trained, printed = tmp_path_factory.mktemp("out"), [], io.StringIO()
+    train = example.train
+
+    def watched(method, corpus, *arguments):
+        model, measured = train(method, corpus, *arguments)
+        trained.append((corpus, model))
+        return model, measured
+
+    # Without a graph: a step of sixteen kernels takes longer to trace than to run three times.
+    tf.config.run_functions_eagerly(True)
+    tf.data.experimental.enable_debug_mode()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(example, "train", watched)
+        with flagsaver.flagsaver(output_dir=str(folder), **SMALL):
+            example.main([])
+    yield folder, *trained[-1], printed.getvalue()
+    tf.config.run_functions_eagerly(False)
+
+
+def test_what_is_right_word_by_word_is_right_in_one_go(example, run):
+    """And padding, on either side, changes nothing."""
+    _, corpus, model, _ = run
+    said = example.answer(model, corpus.test.source, corpus.target.start)
+    mask = corpus.test.outputs != 0
+    exact = [np.array_equal(a[m], b[m]) for a, b, m in zip(said, corpus.test.outputs, mask)]
+    measured = example.accuracy(model, corpus.test)
+    assert measured["exact_match"] == pytest.approx(np.mean(exact))
+    assert 0.0 < measured["token_accuracy"] < 1.0
+    wider = example.text_pairs.Pairs(*(np.pad(a, [(0, 0), (0, 3)]) for a in corpus.test))
+    with flagsaver.flagsaver(**SMALL):
+        wide = example.build(example.LOW_RANK, corpus._replace(train=wider))
+    for old, new in zip(model.variables, wide.variables):
+        rows = new.shape[0] - old.shape[0] if old.path.endswith("table") else 0
+        new.assign(np.pad(old, [(0, rows), (0, 0)]) if rows else old)
+    before = model.predict_on_batch([corpus.test.source, corpus.test.inputs])
+    after = wide.predict_on_batch([wider.source, wider.inputs])[:, : before.shape[1]]
+    np.testing.assert_allclose(after[mask], before[mask], atol=1e-5)
+
+
+def test_a_run_reports_accuracy_ranks_and_weights(run):
+    folder, _, model, printed = run
+    full, low = json.loads((folder / "sort.json").read_text())["runs"]
+    assert full["ranks"] == {} and full["weights"]["projections"] == full["weights"]["full"]
+    assert low["weights"]["full"] == full["weights"]["full"] == 12 * 8 * 8 + 4 * 8 * 32
+    assert low["ranks"] == model.ranks
+    assert {path.split("/")[0] for path in model.ranks} == {
+        *("encoder_0_self", "encoder_0_wide", "encoder_0_narrow", "decoder_0_self"),
+        *("decoder_0_cross", "decoder_0_wide", "decoder_0_narrow"),
+    }
+    kept = sum(r * (8 + (8 if "/" in path else 32)) for path, r in model.ranks.items())
+    assert low["weights"]["projections"] == kept <= 0.4 * full["weights"]["full"]
+    saved = full["weights"]["full"] - kept
+    assert low["weights"]["model"] == full["weights"]["model"] - saved
+    assert "low-rank, 60%" in printed and "decoder_0_cross/query" in printed
+
+
+def test_compression_that_is_no_share_is_refused(example):
+    with pytest.raises(flags.IllegalFlagValueError, match="must be numbers"), flagsaver.flagsaver():
+        flags.FLAGS.compression = ["101"]
