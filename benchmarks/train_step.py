@@ -1,8 +1,8 @@
 """How long is one training step: full-rank, two-factor and low-rank, in one process?
 
 784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
-convolutions of 256 channels on 16 x 16 images, with `lenet5` the paper's; on one batch of random
-numbers, by SGD:
+convolutions of 256 channels on 16 x 16 images (conv1d, conv3d and conv_transpose: the others like
+it), with `lenet5` the paper's; on one batch of random numbers, by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -19,7 +19,9 @@ import networks
 import reporting
 from absl import flags
 
-NETWORK = flags.DEFINE_enum("network", "dense", ["dense", "conv", "lenet5"], "What to train.")
+NETWORK = flags.DEFINE_enum(
+    "network", "dense", ["dense", *networks.CONVOLUTIONS, "lenet5"], "What to train."
+)
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
 LAYERS = flags.DEFINE_integer("layers", 2, "Convolutions.", lower_bound=1)
@@ -33,8 +35,8 @@ METHODS = flags.DEFINE_multi_enum(
 
 
 def build(method, rank):
-    if NETWORK.value == "conv":
-        return networks.conv(method, LAYERS.value, rank=rank)
+    if NETWORK.value in networks.CONVOLUTIONS:
+        return networks.conv(method, LAYERS.value, NETWORK.value, rank=rank)
     if NETWORK.value == "lenet5":
         return networks.lenet5(method, rank)
     return networks.dense(method, reporting.numbers(WIDTHS), rank)
@@ -62,8 +64,11 @@ def main(_):
         row["ms_of_rounds"] = [1000.0 * second for second in seconds[method, rank]]
         rows.append(row)
     widths = "-".join(map(str, [networks.FEATURES, *reporting.numbers(WIDTHS), networks.CLASSES]))
-    conv = f"{LAYERS.value} x conv 3x3x256x256 on 16x16"
-    network = {"dense": widths, "conv": conv, "lenet5": "LeNet5"}[NETWORK.value]
+    network = {"dense": widths, "lenet5": "LeNet5"}.get(NETWORK.value)
+    if network is None:
+        extents = networks.CONVOLUTIONS[NETWORK.value][2]
+        size, on = "x".join("3" * len(extents)), "x".join(map(str, extents))
+        network = f"{LAYERS.value} x {NETWORK.value} {size}x256x256 on {on}"
     columns = {
         "method": "{}",
         "rank": "{}",

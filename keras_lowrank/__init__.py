@@ -12,7 +12,14 @@ from keras_lowrank import callbacks, optimizers
 from keras_lowrank.compression import Compression
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
-from keras_lowrank.layers import LowRankConv2D, LowRankDense, LowRankLayer
+from keras_lowrank.layers import (
+    LowRankConv1D,
+    LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
+    LowRankDense,
+    LowRankLayer,
+)
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.truncation import Budget, KeepRank, Tolerance, Truncation
 
@@ -24,7 +31,10 @@ __all__ = [
     "FixedRank",
     "Integrator",
     "KeepRank",
+    "LowRankConv1D",
     "LowRankConv2D",
+    "LowRankConv2DTranspose",
+    "LowRankConv3D",
     "LowRankDense",
     "LowRankLayer",
     "LowRankModel",

@@ -5,21 +5,53 @@ import tensorflow as tf
 from reference import parallel
 from reference.closed_form import matrix
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank import (
+    LowRankConv1D,
+    LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
+    LowRankDense,
+    LowRankModel,
+)
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import complement
 from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
 
 CONV = {"kernel_size": (2, 3), "filters": 5}
-# (layer arguments, input shape)
+CONV_1D = {"kernel_size": 3, "filters": 5}
+# (layer, arguments, input shape)
 CASES = {
-    "dense 2-D": ({}, (7, 6)),
-    "dense 3-D": ({}, (3, 4, 6)),
-    "dense 4-D": ({}, (2, 3, 2, 6)),
-    "conv": (CONV, (3, 6, 7, 2)),
-    "conv strides": ({**CONV, "strides": 2, "padding": "same"}, (3, 6, 7, 2)),
-    "conv dilation": ({**CONV, "dilation_rate": (1, 2), "padding": "same"}, (3, 6, 7, 2)),
-    "conv channels first": ({**CONV, "data_format": "channels_first"}, (3, 2, 6, 7)),
+    "dense 2-D": (LowRankDense, {"units": 5}, (7, 6)),
+    "dense 3-D": (LowRankDense, {"units": 5}, (3, 4, 6)),
+    "dense 4-D": (LowRankDense, {"units": 5}, (2, 3, 2, 6)),
+    "conv": (LowRankConv2D, CONV, (3, 6, 7, 2)),
+    "conv strides": (LowRankConv2D, {**CONV, "strides": 2, "padding": "same"}, (3, 6, 7, 2)),
+    "conv dilation": (
+        LowRankConv2D,
+        {**CONV, "dilation_rate": (1, 2), "padding": "same"},
+        (3, 6, 7, 2),
+    ),
+    "conv channels first": (
+        LowRankConv2D,
+        {**CONV, "data_format": "channels_first"},
+        (3, 2, 6, 7),
+    ),
+    "conv 1-D causal": (LowRankConv1D, {**CONV_1D, "padding": "causal"}, (3, 6, 2)),
+    "conv 1-D dilation": (
+        LowRankConv1D,
+        {**CONV_1D, "padding": "same", "dilation_rate": 2},
+        (3, 6, 2),
+    ),
+    "conv 3-D": (
+        LowRankConv3D,
+        {"kernel_size": 2, "filters": 5, "strides": (2, 1, 1), "padding": "same"},
+        (2, 3, 4, 3, 2),
+    ),
+    "conv transpose": (
+        LowRankConv2DTranspose,
+        {**CONV, "strides": 2, "padding": "same"},
+        (2, 3, 4, 2),
+    ),
 }
 cases = pytest.mark.parametrize("case", CASES)
 eager_and_traced = pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
@@ -34,19 +66,19 @@ class ChannelsFirst(keras.layers.Conv2D):
 
 def make(case, rank=2, dtype="float64", seed=0, **kwargs):
     """A built layer with a full core, a full-rank Keras layer like it, and inputs of its shape."""
-    arguments, shape = CASES[case]
+    low_rank, arguments, shape = CASES[case]
     rng = np.random.default_rng(seed)
     x = tf.constant(rng.standard_normal(shape), "float64" if dtype == "float64" else "float32")
-    if "filters" in arguments:
-        layer = LowRankConv2D(**arguments, rank=rank, dtype=dtype, **kwargs)
-        first = arguments.get("data_format") == "channels_first"
-        conv = ChannelsFirst if first else keras.layers.Conv2D
-        full = conv(**{**arguments, "data_format": "channels_last"}, dtype=dtype, **kwargs)
+    layer = low_rank(**arguments, rank=rank, dtype=dtype, **kwargs)
+    plain = getattr(keras.layers, low_rank.__name__.removeprefix("LowRank"))
+    if "data_format" in arguments:
+        plain, arguments = ChannelsFirst, {**arguments, "data_format": "channels_last"}
+        full = plain(**arguments, dtype=dtype, **kwargs)
+        full.build([shape[i] for i in (0, 2, 3, 1)])
     else:
-        layer = LowRankDense(5, rank=rank, dtype=dtype, **kwargs)
-        full = keras.layers.Dense(5, dtype=dtype, **kwargs)
+        full = plain(**arguments, dtype=dtype, **kwargs)
+        full.build(shape)
     layer.build(shape)
-    full.build([shape[i] for i in (0, 2, 3, 1)] if "data_format" in arguments else shape)
     full.input_spec = None
     layer.S.assign(rng.standard_normal((rank, rank)))
     return layer, full, x
@@ -59,14 +91,14 @@ def loss_of(outputs):
     return tf.reduce_sum(tf.sin(outputs) * (1.0 + 0.1 * tf.cast(weights % 7, tf.float64)))
 
 
-def full_gradient(full, kernel, x):
-    """`(G, dx)` of the full-rank layer at the given kernel, G as an n x m matrix."""
-    full.kernel.assign(kernel)
+def full_gradient(full, layer, x):
+    """`(G, dx)` of the full-rank layer at the kernel of `layer`, G as an n x m matrix."""
+    full.kernel.assign(layer.kernel)
     with tf.GradientTape() as tape:
         tape.watch(x)
         loss = loss_of(full(x))
     G, dx = tape.gradient(loss, [full.kernel.value, x])
-    return tf.reshape(G, [-1, G.shape[-1]]).numpy(), dx.numpy()
+    return layer.matricization.matrix(G).numpy(), dx.numpy()
 
 
 def probe_gradients(layer, x, sides=None, traced=False, forward=None):
@@ -105,7 +137,7 @@ def test_one_pass_gives_the_tangent_gradient_and_the_corner(case, traced):
     """`(G V, G^T U)`, `Q^T G Z` and dx, where G is the gradient of a full kernel."""
     layer, full, x = make(case, bias_initializer="normal", activation="tanh")
     full.bias.assign(layer.bias)
-    G, dx = full_gradient(full, layer.kernel, x)
+    G, dx = full_gradient(full, layer, x)
     U, _, V = (factor.numpy() for factor in layer.factors.read())
     K, L, found_dx, corner, q, z = probe_gradients(layer, x, random_sides(layer, 3), traced)
     np.testing.assert_allclose(K, G @ V, atol=1e-10)
@@ -154,7 +186,7 @@ def test_a_faint_direction_costs_the_corner_its_faintness_and_not_the_square_of_
     """In float32, against `Q^T G Z` in float64 with the same Q and Z; ten roundings at 1."""
     layer, full, x = make("dense 2-D", dtype="float32")
     full.bias.assign(layer.bias)
-    G, _ = full_gradient(full, layer.kernel, x)
+    G, _ = full_gradient(full, layer, x)
     # Two columns that differ by little: then the faint direction is a difference of large ones.
     mix = tf.constant([[1.0, 1.0], [0.0, faint]])
     sides = [(block @ mix, basis) for block, basis in random_sides(layer, 2)]
@@ -191,7 +223,7 @@ def test_mixed_precision_computes_in_bfloat16_and_returns_float32(case):
     exact, exact_full, wide = make(case, dtype="float64")
     for variable, source in zip(exact.factors.variables, layer.factors.variables):
         variable.assign(tf.cast(source.value, tf.float64))
-    G, _ = full_gradient(exact_full, exact.kernel, wide)
+    G, _ = full_gradient(exact_full, exact, wide)
     U, _, V = (factor.numpy() for factor in exact.factors.read())
     with substitute({layer.factors: TangentProbe(layer.factors.read())}):
         assert layer(x).dtype == tf.bfloat16

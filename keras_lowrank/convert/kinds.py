@@ -1,11 +1,19 @@
 """Which Keras layer is which low-rank layer: the one table that conversion reads, both ways."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from keras_lowrank.layers import LowRankConv2D, LowRankDense
+from keras_lowrank.layers import (
+    LowRankConv1D,
+    LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
+    LowRankDense,
+)
+from keras_lowrank.layers.matricization import Matricization
 
 
 class Kind(NamedTuple):
@@ -17,19 +25,30 @@ class Kind(NamedTuple):
         width: str, the argument that holds the number of outputs.
         second: dict. A plain layer with r outputs, and one of the same class with these arguments
             behind it, multiply with `A B^T`.
+        matricization_of: callable from the shape of a kernel to its `Matricization`.
     """
 
     plain: type
     low_rank: type
     width: str
     second: dict
+    matricization_of: Callable = Matricization.of_last_axis
 
 
 _POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
 
 KINDS = [
     Kind(keras.layers.Dense, LowRankDense, "units", {}),
+    Kind(keras.layers.Conv1D, LowRankConv1D, "filters", _POINTWISE),
     Kind(keras.layers.Conv2D, LowRankConv2D, "filters", _POINTWISE),
+    Kind(keras.layers.Conv3D, LowRankConv3D, "filters", _POINTWISE),
+    Kind(
+        keras.layers.Conv2DTranspose,
+        LowRankConv2DTranspose,
+        "filters",
+        {**_POINTWISE, "output_padding": None},
+        LowRankConv2DTranspose.matricization_of,
+    ),
 ]
 
 # A subclass of a Keras layer may compute anything: the very class is asked for.
@@ -47,11 +66,16 @@ def is_convertible(layer):
     return type(layer) in _BY_PLAIN
 
 
+def matricization(layer):
+    """How the kernel of a plain layer is a matrix."""
+    return kind_of(layer).matricization_of(layer.kernel.shape)
+
+
 def kernel_matrix(layer):
     """The kernel as an array of shape `(n, m)`, in float32 or float64."""
     dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
-    kernel = np.asarray(keras.ops.cast(layer.kernel, dtype))  # a view where nothing is cast
-    return kernel.reshape(-1, kernel.shape[-1])
+    kernel = keras.ops.cast(layer.kernel, dtype)
+    return np.asarray(matricization(layer).matrix(kernel))  # a view where nothing was cast
 
 
 def unbuilt_twin(layer, rank):

@@ -39,11 +39,12 @@ def from_keras(
 ):
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
-    The kernel W of every Dense and Conv2D layer becomes its best approximation
-    `W_r = U S V^T` (truncated SVD), with the layer's bias and arguments. All else is copied, with
-    weights and statistics: names, `trainable`, precision, layers that are used in several places.
-    The model that was given is left as it is, and the new one is not compiled; a `train_step` of
-    one's own, in a subclass of a functional model, stays behind.
+    The kernel W of every Dense layer and of every convolution (Conv1D, Conv2D, Conv3D,
+    Conv2DTranspose) becomes its best approximation `W_r = U S V^T` (truncated SVD), with the
+    layer's bias and arguments. All else is copied, with weights and statistics: names,
+    `trainable`, precision, layers that are used in several places. The model that was given is
+    left as it is, and the new one is not compiled; a `train_step` of one's own, in a subclass of
+    a functional model, stays behind.
 
     With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
     minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
@@ -138,7 +139,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     is all that it takes: its layers, converted.
 
     Args:
-        layer: built `keras.layers.Dense` or `Conv2D`.
+        layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D` or `Conv2DTranspose`.
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
         energy: float in `(0, 1]`, as in `from_keras`. Exactly one of the three must be given.
@@ -196,10 +197,10 @@ def _chosen(model, rule, include, exclude):
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
     left = "; ".join(f"{path}: {reason}" for path, reason in refused.items() if reason)
     if not chosen:
-        names = " or ".join(kind.plain.__name__ for kind in KINDS)
+        names = ", ".join(kind.plain.__name__ for kind in KINDS)
         raise ValueError(
-            f"`from_keras` needs a {names} layer to convert, in the graph of the model and left "
-            f"by `include` and `exclude`. Received: {left or 'none'}"
+            f"`from_keras` needs a layer to convert, one of {names}, in the graph of the model "
+            f"and left by `include` and `exclude`. Received: {left or 'none'}"
         )
     if left:
         warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.graph import GraphCopy, build_like, check_model, input_shape
-from keras_lowrank.convert.kinds import kind_of, plain_arguments
+from keras_lowrank.convert.kinds import kind_of, matricization, plain_arguments
 from keras_lowrank.layers import LowRankLayer
 
 _FORMS = ("smaller", "factored", "merged")
@@ -17,7 +17,8 @@ def to_keras(model, form="smaller"):
 
     A low-rank layer becomes `"merged"`, the one Keras layer with the kernel `U S V^T`, or
     `"factored"`, two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T` in a Sequential
-    model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D.
+    model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D,
+    and so for the other convolutions.
     The root of S in each gives both the same norm, which training and quantization like best.
     All else is copied, as `from_keras` does. The new model is not compiled.
 
@@ -111,6 +112,6 @@ def _balanced(layer):
 
 
 def _fill(layer, matrix, bias=None):
-    layer.kernel.assign(matrix.reshape(layer.kernel.shape))
+    layer.kernel.assign(matricization(layer).kernel(matrix))
     if bias is not None:
         layer.bias.assign(bias)

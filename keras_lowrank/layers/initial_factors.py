@@ -31,7 +31,7 @@ class GivenFactors(keras.initializers.Initializer):
         self.factors = factors
 
 
-def initial_factors(initializer, kernel_shape, rank):
+def initial_factors(initializer, matricization, rank, fans=None):
     """Returns the initializers of U, S and V, callables `(shape, dtype) -> tensor`.
 
     A random initializer (`VarianceScaling` and its relatives, `RandomNormal`, `TruncatedNormal`,
@@ -41,15 +41,16 @@ def initial_factors(initializer, kernel_shape, rank):
 
     Args:
         initializer: `keras.initializers.Initializer` of the kernel.
-        kernel_shape: tuple of int; the matrix is `(prod(kernel_shape[:-1]), kernel_shape[-1])`.
+        matricization: `Matricization`, how the kernel is a matrix.
         rank: int, the rank to start with.
+        fans: `(fan_in, fan_out)` of the kernel, or None for those that Keras tells from its shape.
     """
     if isinstance(initializer, GivenFactors):
         return [lambda shape, dtype=None, f=f: tf.cast(f, dtype) for f in initializer.factors]
-    n, m = math.prod(kernel_shape[:-1]), kernel_shape[-1]
-    variance = kernel_variance(initializer, kernel_shape)
+    n, m = matricization.shape
+    variance = kernel_variance(initializer, matricization.kernel_shape, fans)
     if variance is None:
-        return _truncated_kernel(initializer, kernel_shape, rank)
+        return _truncated_kernel(initializer, matricization, rank)
     scale = math.sqrt(n * m * variance / rank)
     seed = getattr(initializer, "seed", None)
     # Two bases from one integer seed must differ, or a square layer would start symmetric.
@@ -61,12 +62,11 @@ def initial_factors(initializer, kernel_shape, rank):
     )
 
 
-def kernel_variance(initializer, kernel_shape):
+def kernel_variance(initializer, kernel_shape, fans=None):
     """The mean square of the entries that `initializer` draws, or None where it is not known."""
     names = keras.initializers
     if isinstance(initializer, names.VarianceScaling):
-        field = math.prod(kernel_shape[:-2])
-        fan_in, fan_out = field * kernel_shape[-2], field * kernel_shape[-1]
+        fan_in, fan_out = _own_fans(initializer, kernel_shape) or fans or _fans(kernel_shape)
         fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
         return initializer.scale / max(1.0, fans[initializer.mode])
     if isinstance(initializer, names.RandomNormal) and initializer.mean == 0:
@@ -82,11 +82,25 @@ def kernel_variance(initializer, kernel_shape):
     return None
 
 
-def _truncated_kernel(initializer, kernel_shape, rank):
+def _fans(kernel_shape):
+    """`(fan_in, fan_out)` of a kernel of a dense layer or a convolution."""
+    field = math.prod(kernel_shape[:-2])
+    return field * kernel_shape[-2], field * kernel_shape[-1]
+
+
+def _own_fans(initializer, kernel_shape):
+    """The same, where the initializer names the axes that count, as newer ones of Keras may."""
+    axes = [getattr(initializer, name, None) for name in ("input_axes", "output_axes")]
+    if None in axes:
+        return None
+    return [math.prod(kernel_shape[axis] for axis in one) for one in axes]
+
+
+def _truncated_kernel(initializer, matricization, rank):
     @functools.cache
     def factors():
-        kernel = keras.ops.convert_to_numpy(initializer(kernel_shape, dtype="float32"))
-        matrix = kernel.reshape(-1, kernel_shape[-1]).astype("float64")
+        kernel = initializer(matricization.kernel_shape, dtype="float32")
+        matrix = keras.ops.convert_to_numpy(matricization.matrix(kernel)).astype("float64")
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
         return left[:, :rank], np.diag(values[:rank]), right[:rank].T
 

@@ -8,6 +8,7 @@ import keras
 from keras_lowrank import keras_internals, tangent
 from keras_lowrank.factors import Factors
 from keras_lowrank.layers.initial_factors import initial_factors
+from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.truncation import Policy, get_truncation
 
 
@@ -90,19 +91,27 @@ class LowRankLayer(keras.layers.Layer):
         # Abstract: a layer type is its projection, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `project`.")
 
-    def build_factors(self, kernel_shape):
-        """Makes U, S, V and the bias for a kernel of the shape that Keras would give it."""
+    def build_factors(self, kernel_shape, matricization=None, bias_shape=None, fans=None):
+        """Makes U, S, V and the bias for a kernel of the shape that Keras would give it.
+
+        Args:
+            kernel_shape: tuple of int.
+            matricization: `Matricization` of the kernel; None makes its last axis the columns.
+            bias_shape: tuple of int, `(m,)` by default.
+            fans: as in `initial_factors`.
+        """
         if None in kernel_shape:
             raise ValueError(
                 f"The shape of the kernel of layer {self.name!r} must be known when it is built. "
                 f"Received: kernel_shape={tuple(kernel_shape)}, where None is unknown"
             )
-        n, m = math.prod(kernel_shape[:-1]), kernel_shape[-1]
-        rank = self._starting_rank(n, m)
         self.kernel_shape = tuple(kernel_shape)
+        self.matricization = matricization or Matricization.of_last_axis(self.kernel_shape)
+        n, m = self.matricization.shape
+        rank = self._starting_rank(n, m)
         # Under mixed precision the factors stay in float32: QR and SVD need it.
         dtype = "float64" if self.variable_dtype == "float64" else "float32"
-        initializers = initial_factors(self.kernel_initializer, self.kernel_shape, rank)
+        initializers = initial_factors(self.kernel_initializer, self.matricization, rank, fans)
         self.factors = Factors(initializers, n, m, rank, dtype)
         self.U, self.S, self.V = self.factors.variables
         for variable in self.factors.variables:
@@ -113,7 +122,7 @@ class LowRankLayer(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(
                 name="bias",
-                shape=(m,),
+                shape=bias_shape or (m,),
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
@@ -133,8 +142,8 @@ class LowRankLayer(keras.layers.Layer):
     def kernel(self):
         """The kernel `U S V^T`, formed for a reader. No training or export step reads it."""
         u, s, v = self.factors.read()
-        kernel = keras.ops.matmul(keras.ops.matmul(u, s), keras.ops.transpose(v))
-        return keras.ops.reshape(kernel, self.kernel_shape)
+        matrix = keras.ops.matmul(keras.ops.matmul(u, s), keras.ops.transpose(v))
+        return self.matricization.kernel(matrix)
 
     @property
     def policy(self):
