@@ -40,4 +40,4 @@ class Matricization(NamedTuple):
         """The kernel of a matrix."""
         order = self.rows + self.columns
         kernel = keras.ops.reshape(matrix, [self.kernel_shape[axis] for axis in order])
-        return keras.ops.transpose(kernel, np.argsort(order))
+        return keras.ops.transpose(kernel, np.argsort(order).tolist())
