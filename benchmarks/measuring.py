@@ -9,6 +9,8 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
+from keras_lowrank.layers import find_low_rank_layers
+
 
 class TrainingSteps:
     """Training steps of one model, by the train function that `fit` runs.
@@ -64,8 +66,9 @@ def progress():
 
 def check_ranks(model, rank):
     """Ends the benchmark where a rank has left the one that is measured, or the largest."""
-    for path, found in getattr(model, "ranks", {}).items():
-        if found != min(rank, model.get_layer(path).max_rank):
+    for path, layer in find_low_rank_layers(model).items():
+        found = layer.factors.rank
+        if found != min(rank, layer.max_rank):
             raise SystemExit(f"The rank of {path} has left {rank}: {found}. Nothing was written.")
 
 

@@ -9,6 +9,7 @@ from keras_lowrank import (
     LowRankConv3D,
     LowRankDense,
     LowRankModel,
+    LowRankMultiHeadAttention,
 )
 
 FEATURES, CLASSES = 784, 10
@@ -80,6 +81,42 @@ def lenet5(method, rank=None):
         if method == "two_factor":
             x = keras.layers.Dense(rank, use_bias=False)(x)
         x = keras.layers.Dense(500, activation="relu")(x)
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+
+
+class _TwoFactorAttention(keras.layers.MultiHeadAttention):
+    """Attention of Keras with two plain layers in the place of each projection."""
+
+    def __init__(self, rank, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.rank = rank
+
+    def __setattr__(self, name, value):
+        if type(value) is keras.layers.EinsumDense:  # as Keras makes each in `build`
+            inputs, kernel, outputs = value.equation.replace("->", ",").split(",")
+            free = "".join(axis for axis in inputs if axis in outputs)
+            rows = "".join(axis for axis in kernel if axis not in outputs)
+            columns = "".join(axis for axis in kernel if axis in outputs)
+            first = keras.layers.EinsumDense(f"{inputs},{rows}z->{free}z", (None, self.rank))
+            config = {**value.get_config(), "equation": f"{free}z,z{columns}->{outputs}"}
+            value = keras.Sequential([first, keras.layers.EinsumDense.from_config(config)])
+        super().__setattr__(name, value)
+
+
+def attention(method, layers, length=128, width=512, heads=8, rank=None):
+    """A stack of self-attention with residuals, as in a transformer, compiled."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((length, width))
+    for _ in range(layers):
+        arguments = {"num_heads": heads, "key_dim": width // heads}
+        if method in LOW_RANK:
+            attend = LowRankMultiHeadAttention(**arguments, rank=rank, **_bounds(rank))
+        elif method == "two_factor":
+            attend = _TwoFactorAttention(rank, **arguments)
+        else:
+            attend = keras.layers.MultiHeadAttention(**arguments)
+        x = x + attend(x, x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
     return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
 
 

@@ -2,7 +2,8 @@
 
 784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
 convolutions of 256 channels on 16 x 16 images (conv1d, conv3d and conv_transpose: the others like
-it), with `lenet5` the paper's; on one batch of random numbers, by SGD:
+it), with `lenet5` the paper's, with `attention` a stack of self-attention, 8 heads of 64 on 128
+positions; on one batch of random numbers, by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -12,6 +13,7 @@ The models take turns; ratios are those of the same round, medians and quartiles
     python benchmarks/train_step.py --widths 784,784,784,784 --ranks 8,32,128
     python benchmarks/train_step.py --network conv --batch 16 --ranks 32,64
     python benchmarks/train_step.py --network lenet5 --batch 128 --ranks 16,32,100
+    python benchmarks/train_step.py --network attention --batch 16 --layers 1 --ranks 32
 """
 
 import measuring
@@ -19,12 +21,11 @@ import networks
 import reporting
 from absl import flags
 
-NETWORK = flags.DEFINE_enum(
-    "network", "dense", ["dense", *networks.CONVOLUTIONS, "lenet5"], "What to train."
-)
+NETWORKS = ["dense", *networks.CONVOLUTIONS, "lenet5", "attention"]
+NETWORK = flags.DEFINE_enum("network", "dense", NETWORKS, "What to train.")
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
-LAYERS = flags.DEFINE_integer("layers", 2, "Convolutions.", lower_bound=1)
+LAYERS = flags.DEFINE_integer("layers", 2, "Convolutions, or attentions.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds; in each, every model once.", lower_bound=1)
 # One step in 16 measures the orthonormality of the bases; a turn has it once.
@@ -39,6 +40,8 @@ def build(method, rank):
         return networks.conv(method, LAYERS.value, NETWORK.value, rank=rank)
     if NETWORK.value == "lenet5":
         return networks.lenet5(method, rank)
+    if NETWORK.value == "attention":
+        return networks.attention(method, LAYERS.value, rank=rank)
     return networks.dense(method, reporting.numbers(WIDTHS), rank)
 
 
@@ -64,11 +67,12 @@ def main(_):
         row["ms_of_rounds"] = [1000.0 * second for second in seconds[method, rank]]
         rows.append(row)
     widths = "-".join(map(str, [networks.FEATURES, *reporting.numbers(WIDTHS), networks.CLASSES]))
-    network = {"dense": widths, "lenet5": "LeNet5"}.get(NETWORK.value)
-    if network is None:
-        extents = networks.CONVOLUTIONS[NETWORK.value][2]
+    attention = f"{LAYERS.value} x attention, 8 heads of 64 on 128 x 512"
+    names = {"dense": widths, "lenet5": "LeNet5", "attention": attention}
+    for name, (*_, extents) in networks.CONVOLUTIONS.items():
         size, on = "x".join("3" * len(extents)), "x".join(map(str, extents))
-        network = f"{LAYERS.value} x {NETWORK.value} {size}x256x256 on {on}"
+        names[name] = f"{LAYERS.value} x {name} {size}x256x256 on {on}"
+    network = names[NETWORK.value]
     columns = {
         "method": "{}",
         "rank": "{}",

@@ -18,7 +18,10 @@ from keras_lowrank.layers import (
     LowRankConv2DTranspose,
     LowRankConv3D,
     LowRankDense,
+    LowRankEinsumDense,
+    LowRankGroupedQueryAttention,
     LowRankLayer,
+    LowRankMultiHeadAttention,
 )
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.truncation import Budget, KeepRank, Tolerance, Truncation
@@ -36,8 +39,11 @@ __all__ = [
     "LowRankConv2DTranspose",
     "LowRankConv3D",
     "LowRankDense",
+    "LowRankEinsumDense",
+    "LowRankGroupedQueryAttention",
     "LowRankLayer",
     "LowRankModel",
+    "LowRankMultiHeadAttention",
     "Parallel",
     "RankAdaptive",
     "Tolerance",

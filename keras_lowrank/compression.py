@@ -1,6 +1,7 @@
 """Counting weights: at full rank, as factors, as exported, as held in training."""
 
 import math
+import re
 from typing import NamedTuple
 
 from keras_lowrank.layers import find_low_rank_layers
@@ -40,8 +41,8 @@ class Compression(NamedTuple):
 def count_weights(model):
     """Returns the `Compression` of a model.
 
-    Every trainable variable with two axes or more counts as a weight; a low-rank layer counts as
-    its matrix.
+    Every variable with two axes or more that is no bias counts as a weight; a low-rank layer
+    counts as its matrix.
 
     Raises:
         ValueError: the model has not been built.
@@ -84,7 +85,9 @@ def _count_dense(model, layers):
 
 
 def _is_weight(variable):
-    return len(variable.shape) >= 2
+    # A bias has several axes in a layer of attention. The optimizer's state of one is named
+    # after its path and what it holds.
+    return len(variable.shape) >= 2 and not re.search(r"(^|_)bias(_[a-z]+)?$", variable.name)
 
 
 def _is_float(variable):

@@ -7,7 +7,7 @@ import numpy as np
 from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import Decomposition
 from keras_lowrank.convert.graph import graph_layers
-from keras_lowrank.convert.kinds import is_convertible, kernel_matrix
+from keras_lowrank.convert.kinds import holds_matrix, kernel_layers, kernel_matrix
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.layers import LowRankLayer, find_low_rank_layers
 
@@ -38,7 +38,11 @@ class Kernel(NamedTuple):
 def kernels(model):
     """Yields a `Kernel` for each layer that is low-rank or could be, in the model's order."""
     # Low-rank layers are found wherever they are; others only where conversion would find them.
-    layers = {id(layer): (path, layer) for path, layer in graph_layers(model).items()}
+    layers = {
+        id(layer): (path, layer)
+        for holder in graph_layers(model).items()
+        for path, layer in kernel_layers(*holder).items()
+    }
     layers.update((id(layer), (path, layer)) for path, layer in find_low_rank_layers(model).items())
     for path, layer in layers.values():
         kind = type(layer).__name__
@@ -46,7 +50,7 @@ def kernels(model):
             factors = layer.factors
             values = np.linalg.svd(np.asarray(factors.S), compute_uv=False)
             yield Kernel(path, kind, (factors.n, factors.m), factors.rank, values)
-        elif is_convertible(layer):
+        elif holds_matrix(layer):
             matrix = kernel_matrix(layer)
             yield Kernel(path, kind, matrix.shape, None, Decomposition(matrix).values)
 

@@ -53,16 +53,27 @@ def matmul_last(inputs, matrix, transpose=False):
     outputs = tf.matmul(rows(inputs), matrix, transpose_b=transpose)
     if inputs.shape.rank == 2:
         return outputs
-    axis = 0 if transpose else 1
-    leading = inputs.shape[:-1].as_list()
-    if leading.count(None) <= 1:
+    return _with_leading(outputs, inputs, -1, [_extent(matrix, 0 if transpose else 1)])
+
+
+def reshape_last(inputs, count, extents):
+    """Puts axes of the given extents in the place of the last `count` axes of any array."""
+    if count == len(extents) == 1:
+        return inputs
+    return _with_leading(inputs, inputs, inputs.shape.rank - count, extents)
+
+
+def _with_leading(outputs, inputs, end, extents):
+    """Reshapes `outputs` to the axes of `inputs` up to `end`, and axes of the given extents."""
+    known = inputs.shape[:end].as_list()
+    if known.count(None) <= 1:
         # One unknown extent can be inferred. The graph then needs no arithmetic on shapes, which
         # keeps every tensor of a LiteRT file static.
-        extents = [-1 if extent is None else extent for extent in leading]
+        leading = [-1 if extent is None else extent for extent in known]
     else:
-        extents = tf.unstack(tf.shape(inputs)[:-1], num=len(leading))
-    outputs = tf.reshape(outputs, [*extents, _extent(matrix, axis)])
-    outputs.set_shape([*leading, matrix.shape[axis]])
+        leading = tf.unstack(tf.shape(inputs)[:end], num=len(known))
+    outputs = tf.reshape(outputs, [*leading, *extents])
+    outputs.set_shape([*known, *outputs.shape[len(known) :]])
     return outputs
 
 

@@ -184,7 +184,9 @@ def network(**options):
 
 
 def low_rank_network(rank=3):
-    return from_keras(network(bias_initializer="normal"), rank=rank, only_smaller=False, exclude="head")
+    return from_keras(
+        network(bias_initializer="normal"), rank=rank, only_smaller=False, exclude="head"
+    )
 
 
 @pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])

@@ -147,6 +147,31 @@ def test_training_is_passed_only_where_call_takes_it():
     assert float(keras_internals.call_in_training(TakesNot(), tf.zeros((1, 1)))[0, 0]) == 0.0
 
 
+@pytest.mark.parametrize(
+    "kind, arguments",
+    [(keras.layers.MultiHeadAttention, (2, 3)), (keras.layers.GroupQueryAttention, (3, 2, 2))],
+)
+def test_attention_puts_projections_into_attributes_before_they_have_kernels(kind, arguments):
+    # Low-rank attention takes their place there, and by their names.
+    seen = {}
+
+    class Watched(kind):
+        def __setattr__(self, name, value):
+            if type(value) is keras.layers.EinsumDense:
+                assert not value.built, MOVED
+                seen[value.name] = value
+                value = keras.layers.EinsumDense.from_config(value.get_config())
+            super().__setattr__(name, value)
+
+    layer = Watched(*arguments)
+    layer(np.ones((1, 4, 6)), np.ones((1, 4, 6)))
+    assert set(seen) == {"query", "key", "value", "attention_output"}, MOVED
+    assert not any(one.built for one in seen.values()), f"{kind.__name__}.build: {MOVED}"
+    held = keras_internals.sublayers(layer)
+    assert not any(one in held for one in seen.values()), MOVED
+    assert {one.name for one in held if one.built} >= set(seen), MOVED
+
+
 def test_tracked_loss_is_the_mean_over_examples():
     model = compiled()
     keras_internals.track_loss(model, tf.constant(1.0), tf.zeros((1, 4)))

@@ -11,12 +11,15 @@ from keras_lowrank import (
     LowRankConv2DTranspose,
     LowRankConv3D,
     LowRankDense,
+    LowRankEinsumDense,
     LowRankModel,
 )
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import complement
 from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
 
+EINSUM = {"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}
+EINSUM_4D = {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"}
 CONV = {"kernel_size": (2, 3), "filters": 5}
 CONV_1D = {"kernel_size": 3, "filters": 5}
 # (layer, arguments, input shape)
@@ -52,6 +55,8 @@ CASES = {
         {**CONV, "strides": 2, "padding": "same"},
         (2, 3, 4, 2),
     ),
+    "einsum 2-D": (LowRankEinsumDense, EINSUM, (7, 6)),
+    "einsum 4-D": (LowRankEinsumDense, EINSUM_4D, (3, 4, 2, 3)),
 }
 cases = pytest.mark.parametrize("case", CASES)
 eager_and_traced = pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])

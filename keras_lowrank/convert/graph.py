@@ -121,20 +121,36 @@ def input_shape(layer):
     return tuple(layer.get_build_config()["input_shape"])
 
 
-def build_like(twin, layer, shape, inside=()):
+def build_like(twin, layer, shapes=None, inside=()):
     """Builds a layer where another was built, so that its variables have paths like those.
 
     Args:
         twin: unbuilt `keras.layers.Layer`.
         layer: built `keras.layers.Layer`.
-        shape: tuple, the shape of the inputs of the twin.
+        shapes: dict, the arguments of `build`, or None for those that `layer` was built with.
         inside: tuple of str, names of models that are around the twin and not around the layer.
     """
-    *scopes, _, _ = layer.weights[0].path.split("/")
+    if shapes is None:
+        config = layer.get_build_config()
+        shapes = config.get("shapes_dict") or {"input_shape": input_shape(layer)}
+    scopes = layer.weights[0].path.split("/")
+    while scopes.pop() != layer.name:  # a weight may be in a layer that this one holds
+        pass
     with contextlib.ExitStack() as stack:
         for scope in (*scopes, *inside):
             stack.enter_context(keras.name_scope(scope))
-        twin.build(shape)
+        twin.build(**shapes)
+
+
+def copy_own_state(source, target):
+    """Copies what a layer holds beside other layers: variables and assets."""
+    store = {}
+    source.save_own_variables(store)
+    target.load_own_variables(store)
+    if hasattr(source, "save_assets"):  # vocabularies
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
 
 
 def _refuse_shared_variables(layers):
@@ -161,18 +177,12 @@ def _copy_state(layer, twin):
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
     for source, target in zip(sources, targets, strict=True):
-        store = {}
-        source.save_own_variables(store)
-        target.load_own_variables(store)
-        if hasattr(source, "save_assets"):  # vocabularies
-            with tempfile.TemporaryDirectory() as folder:
-                source.save_assets(folder)
-                target.load_assets(folder)
+        copy_own_state(source, target)
 
 
 def _copy_trainable(layer, twin):
     twin.trainable = layer.trainable
-    if type(layer) is type(twin) and not is_graph(layer):
+    if not is_graph(layer):
         pairs = zip(keras_internals.all_layers(layer), keras_internals.all_layers(twin))
         for source, target in pairs:
             target.trainable = source.trainable

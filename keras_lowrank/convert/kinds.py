@@ -1,18 +1,25 @@
 """Which Keras layer is which low-rank layer: the one table that conversion reads, both ways."""
 
+import string
 from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from keras_lowrank.convert.graph import input_shape
 from keras_lowrank.layers import (
     LowRankConv1D,
     LowRankConv2D,
     LowRankConv2DTranspose,
     LowRankConv3D,
     LowRankDense,
+    LowRankEinsumDense,
+    LowRankGroupedQueryAttention,
+    LowRankMultiHeadAttention,
 )
+from keras_lowrank.layers.attention import projections
+from keras_lowrank.layers.einsum_equation import EinsumEquation
 from keras_lowrank.layers.matricization import Matricization
 
 
@@ -22,34 +29,59 @@ class Kind(NamedTuple):
     Attributes:
         plain: the Keras layer class.
         low_rank: the `LowRankLayer` class.
-        width: str, the argument that holds the number of outputs.
-        second: dict. A plain layer with r outputs, and one of the same class with these arguments
-            behind it, multiply with `A B^T`.
-        matricization_of: callable from the shape of a kernel to its `Matricization`.
+        pair: callable from a low-rank layer to two dicts. A plain layer without an activation, with
+            the arguments in the first, and one behind it with those in the second, multiply with
+            `A B^T`.
     """
 
     plain: type
     low_rank: type
-    width: str
-    second: dict
-    matricization_of: Callable = Matricization.of_last_axis
+    pair: Callable
+
+
+def _by_width(name, **second):
+    """For a class with an argument that is the number of outputs."""
+    return lambda layer: ({name: layer.factors.rank, "use_bias": False}, second)
+
+
+def _by_equation(layer):
+    shape = input_shape(layer)
+    axes = EinsumEquation.parse(layer.equation).expanded(len(shape))
+    rank = next(a for a in string.ascii_letters if a not in axes.inputs + axes.outputs)
+    free, rows, columns = map("".join, (axes.free, axes.rows, axes.columns))
+    extents = dict(zip(axes.inputs, shape))
+    first = {
+        "equation": f"{axes.inputs},{rows}{rank}->{free}{rank}",
+        "output_shape": (*(extents[axis] for axis in free[1:]), layer.factors.rank),
+        "bias_axes": None,
+    }
+    second = {
+        "equation": f"{free}{rank},{rank}{columns}->{axes.outputs}",
+        "output_shape": layer.compute_output_shape(shape)[1:],
+    }
+    return first, second
 
 
 _POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
 
 KINDS = [
-    Kind(keras.layers.Dense, LowRankDense, "units", {}),
-    Kind(keras.layers.Conv1D, LowRankConv1D, "filters", _POINTWISE),
-    Kind(keras.layers.Conv2D, LowRankConv2D, "filters", _POINTWISE),
-    Kind(keras.layers.Conv3D, LowRankConv3D, "filters", _POINTWISE),
+    Kind(keras.layers.Dense, LowRankDense, _by_width("units")),
+    Kind(keras.layers.Conv1D, LowRankConv1D, _by_width("filters", **_POINTWISE)),
+    Kind(keras.layers.Conv2D, LowRankConv2D, _by_width("filters", **_POINTWISE)),
+    Kind(keras.layers.Conv3D, LowRankConv3D, _by_width("filters", **_POINTWISE)),
     Kind(
         keras.layers.Conv2DTranspose,
         LowRankConv2DTranspose,
-        "filters",
-        {**_POINTWISE, "output_padding": None},
-        LowRankConv2DTranspose.matricization_of,
+        _by_width("filters", **_POINTWISE, output_padding=None),
     ),
+    Kind(keras.layers.EinsumDense, LowRankEinsumDense, _by_equation),
 ]
+
+# Layers that hold kernels in layers of their own, the projections.
+ATTENTION = {
+    keras.layers.MultiHeadAttention: LowRankMultiHeadAttention,
+    keras.layers.GroupQueryAttention: LowRankGroupedQueryAttention,
+}
 
 # A subclass of a Keras layer may compute anything: the very class is asked for.
 _BY_PLAIN = {kind.plain: kind for kind in KINDS}
@@ -61,21 +93,52 @@ def kind_of(layer):
     return _BY_PLAIN.get(type(layer)) or _BY_LOW_RANK.get(type(layer))
 
 
+def is_attention(layer):
+    """bool, whether the kernels of `layer` are those of its projections."""
+    return type(layer) in ATTENTION or type(layer) in ATTENTION.values()
+
+
 def is_convertible(layer):
     """bool, whether there is a low-rank layer for the class of `layer`."""
-    return type(layer) in _BY_PLAIN
+    return type(layer) in _BY_PLAIN or type(layer) in ATTENTION
+
+
+def holds_matrix(layer):
+    """bool, whether `layer` is a plain one whose kernel is a matrix."""
+    if type(layer) not in _BY_PLAIN:
+        return False
+    try:
+        matricization(layer)
+    except ValueError:
+        return False
+    return True
+
+
+def kernel_layers(path, layer):
+    """`{path: layer}` of the layers whose kernels those of `layer` are: itself, or projections."""
+    if not is_attention(layer):
+        return {path: layer}
+    return {f"{path}/{name}": one for name, one in projections(layer).items()}
 
 
 def matricization(layer):
-    """How the kernel of a plain layer is a matrix."""
-    return kind_of(layer).matricization_of(layer.kernel.shape)
+    """How the kernel of a plain layer is a matrix.
+
+    Raises:
+        ValueError: the kernel of an `EinsumDense` that is none.
+    """
+    if type(layer) is keras.layers.EinsumDense:
+        return EinsumEquation.parse(layer.equation).matricization(layer.kernel.shape)
+    if type(layer) is keras.layers.Conv2DTranspose:
+        return LowRankConv2DTranspose.matricization_of(layer.kernel.shape)
+    return Matricization.of_last_axis(layer.kernel.shape)
 
 
 def kernel_matrix(layer):
     """The kernel as an array of shape `(n, m)`, in float32 or float64."""
     dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
     kernel = keras.ops.cast(layer.kernel, dtype)
-    return np.asarray(matricization(layer).matrix(kernel))  # a view where nothing was cast
+    return np.asarray(matricization(layer).matrix(kernel))  # a view where nothing is cast
 
 
 def unbuilt_twin(layer, rank):
@@ -99,4 +162,5 @@ def plain_arguments(layer):
     """The arguments of the Keras layer that a low-rank layer stands for."""
     own = {"rank", "min_rank", "max_rank", "truncation"}
     config = {key: value for key, value in layer.get_config().items() if key not in own}
-    return {**config, "activation": layer.activation}
+    # The activation itself, as above; attention has none.
+    return {**config, "activation": layer.activation} if hasattr(layer, "activation") else config

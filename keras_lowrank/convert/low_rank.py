@@ -9,18 +9,21 @@ import numpy as np
 from keras_lowrank import keras_internals
 from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import Decomposition
-from keras_lowrank.convert.graph import (
-    GraphCopy,
-    build_like,
-    check_model,
-    graph_layers,
-    input_shape,
+from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
+from keras_lowrank.convert.kinds import (
+    ATTENTION,
+    KINDS,
+    is_attention,
+    is_convertible,
+    kernel_layers,
+    kernel_matrix,
+    unbuilt_twin,
 )
-from keras_lowrank.convert.kinds import KINDS, is_convertible, kernel_matrix, unbuilt_twin
 from keras_lowrank.convert.moments import OutputMoment, stream
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select
-from keras_lowrank.layers.initial_factors import GivenFactors
+from keras_lowrank.convert.twins import low_rank_twin
+from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.model import LowRankModel
 
 
@@ -39,12 +42,13 @@ def from_keras(
 ):
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
-    The kernel W of every Dense layer and of every convolution (Conv1D, Conv2D, Conv3D,
-    Conv2DTranspose) becomes its best approximation `W_r = U S V^T` (truncated SVD), with the
-    layer's bias and arguments. All else is copied, with weights and statistics: names,
-    `trainable`, precision, layers that are used in several places. The model that was given is
-    left as it is, and the new one is not compiled; a `train_step` of one's own, in a subclass of
-    a functional model, stays behind.
+    The kernel W of every Dense and EinsumDense layer, of every convolution (Conv1D, Conv2D,
+    Conv3D, Conv2DTranspose), and of every projection in a layer of attention ("attention/query",
+    ...), becomes its best approximation `W_r = U S V^T` (truncated SVD), with the layer's bias and
+    arguments. All else is copied, with weights and statistics: names, `trainable`, precision,
+    layers that are used in several places. The model that was given is left as it is, and the new
+    one is not compiled; a `train_step` of one's own, in a subclass of a functional model, stays
+    behind.
 
     With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
     minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
@@ -76,7 +80,8 @@ def from_keras(
         verbose: bool. Show a progress bar over the layers. Defaults to `False`.
 
     Layers whose arguments a low-rank layer refuses (a kernel constraint, a kernel regularizer
-    other than L2, groups, LoRA, quantization) stay as they are, with a warning.
+    other than L2, groups, LoRA, quantization, an equation whose kernel is a stack of matrices) stay
+    as they are, with a warning.
 
     Raises:
         TypeError: no Keras model.
@@ -123,13 +128,13 @@ def from_keras(
             "Ask for lower ones, or pass only_smaller=False.",
             stacklevel=2,
         )
-    found = {id(layer): path for path, layer in layers.items() if ranks[path]}
 
-    def replace(layer):
-        path = found.get(id(layer))
-        return _twin(layer, decompositions.pop(path).factors(ranks[path])) if path else None
+    def twin(path, layer, kernels):
+        factors = {one: decompositions.pop(one).factors(ranks[one]) for one in kernels}
+        return low_rank_twin(path, layer, factors)
 
-    return GraphCopy(replace).of(model, LowRankModel)
+    chosen = {path for path in layers if ranks[path]}
+    return GraphCopy(_replacing(model, chosen, twin)).of(model, LowRankModel)
 
 
 def convert_layer(layer, rank=None, tolerance=None, energy=None):
@@ -139,7 +144,8 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     is all that it takes: its layers, converted.
 
     Args:
-        layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D` or `Conv2DTranspose`.
+        layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D`, `Conv2DTranspose`,
+            `EinsumDense`, `MultiHeadAttention` or `GroupQueryAttention`.
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
         energy: float in `(0, 1]`, as in `from_keras`. Exactly one of the three must be given.
@@ -170,9 +176,8 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     {'dense': 4}
     """
     if not is_convertible(layer):
-        names = ", ".join(kind.plain.__name__ for kind in KINDS)
         raise ValueError(
-            f"`layer` must be one of the Keras layers {names}, and no subclass of them. "
+            f"`layer` must be one of the Keras layers {_names()}, and no subclass of them. "
             f"Received: {layer!r}"
         )
     if not layer.built:
@@ -180,34 +185,44 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
             f"`layer` must have weights. Build it, or call it on a batch. Received: {layer!r}"
         )
     rule = Rule(rank, tolerance, energy)
-    decomposition = _decompose(layer.name, layer, None)
-    one = {layer.name: layer}
-    shapes = {layer.name: kernel_matrix(layer).shape}
-    values = {layer.name: decomposition.values}
-    ranks = rule.ranks(rule.concerned(one), shapes, values, 0, only_smaller=False)
-    return _twin(layer, decomposition.factors(ranks[layer.name]))
+    kernels = rule.concerned(kernel_layers(layer.name, layer))
+    decompositions = {path: _decompose(path, one, None) for path, one in kernels.items()}
+    shapes = {path: kernel_matrix(one).shape for path, one in kernels.items()}
+    values = {path: one.values for path, one in decompositions.items()}
+    ranks = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
+    factors = {path: decompositions[path].factors(rank) for path, rank in ranks.items()}
+    return low_rank_twin(layer.name, layer, factors)
 
 
 def _chosen(model, rule, include, exclude):
     """`{path: layer}` of the layers to decompose."""
-    layers = graph_layers(model)
-    candidates = {path: layer for path, layer in layers.items() if _holds_kernel(layer)}
+    candidates = {}
+    for path, layer in graph_layers(model).items():
+        if _holds_kernel(layer):
+            # With what holds the kernels, so that it can be named in the place of all of them.
+            candidates.update({path: layer, **kernel_layers(path, layer)})
     chosen = select(candidates, include, exclude)
+    chosen = {path: layer for path, layer in chosen.items() if not is_attention(layer)}
     refused = {path: _refusal(layer) for path, layer in chosen.items()}
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
     left = "; ".join(f"{path}: {reason}" for path, reason in refused.items() if reason)
     if not chosen:
-        names = ", ".join(kind.plain.__name__ for kind in KINDS)
         raise ValueError(
-            f"`from_keras` needs a layer to convert, one of {names}, in the graph of the model "
-            f"and left by `include` and `exclude`. Received: {left or 'none'}"
+            "`from_keras` needs a layer to convert, in the graph of the model and left by "
+            f"`include` and `exclude`: {_names()}. Received: {left or 'none'}"
         )
     if left:
         warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
     return rule.concerned(chosen)
 
 
+def _names():
+    return ", ".join(cls.__name__ for cls in (*(kind.plain for kind in KINDS), *ATTENTION))
+
+
 def _holds_kernel(layer):
+    if isinstance(layer, LowRankAttention):
+        return False  # converted, whatever of it is dense
     return is_convertible(layer) or any(map(is_convertible, keras_internals.all_layers(layer)))
 
 
@@ -232,32 +247,40 @@ def _decompose(path, layer, moment):
         raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
 
 
-def _twin(layer, factors):
-    """The low-rank layer with the arguments and the bias of `layer`, and with given factors."""
-    twin = unbuilt_twin(layer, factors[1].shape[0])
-    drawn, twin.kernel_initializer = twin.kernel_initializer, GivenFactors(factors)
-    build_like(twin, layer, input_shape(layer))
-    twin.kernel_initializer = drawn
-    if twin.bias is not None:
-        twin.bias.assign(layer.bias)
-    return twin
+def _replacing(model, chosen, twin):
+    """For `GraphCopy`: puts a twin in the place of every layer that has one of the chosen kernels.
+
+    Args:
+        model: `keras.Model`.
+        chosen: paths of kernels.
+        twin: callable `(path, layer, its chosen kernels) -> layer`.
+    """
+    paths = {id(layer): path for path, layer in graph_layers(model).items()}
+
+    def replace(layer):
+        path = paths.get(id(layer))
+        kernels = [one for one in kernel_layers(path, layer) if one in chosen]
+        return twin(path, layer, kernels) if kernels else None
+
+    return replace
 
 
 def _moments(model, layers, data):
     """`{path: E[y y^T]}` of the outputs `y = x W` of layers, over a data set."""
-    paths = {id(layer): path for path, layer in layers.items()}
     by_path, by_factors = {}, {}
 
-    def replace(layer):
-        if id(layer) not in paths:
-            return None
-        matrix = kernel_matrix(layer)
+    def twin(path, layer, kernels):
+        matrices = {one: kernel_matrix(layers[one]) for one in kernels}
         # Only where factors are is anything put in their place: those of rank 1 are not read.
-        n, m = matrix.shape
-        twin = _twin(layer, (np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))))
-        moment = OutputMoment(keras.ops.convert_to_tensor(matrix))
-        by_path[paths[id(layer)]] = by_factors[twin.factors] = moment
-        return twin
+        nothing = {
+            one: (np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1)))
+            for one, (n, m) in ((one, matrix.shape) for one, matrix in matrices.items())
+        }
+        made = low_rank_twin(path, layer, nothing)
+        for one in kernels:
+            moment = OutputMoment(keras.ops.convert_to_tensor(matrices[one]))
+            by_path[one] = by_factors[kernel_layers(path, made)[one].factors] = moment
+        return made
 
-    stream(GraphCopy(replace).of(model), by_factors, data)
+    stream(GraphCopy(_replacing(model, layers, twin)).of(model), by_factors, data)
     return {path: moment.mean for path, moment in by_path.items()}

@@ -5,9 +5,17 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lowrank.convert.graph import GraphCopy, build_like, check_model, input_shape
-from keras_lowrank.convert.kinds import kind_of, matricization, plain_arguments
+from keras_lowrank import keras_internals
+from keras_lowrank.convert.graph import (
+    GraphCopy,
+    build_like,
+    check_model,
+    copy_own_state,
+    input_shape,
+)
+from keras_lowrank.convert.kinds import ATTENTION, kind_of, matricization, plain_arguments
 from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.layers.attention import LowRankAttention
 
 _FORMS = ("smaller", "factored", "merged")
 
@@ -18,8 +26,9 @@ def to_keras(model, form="smaller"):
     A low-rank layer becomes `"merged"`, the one Keras layer with the kernel `U S V^T`, or
     `"factored"`, two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T` in a Sequential
     model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D,
-    and so for the other convolutions.
-    The root of S in each gives both the same norm, which training and quantization like best.
+    EinsumDense without a bias and EinsumDense, and so for the other convolutions. The root of S in
+    each gives both the same norm, which training and quantization like best. The projections of
+    attention are always merged, since Keras's layer has one EinsumDense for each.
     All else is copied, as `from_keras` does. The new model is not compiled.
 
     Args:
@@ -51,13 +60,12 @@ def to_keras(model, form="smaller"):
     penalized = []
 
     def replace(layer):
+        if isinstance(layer, LowRankAttention):
+            return _attention(layer)
         if not isinstance(layer, LowRankLayer):
             return None
         if kind_of(layer) is None:
-            raise ValueError(
-                f"`to_keras` knows no Keras layer for the class {type(layer).__name__}. "
-                f"Received: the layer {layer.name!r}"
-            )
+            raise _unknown(layer)
         n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
         if form == "merged" or (form == "smaller" and rank * (n + m) >= n * m):
             return _merged(layer)
@@ -73,11 +81,25 @@ def to_keras(model, form="smaller"):
     return copy
 
 
+def _attention(layer):
+    by_low_rank = {low_rank: plain for plain, low_rank in ATTENTION.items()}
+    if type(layer) not in by_low_rank:
+        raise _unknown(layer)
+    plain = by_low_rank[type(layer)].from_config(plain_arguments(layer))
+    build_like(plain, layer)
+    pairs = zip(keras_internals.all_layers(layer), keras_internals.all_layers(plain), strict=True)
+    for source, target in pairs:
+        if isinstance(source, LowRankLayer):
+            _fill_merged(target, source)
+        else:
+            copy_own_state(source, target)
+    return plain
+
+
 def _merged(layer):
     plain = kind_of(layer).plain.from_config(plain_arguments(layer))
-    build_like(plain, layer, input_shape(layer))
-    left, right = _balanced(layer)
-    _fill(plain, left @ right, layer.bias)
+    build_like(plain, layer)
+    _fill_merged(plain, layer)
     return plain
 
 
@@ -85,18 +107,18 @@ def _factored(layer):
     kind, arguments = kind_of(layer), plain_arguments(layer)
     linear = {
         "activation": None,
-        "use_bias": False,
         "activity_regularizer": None,
         "bias_regularizer": None,
         "bias_constraint": None,
-        kind.width: layer.factors.rank,
     }
     arguments["kernel_regularizer"] = None
-    first = kind.plain.from_config({**arguments, **linear, "name": f"{layer.name}_left"})
-    second = kind.plain.from_config({**arguments, **kind.second, "name": f"{layer.name}_right"})
+    own, others = kind.pair(layer)
+    first = kind.plain.from_config({**arguments, **linear, **own, "name": f"{layer.name}_left"})
+    second = kind.plain.from_config({**arguments, **others, "name": f"{layer.name}_right"})
     shape = input_shape(layer)
-    build_like(first, layer, shape, inside=(layer.name,))
-    build_like(second, layer, first.compute_output_shape(shape), inside=(layer.name,))
+    build_like(first, layer, {"input_shape": shape}, inside=(layer.name,))
+    shape = first.compute_output_shape(shape)
+    build_like(second, layer, {"input_shape": shape}, inside=(layer.name,))
     left, right = _balanced(layer)
     _fill(first, left)
     _fill(second, right, layer.bias)
@@ -111,7 +133,19 @@ def _balanced(layer):
     return u @ inner * root, root[:, None] * (outer @ v.T)
 
 
+def _fill_merged(plain, layer):
+    left, right = _balanced(layer)
+    _fill(plain, left @ right, layer.bias)
+
+
 def _fill(layer, matrix, bias=None):
     layer.kernel.assign(matricization(layer).kernel(matrix))
     if bias is not None:
         layer.bias.assign(bias)
+
+
+def _unknown(layer):
+    return ValueError(
+        f"`to_keras` knows no Keras layer for the class {type(layer).__name__}. "
+        f"Received: the layer {layer.name!r}"
+    )

@@ -1,6 +1,7 @@
 """Which layers of a model are meant: by name, path, pattern, type or predicate."""
 
 import fnmatch
+import itertools
 
 import keras
 
@@ -17,8 +18,10 @@ def select(layers, include, exclude):
 
 
 def matches(path, layer, text):
-    """Whether a string, a pattern or not, means the layer: its path or its name."""
-    return any(fnmatch.fnmatchcase(name, text) for name in (path, layer.name))
+    """Whether a string, a pattern or not, means the layer: its path or name, or what holds it."""
+    names = path.split("/")
+    whole = itertools.accumulate(names, "{}/{}".format)
+    return any(fnmatch.fnmatchcase(name, text) for name in (layer.name, names[-1], *whole))
 
 
 def unknown(layers, argument, text):
@@ -38,7 +41,8 @@ def _matching(layers, argument, items):
         if isinstance(item, str) and not hits:
             raise unknown(layers, argument, item)
         found.update(hits)
-    return {path: layer for path, layer in layers.items() if path in found}
+    inside = tuple(f"{path}/" for path in found)
+    return {path: one for path, one in layers.items() if path in found or path.startswith(inside)}
 
 
 def _test(argument, item):

@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import keras
-import numpy as np
 
 
 class Matricization(NamedTuple):
@@ -40,4 +39,4 @@ class Matricization(NamedTuple):
         """The kernel of a matrix."""
         order = self.rows + self.columns
         kernel = keras.ops.reshape(matrix, [self.kernel_shape[axis] for axis in order])
-        return keras.ops.transpose(kernel, np.argsort(order).tolist())
+        return keras.ops.transpose(kernel, sorted(range(len(order)), key=order.index))

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
 from keras_lowrank.factors import Factorization
+from keras_lowrank.keras_internals import all_layers, sublayers
 
 STEP_SIZE = 0.2
 
@@ -52,18 +53,28 @@ def full_rank_pair(integrator, channels, filters, units):
 def compare_step_by_step(low, full, steps=12):
     """Trains both on the same batches and compares every weight after every step."""
     rng = np.random.default_rng(0)
-    start = [layer.kernel.numpy() for layer in full.layers if hasattr(layer, "kernel")]
+    pairs = list(zip(_innermost(full), _innermost(low), strict=True))
+    start = [old.kernel.numpy() for old, _ in pairs if hasattr(old, "kernel")]
     for _ in range(steps):
-        x = rng.standard_normal((16, *full.input_shape[1:])).astype("float32")
-        y = rng.standard_normal((16, 3)).astype("float32")
+        x, y = (
+            rng.standard_normal((16, *shape[1:])).astype("float32")
+            for shape in (full.input_shape, full.output_shape)
+        )
         low_loss, full_loss = low.train_on_batch(x, y), full.train_on_batch(x, y)
         np.testing.assert_allclose(low_loss, full_loss, rtol=1e-5)
-        for old, new in zip(full.layers, low.layers):
+        for old, new in pairs:
             if hasattr(old, "kernel"):
                 np.testing.assert_allclose(new.kernel, old.kernel, atol=1e-5)
-                np.testing.assert_allclose(new.bias, old.bias, atol=1e-5)
+                assert (new.bias is None) == (old.bias is None)
+                if old.bias is not None:
+                    np.testing.assert_allclose(new.bias, old.bias, atol=1e-5)
             else:
                 for one, two in zip(new.get_weights(), old.get_weights()):
                     np.testing.assert_allclose(one, two, atol=1e-5)
-    end = [layer.kernel.numpy() for layer in full.layers if hasattr(layer, "kernel")]
+    end = [old.kernel.numpy() for old, _ in pairs if hasattr(old, "kernel")]
     assert all(np.abs(a - b).max() > 1e-2 for a, b in zip(start, end))
+
+
+def _innermost(model):
+    """The layers that hold no layers."""
+    return [one for one in all_layers(model) if not sublayers(one)]
