@@ -39,6 +39,17 @@ CASES = {
         {**CONV, "data_format": "channels_first"},
         (3, 2, 6, 7),
     ),
+    "conv spatial": (
+        LowRankConv2D,
+        {
+            "filters": 5,
+            "kernel_size": 3,
+            "strides": (1, 2),
+            "padding": "same",
+            "factorization": "spatial",
+        },
+        (3, 6, 7, 2),
+    ),
     "conv 1-D causal": (LowRankConv1D, {**CONV_1D, "padding": "causal"}, (3, 6, 2)),
     "conv 1-D dilation": (
         LowRankConv1D,
@@ -76,6 +87,7 @@ def make(case, rank=2, dtype="float64", seed=0, **kwargs):
     x = tf.constant(rng.standard_normal(shape), "float64" if dtype == "float64" else "float32")
     layer = low_rank(**arguments, rank=rank, dtype=dtype, **kwargs)
     plain = getattr(keras.layers, low_rank.__name__.removeprefix("LowRank"))
+    arguments = {name: value for name, value in arguments.items() if name != "factorization"}
     if "data_format" in arguments:
         plain, arguments = ChannelsFirst, {**arguments, "data_format": "channels_last"}
         full = plain(**arguments, dtype=dtype, **kwargs)

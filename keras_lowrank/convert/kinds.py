@@ -64,10 +64,20 @@ def _by_equation(layer):
 
 _POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
 
+
+def _by_form(layer):
+    if layer.factorization == "matrix":
+        return _by_width("filters", **_POINTWISE)(layer)
+    window = {name: getattr(layer, name) for name in ("kernel_size", "strides", "dilation_rate")}
+    first = {name: (along_height, 1) for name, (along_height, _) in window.items()}
+    second = {name: (1, along_width) for name, (_, along_width) in window.items()}
+    return {"filters": layer.factors.rank, "use_bias": False, **first}, second
+
+
 KINDS = [
     Kind(keras.layers.Dense, LowRankDense, _by_width("units")),
     Kind(keras.layers.Conv1D, LowRankConv1D, _by_width("filters", **_POINTWISE)),
-    Kind(keras.layers.Conv2D, LowRankConv2D, _by_width("filters", **_POINTWISE)),
+    Kind(keras.layers.Conv2D, LowRankConv2D, _by_form),
     Kind(keras.layers.Conv3D, LowRankConv3D, _by_width("filters", **_POINTWISE)),
     Kind(
         keras.layers.Conv2DTranspose,
@@ -160,7 +170,7 @@ def unbuilt_twin(layer, rank):
 
 def plain_arguments(layer):
     """The arguments of the Keras layer that a low-rank layer stands for."""
-    own = {"rank", "min_rank", "max_rank", "truncation"}
+    own = {"rank", "min_rank", "max_rank", "truncation", "factorization"}
     config = {key: value for key, value in layer.get_config().items() if key not in own}
     # The activation itself, as above; attention has none.
     return {**config, "activation": layer.activation} if hasattr(layer, "activation") else config

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
+from keras_lowrank.layers.matricization import Matricization
 
 
 class LowRankConvBase(LowRankLayer):
@@ -85,25 +86,30 @@ class LowRankConv(LowRankConvBase):
             )
         self.groups = 1
 
+    def window(self):
+        """`(kernel_size, strides, dilation_rate)` of the convolution with the filters in U."""
+        return self.kernel_size, self.strides, self.dilation_rate
+
     def project(self, inputs, basis):
         rank = tf.shape(basis)[1] if basis.shape[1] is None else basis.shape[1]
         inputs = tf.cast(inputs, basis.dtype)
+        size, strides, dilation = self.window()
+        reach = [(k - 1) * d for k, d in zip(size, dilation)]
         padding = self.padding
-        reach = [(k - 1) * d for k, d in zip(self.kernel_size, self.dilation_rate)]
         if padding == "causal":
             inputs = tf.pad(inputs, [(0, 0), (reach[0], 0), (0, 0)])
             padding = "valid"
-        elif padding == "same" and max(self.dilation_rate) > 1:
+        elif padding == "same" and max(dilation) > 1:
             # TensorFlow pads for a dilated filter by its static shape, and a rank is open.
             inputs = tf.pad(inputs, [(0, 0), *((r // 2, r - r // 2) for r in reach), (0, 0)])
             padding = "valid"
         return keras.ops.conv(
             inputs,
-            tf.reshape(basis, [*self.kernel_shape[:-1], rank]),
-            strides=self.strides,
+            tf.reshape(basis, [*size, inputs.shape[-1], rank]),
+            strides=strides,
             padding=padding,
             data_format="channels_last",
-            dilation_rate=self.dilation_rate,
+            dilation_rate=dilation,
         )
 
     def get_config(self):
@@ -153,9 +159,17 @@ class LowRankConv1D(LowRankConv):
 class LowRankConv2D(LowRankConv):
     r"""`keras.layers.Conv2D` whose kernel is a low-rank matrix.
 
-    The kernel `(kh, kw, c, f)` is the matrix `W = U S V^T` of shape `(kh kw c, f)`: a convolution
-    with the r filters in U, then a product with `S V^T` at every position. No patches are formed.
-    From "Low-rank lottery tickets" (arXiv:2205.13571), section 6.6.
+    The kernel `(kh, kw, c, f)` is a matrix `W = U S V^T` in one of two forms. No patches are formed
+    in either.
+
+    - `"matrix"`: `(kh kw c, f)`, a `kh x kw` convolution with the r filters in U, then a product
+      with `S V^T` at every position. From "Low-rank lottery tickets" (arXiv:2205.13571), section
+      6.6.
+    - `"spatial"`: `(kh c, kw f)`, a `kh x 1` convolution with the r filters in U, a product with
+      `S V^T`, and kw of its columns, each shifted to its place, summed: a `1 x kw` convolution.
+      From "Speeding up Convolutional Neural Networks with Low Rank Expansions"
+      (arXiv:1405.3866), section 2. A rank costs `kh c + kw f` weights in place of `kh kw c + f`:
+      with 3 x 3 kernels and `c = f` as many weights make 1.7 times the rank.
 
     Args:
         filters: int, number of output channels.
@@ -163,6 +177,7 @@ class LowRankConv2D(LowRankConv):
         strides, padding, data_format, dilation_rate: as in `keras.layers.Conv2D`.
         groups: int, 1 only: a grouped kernel is not one matrix.
         activation, use_bias: as in `keras.layers.Conv2D`.
+        factorization: `"matrix"` or `"spatial"`, the form above. Defaults to `"matrix"`.
         rank: int or None, the rank to start with. See `LowRankLayer`.
         **kwargs: all other arguments of `LowRankLayer` and of `keras.layers.Conv2D`.
 
@@ -174,7 +189,8 @@ class LowRankConv2D(LowRankConv):
         `(batch, new_height, new_width, filters)`, or with the channels first.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(kh kw c, filters)` when built.
+        ValueError: an argument outside its range; when built, a rank above
+            `min(kh kw c, filters)`, or above `min(kh c, kw filters)` in the spatial form.
 
     Example:
 
@@ -183,9 +199,69 @@ class LowRankConv2D(LowRankConv):
     [2, 8, 8, 16]
     >>> [tuple(weight.shape) for weight in layer.weights]
     [(27, 4), (4, 4), (16, 4), (16,)]
+    >>> layer = LowRankConv2D(16, 3, rank=4, padding="same", factorization="spatial")
+    >>> layer(tf.ones((2, 8, 8, 3))).shape.as_list()
+    [2, 8, 8, 16]
+    >>> [tuple(weight.shape) for weight in layer.weights]
+    [(9, 4), (4, 4), (48, 4), (16,)]
     """
 
     keras_layer = keras.layers.Conv2D
+
+    def __init__(self, filters, kernel_size, *args, factorization="matrix", **kwargs):
+        super().__init__(filters, kernel_size, *args, **kwargs)
+        if factorization not in ("matrix", "spatial"):
+            raise ValueError(
+                "`factorization` must be 'matrix' or 'spatial'. "
+                f"Received: factorization={factorization!r}"
+            )
+        self.factorization = factorization
+
+    def build_kernel(self, channels):
+        kernel_shape = (*self.kernel_size, channels, self.filters)
+        if self.factorization == "matrix":
+            return self.build_factors(kernel_shape)
+        spatial = Matricization(kernel_shape, rows=(0, 2), columns=(1, 3))
+        self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
+
+    def window(self):
+        if self.factorization == "matrix":
+            return super().window()
+        return [(along_height, 1) for along_height, _ in super().window()]
+
+    def apply_kernel(self, inputs):
+        if self.factorization == "matrix":
+            return super().apply_kernel(inputs)
+        size, stride, dilation = (along_width for _, along_width in super().window())
+        reach = (size - 1) * dilation
+        if self.padding == "same":
+            inputs = tf.pad(inputs, [(0, 0), (0, 0), _same(inputs, reach, stride), (0, 0)])
+        # (batch, new_height, width, kw f). Summing what the next layer reads, and not convolving
+        # with V, keeps this layer a projection and a product, as all others are.
+        products = super().apply_kernel(inputs)
+        return tf.add_n(
+            [
+                products[
+                    :,
+                    :,
+                    tap * dilation : (tap * dilation - reach) or None : stride,
+                    tap * self.filters : (tap + 1) * self.filters,
+                ]
+                for tap in range(size)
+            ]
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "factorization": self.factorization}
+
+
+def _same(inputs, reach, stride):
+    """How TensorFlow pads the width with "SAME", for a filter that reaches over that many steps."""
+    total = reach
+    if stride > 1:
+        width = tf.shape(inputs)[2] if inputs.shape[2] is None else inputs.shape[2]
+        total = tf.maximum((-(-width // stride) - 1) * stride + reach + 1 - width, 0)
+    return total // 2, total - total // 2
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

@@ -39,4 +39,4 @@ class Matricization(NamedTuple):
         """The kernel of a matrix."""
         order = self.rows + self.columns
         kernel = keras.ops.reshape(matrix, [self.kernel_shape[axis] for axis in order])
-        return keras.ops.transpose(kernel, sorted(range(len(order)), key=order.index))
+        return keras.ops.transpose(kernel, [order.index(axis) for axis in range(len(order))])
