@@ -76,6 +76,7 @@ def test_two_factors_of_the_spatial_form_have_its_parameters_and_kernels(example
     low = count_weights(build(methods.LowRank(RANKS, "spatial")))
     two = count_weights(build(methods.TwoFactor(RANKS, factorization="spatial")))
     assert two.full == low.factored == 4 * (9 + 18) + 5 * (96 + 16) + 160
+    keras.utils.clear_session()  # the names of Keras's layers start anew, as in a run
     full = build(methods.FullRank())
     weights = methods.weights_by_name(full)
     keras.utils.clear_session()
