@@ -239,27 +239,28 @@ class LowRankConv2D(LowRankConv):
         # (batch, new_height, width, kw f). Summing what the next layer reads, and not convolving
         # with V, keeps this layer a projection and a product, as all others are.
         products = super().apply_kernel(inputs)
-        return tf.add_n(
-            [
-                products[
-                    :,
-                    :,
-                    tap * dilation : (tap * dilation - reach) or None : stride,
-                    tap * self.filters : (tap + 1) * self.filters,
-                ]
-                for tap in range(size)
-            ]
-        )
+        size_of_slice = [-1, -1, _width(products) - reach, -1]
+        # `tf.slice` and not `[]`, whose gradient TensorFlow takes 20 times as long for.
+        taps = [
+            tf.slice(part, [0, 0, tap * dilation, 0], size_of_slice)
+            for tap, part in enumerate(tf.split(products, size, axis=-1))
+        ]
+        outputs = tf.add_n(taps)
+        return outputs if stride == 1 else outputs[:, :, ::stride]
 
     def get_config(self):
         return {**super().get_config(), "factorization": self.factorization}
+
+
+def _width(inputs):
+    return tf.shape(inputs)[2] if inputs.shape[2] is None else inputs.shape[2]
 
 
 def _same(inputs, reach, stride):
     """How TensorFlow pads the width with "SAME", for a filter that reaches over that many steps."""
     total = reach
     if stride > 1:
-        width = tf.shape(inputs)[2] if inputs.shape[2] is None else inputs.shape[2]
+        width = _width(inputs)
         total = tf.maximum((-(-width // stride) - 1) * stride + reach + 1 - width, 0)
     return total // 2, total - total // 2
 
