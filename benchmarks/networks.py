@@ -3,7 +3,10 @@
 import keras
 
 from keras_lowrank import (
+    LowRankConv1D,
     LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
     LowRankDense,
     LowRankModel,
     LowRankMultiHeadAttention,
@@ -29,21 +32,32 @@ def dense(method, widths, rank=None, optimizer=None):
     return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x), optimizer)
 
 
-def conv(method, layers, size=16, channels=256, rank=None):
-    """A stack of 3 x 3 convolutions, as in the middle of VGG, compiled."""
+# Convolutions by their name: the Keras layer, its low-rank one, the spatial extents of the inputs.
+CONVOLUTIONS = {
+    "conv": (keras.layers.Conv2D, LowRankConv2D, (16, 16)),
+    "conv1d": (keras.layers.Conv1D, LowRankConv1D, (256,)),
+    "conv3d": (keras.layers.Conv3D, LowRankConv3D, (6, 6, 6)),
+    "conv_transpose": (keras.layers.Conv2DTranspose, LowRankConv2DTranspose, (16, 16)),
+}
+
+
+def conv(method, layers, name="conv", channels=256, rank=None):
+    """A stack of convolutions of size 3, as in the middle of VGG, compiled."""
     keras.utils.set_random_seed(0)
-    inputs = x = keras.Input((size, size, channels))
+    full_rank, low_rank, extents = CONVOLUTIONS[name]
+    inputs = x = keras.Input((*extents, channels))
     options = {"padding": "same", "activation": "relu"}
     for _ in range(layers):
         if method in LOW_RANK:
-            x = LowRankConv2D(channels, 3, rank=rank, **options, **_bounds(rank))(x)
+            x = low_rank(channels, 3, rank=rank, **options, **_bounds(rank))(x)
         elif method == "two_factor":
-            x = keras.layers.Conv2D(rank, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.Conv2D(channels, 1, activation="relu")(x)
+            x = full_rank(rank, 3, padding="same", use_bias=False)(x)
+            pointwise = keras.layers.Conv2D if name == "conv_transpose" else full_rank
+            x = pointwise(channels, 1, activation="relu")(x)
         else:
-            x = keras.layers.Conv2D(channels, 3, **options)(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+            x = full_rank(channels, 3, **options)(x)
+    pooled = keras.ops.mean(x, axis=list(range(1, len(x.shape) - 1)))
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(pooled))
 
 
 def lenet5(method, rank=None):

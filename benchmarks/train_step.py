@@ -1,8 +1,9 @@
 """How long is one training step: full-rank, two-factor and low-rank, in one process?
 
 784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
-convolutions of 256 channels on 16 x 16 images, with `lenet5` the paper's, with `attention` a stack
-of self-attention, 8 heads of 64 on 128 positions; on one batch of random numbers, by SGD:
+convolutions of 256 channels on 16 x 16 images (conv1d, conv3d and conv_transpose: the others like
+it), with `lenet5` the paper's, with `attention` a stack of self-attention, 8 heads of 64 on 128
+positions; on one batch of random numbers, by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -20,7 +21,7 @@ import networks
 import reporting
 from absl import flags
 
-NETWORKS = ["dense", "conv", "lenet5", "attention"]
+NETWORKS = ["dense", *networks.CONVOLUTIONS, "lenet5", "attention"]
 NETWORK = flags.DEFINE_enum("network", "dense", NETWORKS, "What to train.")
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
@@ -35,8 +36,8 @@ METHODS = flags.DEFINE_multi_enum(
 
 
 def build(method, rank):
-    if NETWORK.value == "conv":
-        return networks.conv(method, LAYERS.value, rank=rank)
+    if NETWORK.value in networks.CONVOLUTIONS:
+        return networks.conv(method, LAYERS.value, NETWORK.value, rank=rank)
     if NETWORK.value == "lenet5":
         return networks.lenet5(method, rank)
     if NETWORK.value == "attention":
@@ -66,9 +67,11 @@ def main(_):
         row["ms_of_rounds"] = [1000.0 * second for second in seconds[method, rank]]
         rows.append(row)
     widths = "-".join(map(str, [networks.FEATURES, *reporting.numbers(WIDTHS), networks.CLASSES]))
-    conv = f"{LAYERS.value} x conv 3x3x256x256 on 16x16"
     attention = f"{LAYERS.value} x attention, 8 heads of 64 on 128 x 512"
-    names = {"dense": widths, "conv": conv, "lenet5": "LeNet5", "attention": attention}
+    names = {"dense": widths, "lenet5": "LeNet5", "attention": attention}
+    for name, (*_, extents) in networks.CONVOLUTIONS.items():
+        size, on = "x".join("3" * len(extents)), "x".join(map(str, extents))
+        names[name] = f"{LAYERS.value} x {name} {size}x256x256 on {on}"
     network = names[NETWORK.value]
     columns = {
         "method": "{}",

@@ -39,9 +39,10 @@ class FullRank:
 class _Ranked(FullRank):
     """What methods with ranks share: they hand them out, one a layer in order."""
 
-    def __init__(self, ranks):
+    def __init__(self, ranks, factorization="matrix"):
         super().__init__()
         self._ranks = list(ranks)
+        self._factorization = factorization
 
     def _next_rank(self):
         """The rank of the layer whose name is asked for next."""
@@ -60,11 +61,12 @@ class LowRank(_Ranked):
     Args:
         ranks: list of int, the ranks to start with, one a layer; or none, for the largest that
             each layer takes by default.
+        factorization: str, of `LowRankConv2D`.
     """
 
     def conv(self, filters, kernel_size, **options):
-        rank = self._next_rank()
-        return LowRankConv2D(filters, kernel_size, rank=rank, name=self._name(), **options)
+        options = {**options, "rank": self._next_rank(), "factorization": self._factorization}
+        return LowRankConv2D(filters, kernel_size, name=self._name(), **options)
 
     def dense(self, units, **options):
         rank = self._next_rank()
@@ -85,19 +87,25 @@ class TwoFactor(_Ranked):
         ranks: list of int, one a layer.
         weights: dict from names of layers to their arrays, a `FullRank` network to begin with; or
             None.
+        factorization: str, "matrix" for k x k and then 1 x 1 convolutions, "spatial" for k x 1 and
+            then 1 x k.
     """
 
-    def __init__(self, ranks, weights=None):
-        super().__init__(ranks)
+    def __init__(self, ranks, weights=None, factorization="matrix"):
+        super().__init__(ranks, factorization)
         self._weights = weights
 
-    def conv(self, filters, kernel_size, activation=None, use_bias=True, **options):
+    def conv(self, filters, kernel_size, strides=1, activation=None, use_bias=True, **options):
         rank, name = self._next_rank(), self._name()
-        first = keras.layers.Conv2D(rank, kernel_size, use_bias=False, name=f"{name}_a", **options)
-        second = keras.layers.Conv2D(
-            filters, 1, activation=activation, use_bias=use_bias, name=name
+        windows = [(kernel_size, strides), (1, 1)]
+        if self._factorization == "spatial":
+            windows = [((kernel_size, 1), (strides, 1)), ((1, kernel_size), (1, strides))]
+        (size, step), (last_size, last_step) = windows
+        first = keras.layers.Conv2D(rank, size, step, use_bias=False, name=f"{name}_a", **options)
+        options = {**options, "activation": activation, "use_bias": use_bias}
+        return self._pair(
+            first, keras.layers.Conv2D(filters, last_size, last_step, name=name, **options)
         )
-        return self._pair(first, second)
 
     def dense(self, units, activation=None, use_bias=True, **options):
         rank, name = self._next_rank(), self._name()
@@ -121,10 +129,17 @@ class TwoFactor(_Ranked):
             if self._weights:
                 kernel = self._weights[second.name][0]
             else:
-                shape = (*first.kernel.shape[:-1], second.kernel.shape[-1])
-                kernel = first.kernel_initializer(shape)
+                *sizes, channels, _ = first.kernel.shape
+                sizes = [size * other for size, other in zip(sizes, second.kernel.shape)]
+                kernel = first.kernel_initializer((*sizes, channels, second.kernel.shape[-1]))
+            kernel = keras.ops.convert_to_numpy(kernel)
+            spatial = self._factorization == "spatial" and kernel.ndim == 4
+            if spatial:  # as (kh c, kw f)
+                kernel = kernel.swapaxes(1, 2).reshape(-1, kernel.shape[1] * kernel.shape[3])
             a, b = balanced_factors(*truncated_svd(kernel, first.kernel.shape[-1]))
             first.kernel.assign(a.reshape(first.kernel.shape))
+            if spatial:
+                b = b.reshape(len(b), second.kernel.shape[1], -1).swapaxes(0, 1)
             second.kernel.assign(b.reshape(second.kernel.shape))
             return outputs
 

@@ -92,6 +92,12 @@ INTEGRATOR = flags.DEFINE_enum(
     ["parallel", "rank_adaptive", "fixed_rank"],
     "How the factors move: parallel and rank_adaptive find the ranks, fixed_rank keeps --ranks.",
 )
+FACTORIZATION = flags.DEFINE_enum(
+    "factorization",
+    "matrix",
+    ["matrix", "spatial"],
+    "The form of the kernels of convolutions: (kh kw c, f), or (kh c, kw f).",
+)
 RANKS = flags.DEFINE_list("ranks", [], "Ranks to start with, one a layer, separated by commas.")
 flags.register_validator(
     RANKS,
@@ -201,7 +207,9 @@ class _Experiment:
 
     def low_rank(self, goal, seed):
         watch, name = keras_lowrank.callbacks.RankHistory(), f"{INTEGRATOR.value}, {goal}"
-        model, measured = self._fit(LowRank(start_ranks()), seed, name, watch=watch, goal=goal)
+        model, measured = self._fit(
+            LowRank(start_ranks(), FACTORIZATION.value), seed, name, watch=watch, goal=goal
+        )
         return {
             **measured,
             "ranks": list(model.ranks.values()),
@@ -210,7 +218,7 @@ class _Experiment:
         }
 
     def two_factor(self, ours):
-        layers = TwoFactor(ours["ranks"])
+        layers = TwoFactor(ours["ranks"], factorization=FACTORIZATION.value)
         model, measured = self._fit(layers, ours["seed"], "two factors")
         return {**measured, **_at_ranks_of(ours, model)}
 
@@ -220,7 +228,7 @@ class _Experiment:
             watch = self._keep_halfway(seed)
             self._fit(FullRank(), seed, "full rank, then SVD", watch=watch, epochs=self._switch)
         weights, held = self._halfway[seed]
-        layers = TwoFactor(ours["ranks"], weights)
+        layers = TwoFactor(ours["ranks"], weights, FACTORIZATION.value)
         model, measured = self._fit(layers, seed, "fine-tuning", first_epoch=self._switch)
         run = {**measured, **_at_ranks_of(ours, model)}
         run["weights"]["training"] = held  # the most that was held: at full rank
@@ -310,6 +318,7 @@ def _settings():
     return {
         "epochs": EPOCHS.value,
         "start_ranks": start_ranks(),
+        "factorization": FACTORIZATION.value,
         "batch_size": BATCH_SIZE.value,
         "learning_rate": LEARNING_RATE.value,
         "schedule": SCHEDULE.value,

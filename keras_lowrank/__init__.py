@@ -13,7 +13,10 @@ from keras_lowrank.compression import Compression
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
+    LowRankConv1D,
     LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
     LowRankDense,
     LowRankEinsumDense,
     LowRankGroupedQueryAttention,
@@ -31,7 +34,10 @@ __all__ = [
     "FixedRank",
     "Integrator",
     "KeepRank",
+    "LowRankConv1D",
     "LowRankConv2D",
+    "LowRankConv2DTranspose",
+    "LowRankConv3D",
     "LowRankDense",
     "LowRankEinsumDense",
     "LowRankGroupedQueryAttention",

@@ -203,7 +203,7 @@ def test_convert_layer_is_the_way_of_classes_of_ones_own():
     assert twin.name == "mine" and twin.factors.rank == 6
     assert convert_layer(dense, rank=99).factors.rank == 6
     assert convert_layer(dense, energy=0.5).factors.rank < 6
-    with pytest.raises(ValueError, match=r"must be one of the Keras layers Dense, Conv2D"):
+    with pytest.raises(ValueError, match=r"must be one of the Keras layers Dense, Conv1D, Conv2D"):
         convert_layer(layers.Flatten(), rank=2)
     with pytest.raises(ValueError, match="must have weights"):
         convert_layer(layers.Dense(3), rank=2)
@@ -267,7 +267,7 @@ def test_models_that_cannot_be_converted_raise():
     with pytest.raises(ValueError, match="needs a model with weights"):
         from_keras(keras.Sequential([layers.Dense(2)]), rank=2)
     inputs = keras.Input((4,))
-    with pytest.raises(ValueError, match="needs a layer to convert.*: Dense, Conv2D"):
+    with pytest.raises(ValueError, match="needs a layer to convert.*: Dense, Conv1D, Conv2D"):
         from_keras(keras.Model(inputs, layers.Activation("relu")(inputs)), rank=2)
     model = keras.Sequential([inputs, layers.Dense(4, name="bad")])
     model.layers[0].kernel.assign(np.full((4, 4), np.nan))

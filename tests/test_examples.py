@@ -71,6 +71,19 @@ def test_two_factors_go_on_from_a_full_rank_network(example):
     assert error == pytest.approx(np.linalg.norm(tail), rel=1e-4)
 
 
+def test_two_factors_of_the_spatial_form_have_its_parameters_and_kernels(example):
+    methods = example("methods")
+    low = count_weights(build(methods.LowRank(RANKS, "spatial")))
+    two = count_weights(build(methods.TwoFactor(RANKS, factorization="spatial")))
+    assert two.full == low.factored == 4 * (9 + 18) + 5 * (96 + 16) + 160
+    keras.utils.clear_session()  # the names of Keras's layers start anew, as in a run
+    full = build(methods.FullRank())
+    weights = methods.weights_by_name(full)
+    keras.utils.clear_session()
+    same = build(methods.TwoFactor([9, 16], weights, "spatial"))
+    np.testing.assert_allclose(same(images()), full(images()), atol=1e-4)
+
+
 def test_too_few_ranks_error(example):
     with pytest.raises(ValueError, match=r"one rank for each .* Received: ranks=\[4\]"):
         build(example("methods").LowRank([4]))

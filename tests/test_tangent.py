@@ -5,7 +5,15 @@ import tensorflow as tf
 from reference import parallel
 from reference.closed_form import matrix
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankEinsumDense, LowRankModel
+from keras_lowrank import (
+    LowRankConv1D,
+    LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
+    LowRankDense,
+    LowRankEinsumDense,
+    LowRankModel,
+)
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import complement
 from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
@@ -13,20 +21,53 @@ from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared
 EINSUM = {"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}
 EINSUM_4D = {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"}
 CONV = {"kernel_size": (2, 3), "filters": 5}
-# (layer arguments, input shape)
+CONV_1D = {"kernel_size": 3, "filters": 5}
+# (layer, arguments, input shape)
 CASES = {
-    "dense 2-D": ({}, (7, 6)),
-    "dense 3-D": ({}, (3, 4, 6)),
-    "dense 4-D": ({}, (2, 3, 2, 6)),
-    "conv": (CONV, (3, 6, 7, 2)),
-    "conv strides": ({**CONV, "strides": 2, "padding": "same"}, (3, 6, 7, 2)),
-    "conv dilation": ({**CONV, "dilation_rate": (1, 2), "padding": "same"}, (3, 6, 7, 2)),
-    "conv channels first": ({**CONV, "data_format": "channels_first"}, (3, 2, 6, 7)),
-    "einsum 2-D": ({"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}, (7, 6)),
-    "einsum 4-D": (
-        {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"},
-        (3, 4, 2, 3),
+    "dense 2-D": (LowRankDense, {"units": 5}, (7, 6)),
+    "dense 3-D": (LowRankDense, {"units": 5}, (3, 4, 6)),
+    "dense 4-D": (LowRankDense, {"units": 5}, (2, 3, 2, 6)),
+    "conv": (LowRankConv2D, CONV, (3, 6, 7, 2)),
+    "conv strides": (LowRankConv2D, {**CONV, "strides": 2, "padding": "same"}, (3, 6, 7, 2)),
+    "conv dilation": (
+        LowRankConv2D,
+        {**CONV, "dilation_rate": (1, 2), "padding": "same"},
+        (3, 6, 7, 2),
     ),
+    "conv channels first": (
+        LowRankConv2D,
+        {**CONV, "data_format": "channels_first"},
+        (3, 2, 6, 7),
+    ),
+    "conv spatial": (
+        LowRankConv2D,
+        {
+            "filters": 5,
+            "kernel_size": 3,
+            "strides": (1, 2),
+            "padding": "same",
+            "factorization": "spatial",
+        },
+        (3, 6, 7, 2),
+    ),
+    "conv 1-D causal": (LowRankConv1D, {**CONV_1D, "padding": "causal"}, (3, 6, 2)),
+    "conv 1-D dilation": (
+        LowRankConv1D,
+        {**CONV_1D, "padding": "same", "dilation_rate": 2},
+        (3, 6, 2),
+    ),
+    "conv 3-D": (
+        LowRankConv3D,
+        {"kernel_size": 2, "filters": 5, "strides": (2, 1, 1), "padding": "same"},
+        (2, 3, 4, 3, 2),
+    ),
+    "conv transpose": (
+        LowRankConv2DTranspose,
+        {**CONV, "strides": 2, "padding": "same"},
+        (2, 3, 4, 2),
+    ),
+    "einsum 2-D": (LowRankEinsumDense, EINSUM, (7, 6)),
+    "einsum 4-D": (LowRankEinsumDense, EINSUM_4D, (3, 4, 2, 3)),
 }
 cases = pytest.mark.parametrize("case", CASES)
 eager_and_traced = pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
@@ -41,22 +82,20 @@ class ChannelsFirst(keras.layers.Conv2D):
 
 def make(case, rank=2, dtype="float64", seed=0, **kwargs):
     """A built layer with a full core, a full-rank Keras layer like it, and inputs of its shape."""
-    arguments, shape = CASES[case]
+    low_rank, arguments, shape = CASES[case]
     rng = np.random.default_rng(seed)
     x = tf.constant(rng.standard_normal(shape), "float64" if dtype == "float64" else "float32")
-    if "filters" in arguments:
-        layer = LowRankConv2D(**arguments, rank=rank, dtype=dtype, **kwargs)
-        first = arguments.get("data_format") == "channels_first"
-        conv = ChannelsFirst if first else keras.layers.Conv2D
-        full = conv(**{**arguments, "data_format": "channels_last"}, dtype=dtype, **kwargs)
-    elif "equation" in arguments:
-        layer = LowRankEinsumDense(**arguments, rank=rank, dtype=dtype, **kwargs)
-        full = keras.layers.EinsumDense(**arguments, dtype=dtype, **kwargs)
+    layer = low_rank(**arguments, rank=rank, dtype=dtype, **kwargs)
+    plain = getattr(keras.layers, low_rank.__name__.removeprefix("LowRank"))
+    arguments = {name: value for name, value in arguments.items() if name != "factorization"}
+    if "data_format" in arguments:
+        plain, arguments = ChannelsFirst, {**arguments, "data_format": "channels_last"}
+        full = plain(**arguments, dtype=dtype, **kwargs)
+        full.build([shape[i] for i in (0, 2, 3, 1)])
     else:
-        layer = LowRankDense(5, rank=rank, dtype=dtype, **kwargs)
-        full = keras.layers.Dense(5, dtype=dtype, **kwargs)
+        full = plain(**arguments, dtype=dtype, **kwargs)
+        full.build(shape)
     layer.build(shape)
-    full.build([shape[i] for i in (0, 2, 3, 1)] if "data_format" in arguments else shape)
     full.input_spec = None
     layer.S.assign(rng.standard_normal((rank, rank)))
     return layer, full, x

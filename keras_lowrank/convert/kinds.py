@@ -9,7 +9,10 @@ import numpy as np
 
 from keras_lowrank.convert.graph import input_shape
 from keras_lowrank.layers import (
+    LowRankConv1D,
     LowRankConv2D,
+    LowRankConv2DTranspose,
+    LowRankConv3D,
     LowRankDense,
     LowRankEinsumDense,
     LowRankGroupedQueryAttention,
@@ -61,9 +64,26 @@ def _by_equation(layer):
 
 _POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
 
+
+def _by_form(layer):
+    if layer.factorization == "matrix":
+        return _by_width("filters", **_POINTWISE)(layer)
+    window = {name: getattr(layer, name) for name in ("kernel_size", "strides", "dilation_rate")}
+    first = {name: (along_height, 1) for name, (along_height, _) in window.items()}
+    second = {name: (1, along_width) for name, (_, along_width) in window.items()}
+    return {"filters": layer.factors.rank, "use_bias": False, **first}, second
+
+
 KINDS = [
     Kind(keras.layers.Dense, LowRankDense, _by_width("units")),
-    Kind(keras.layers.Conv2D, LowRankConv2D, _by_width("filters", **_POINTWISE)),
+    Kind(keras.layers.Conv1D, LowRankConv1D, _by_width("filters", **_POINTWISE)),
+    Kind(keras.layers.Conv2D, LowRankConv2D, _by_form),
+    Kind(keras.layers.Conv3D, LowRankConv3D, _by_width("filters", **_POINTWISE)),
+    Kind(
+        keras.layers.Conv2DTranspose,
+        LowRankConv2DTranspose,
+        _by_width("filters", **_POINTWISE, output_padding=None),
+    ),
     Kind(keras.layers.EinsumDense, LowRankEinsumDense, _by_equation),
 ]
 
@@ -119,6 +139,8 @@ def matricization(layer):
     """
     if type(layer) is keras.layers.EinsumDense:
         return EinsumEquation.parse(layer.equation).matricization(layer.kernel.shape)
+    if type(layer) is keras.layers.Conv2DTranspose:
+        return LowRankConv2DTranspose.matricization_of(layer.kernel.shape)
     return Matricization.of_last_axis(layer.kernel.shape)
 
 
@@ -148,7 +170,7 @@ def unbuilt_twin(layer, rank):
 
 def plain_arguments(layer):
     """The arguments of the Keras layer that a low-rank layer stands for."""
-    own = {"rank", "min_rank", "max_rank", "truncation"}
+    own = {"rank", "min_rank", "max_rank", "truncation", "factorization"}
     config = {key: value for key, value in layer.get_config().items() if key not in own}
     # The activation itself, as above; attention has none.
     return {**config, "activation": layer.activation} if hasattr(layer, "activation") else config

@@ -16,6 +16,7 @@ from keras_lowrank.convert.graph import (
 from keras_lowrank.convert.kinds import ATTENTION, kind_of, matricization, plain_arguments
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.attention import LowRankAttention
+from keras_lowrank.layers.matricization import Matricization
 
 _FORMS = ("smaller", "factored", "merged")
 
@@ -25,10 +26,11 @@ def to_keras(model, form="smaller"):
 
     A low-rank layer becomes `"merged"`, the one Keras layer with the kernel `U S V^T`, or
     `"factored"`, two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T` in a Sequential
-    model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D,
-    EinsumDense without a bias and EinsumDense. The root of S in each gives both the same norm,
-    which training and quantization like best. The projections of attention are always merged,
-    since Keras's layer has one EinsumDense for each.
+    model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D
+    (of height and of width, where it is factorized so),
+    EinsumDense without a bias and EinsumDense, and so for the other convolutions. The root of S in
+    each gives both the same norm, which training and quantization like best. The projections of
+    attention are always merged, since Keras's layer has one EinsumDense for each.
     All else is copied, as `from_keras` does. The new model is not compiled.
 
     Args:
@@ -120,8 +122,8 @@ def _factored(layer):
     shape = first.compute_output_shape(shape)
     build_like(second, layer, {"input_shape": shape}, inside=(layer.name,))
     left, right = _balanced(layer)
-    _fill(first, left)
-    _fill(second, right, layer.bias)
+    _fill(first, matricization(first), left)
+    _fill(second, _of_right(layer, second), right, layer.bias)
     return keras.Sequential([first, second], name=layer.name)
 
 
@@ -139,11 +141,18 @@ def _in_float64(layer):
 
 def _fill_merged(plain, layer):
     u, s, v = _in_float64(layer)
-    _fill(plain, u @ s @ v.T, layer.bias)
+    _fill(plain, layer.matricization, u @ s @ v.T, layer.bias)
 
 
-def _fill(layer, matrix, bias=None):
-    layer.kernel.assign(matricization(layer).kernel(matrix))
+def _of_right(layer, second):
+    """How the kernel of the second layer in place of `layer` is the matrix `S^{1/2} V^T`."""
+    if getattr(layer, "factorization", "matrix") == "spatial":
+        return Matricization(tuple(second.kernel.shape), rows=(2,), columns=(0, 1, 3))
+    return matricization(second)
+
+
+def _fill(layer, how, matrix, bias=None):
+    layer.kernel.assign(how.kernel(matrix))
     if bias is not None:
         layer.bias.assign(bias)
 

@@ -1,13 +1,17 @@
 """Keras layers that hold the factors of their kernel and never the kernel."""
 
 from keras_lowrank.layers.attention import LowRankGroupedQueryAttention, LowRankMultiHeadAttention
-from keras_lowrank.layers.conv import LowRankConv2D
+from keras_lowrank.layers.conv import LowRankConv1D, LowRankConv2D, LowRankConv3D
+from keras_lowrank.layers.conv_transpose import LowRankConv2DTranspose
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
 from keras_lowrank.layers.low_rank_layer import LowRankLayer, find_low_rank_layers
 
 __all__ = [
+    "LowRankConv1D",
     "LowRankConv2D",
+    "LowRankConv2DTranspose",
+    "LowRankConv3D",
     "LowRankDense",
     "LowRankEinsumDense",
     "LowRankGroupedQueryAttention",
