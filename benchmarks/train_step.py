@@ -1,8 +1,9 @@
 """How long is one training step: full-rank, two-factor and low-rank, in one process?
 
 784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
-convolutions of 256 channels on 16 x 16 images, with `lenet5` the paper's; on one batch of random
-numbers, by SGD:
+convolutions of 256 channels on 16 x 16 images, with `lenet5` the paper's, with `embedding` a table
+of 200,000 x 512 and sequences of 32 indices, with `lstm` 512 units on 64 vectors of 256; on one
+batch of random numbers, by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -12,6 +13,8 @@ The models take turns; ratios are those of the same round, medians and quartiles
     python benchmarks/train_step.py --widths 784,784,784,784 --ranks 8,32,128
     python benchmarks/train_step.py --network conv --batch 16 --ranks 32,64
     python benchmarks/train_step.py --network lenet5 --batch 128 --ranks 16,32,100
+    python benchmarks/train_step.py --network embedding --ranks 64
+    python benchmarks/train_step.py --network lstm --batch 64 --ranks 32,64
 """
 
 import measuring
@@ -19,7 +22,9 @@ import networks
 import reporting
 from absl import flags
 
-NETWORK = flags.DEFINE_enum("network", "dense", ["dense", "conv", "lenet5"], "What to train.")
+NETWORK = flags.DEFINE_enum(
+    "network", "dense", ["dense", "conv", "lenet5", "embedding", "lstm"], "What to train."
+)
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
 LAYERS = flags.DEFINE_integer("layers", 2, "Convolutions.", lower_bound=1)
@@ -37,6 +42,10 @@ def build(method, rank):
         return networks.conv(method, LAYERS.value, rank=rank)
     if NETWORK.value == "lenet5":
         return networks.lenet5(method, rank)
+    if NETWORK.value == "embedding":
+        return networks.embedding(method, rank)
+    if NETWORK.value == "lstm":
+        return networks.lstm(method, rank)
     return networks.dense(method, reporting.numbers(WIDTHS), rank)
 
 
@@ -63,7 +72,13 @@ def main(_):
         rows.append(row)
     widths = "-".join(map(str, [networks.FEATURES, *reporting.numbers(WIDTHS), networks.CLASSES]))
     conv = f"{LAYERS.value} x conv 3x3x256x256 on 16x16"
-    network = {"dense": widths, "conv": conv, "lenet5": "LeNet5"}[NETWORK.value]
+    network = {
+        "dense": widths,
+        "conv": conv,
+        "lenet5": "LeNet5",
+        "embedding": "an embedding of 200,000 x 512 on 32 indices",
+        "lstm": "an LSTM of 512 units on 64 vectors of 256",
+    }[NETWORK.value]
     columns = {
         "method": "{}",
         "rank": "{}",

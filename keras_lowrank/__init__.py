@@ -12,7 +12,16 @@ from keras_lowrank import callbacks, optimizers
 from keras_lowrank.compression import Compression
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
-from keras_lowrank.layers import LowRankConv2D, LowRankDense, LowRankLayer
+from keras_lowrank.layers import (
+    LowRankConv2D,
+    LowRankDense,
+    LowRankEmbedding,
+    LowRankGRU,
+    LowRankGRUCell,
+    LowRankLayer,
+    LowRankLSTM,
+    LowRankLSTMCell,
+)
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.truncation import Budget, KeepRank, Tolerance, Truncation
 
@@ -26,6 +35,11 @@ __all__ = [
     "KeepRank",
     "LowRankConv2D",
     "LowRankDense",
+    "LowRankEmbedding",
+    "LowRankGRU",
+    "LowRankGRUCell",
+    "LowRankLSTM",
+    "LowRankLSTMCell",
     "LowRankLayer",
     "LowRankModel",
     "Parallel",

@@ -17,7 +17,9 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
     "module, name",
     [
         ("keras.src.backend.common.global_state", "get_global_attribute"),
+        ("keras.src.backend.common.masking", "set_keras_mask"),
         ("keras.src.backend.common.stateless_scope", "in_stateless_scope"),
+        ("keras.src.backend.tensorflow.rnn", "rnn"),
         ("keras.src.export.export_utils", "get_input_signature"),
         ("keras.src.export.export_utils", "make_input_spec"),
         ("keras.src.losses.loss", "unscale_loss_for_distribution"),
