@@ -83,9 +83,6 @@ def test_recurrent_basics(kind, stacked):
     name = "lstm" if kind is LSTM else "gru"
     inputs = keras.Input((STEPS, N))
     model = LowRankModel(inputs, layer(inputs))
-    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
-    losses = model.fit(X, draw(BATCH, UNITS), epochs=3, verbose=0).history["loss"]
-    assert losses[2] < losses[1] < losses[0]
     stem = f"low_rank_{name}/{name}_cell/"
     if stacked:
         assert set(model.ranks) == {stem + "kernel", stem + "recurrent_kernel"}
@@ -94,6 +91,11 @@ def test_recurrent_basics(kind, stacked):
         names = [f"{stem}{matrix}_{gate}" for matrix in ("kernel", "recurrent_kernel")
                  for gate in letters]  # fmt: skip
         assert list(model.ranks) == names
+    if stacked != (kind is LSTM):  # a trace takes seconds
+        return
+    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
+    losses = model.fit(X, draw(BATCH, UNITS), epochs=3, verbose=0).history["loss"]
+    assert losses[2] < losses[1] < losses[0]
     assert max(model.ranks.values()) > 2
 
 
@@ -112,7 +114,13 @@ CASES = {
     "mask, zeros": {"mask": True, "return_sequences": True, "zero_output_for_mask": True},
     "mask, unrolled": {"mask": True, "unroll": True},
     "dropout": {"dropout": 0.4, "seed": 3},
-    "dropout by gate": {"dropout": 0.4, "seed": 3, "implementation": 1, "stacked": False},
+    "dropout by gate": {
+        "dropout": 0.4,
+        "seed": 3,
+        "implementation": 1,
+        "stacked": False,
+        "use_cudnn": False,
+    },
     "recurrent dropout": {"recurrent_dropout": 0.4, "dropout": 0.3, "seed": 3},
     "recurrent dropout by gate": {"recurrent_dropout": 0.4, "seed": 3, "stacked": False},
     "float64": {"dtype": "float64"},
@@ -274,33 +282,39 @@ def test_one_pass_gives_the_tangent_gradient_and_the_corner(kind, case, traced):
         np.testing.assert_allclose(one, other, atol=1e-10)
 
 
-def network(lstm, gru, both, model):
-    """All that trains through a loop: masks, a sequence, both directions, a last state."""
+def both_ways(lstm, gru, model):
+    """All that trains through a loop: a mask, a sequence in both directions, a last state."""
     inputs = keras.Input((STEPS, N))
-    x = lstm(keras.layers.Masking()(inputs))
-    x = both(x)
-    return model(inputs, keras.layers.Dense(2)(gru(x)))
+    both = keras.layers.Bidirectional(lstm, merge_mode="sum")
+    x = both(keras.layers.Masking()(inputs))
+    model = model(inputs, keras.layers.Dense(2)(gru(x)))
+    return model, [both.forward_layer, both.backward_layer, gru]
+
+
+def one_way(gru, model):
+    inputs = keras.Input((STEPS, UNITS))
+    return model(inputs, keras.layers.Dense(2)(gru(inputs))), [gru]
 
 
 @pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
 def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
-    l2 = {"recurrent_regularizer": keras.regularizers.L2(0.01)}
-    wide = {"kernel": 2 * UNITS, "recurrent": UNITS}
-    low_layers = [
-        LowRankLSTM(UNITS, rank=ranks(), return_sequences=True, dropout=0.3, seed=1, **l2),
-        LowRankGRU(UNITS, rank=wide),
-        keras.layers.Bidirectional(LowRankLSTM(UNITS, rank=UNITS, return_sequences=True)),
-    ]
-    full_layers = [
-        keras.layers.LSTM(UNITS, return_sequences=True, dropout=0.3, seed=1, **l2),
-        keras.layers.GRU(UNITS),
-        keras.layers.Bidirectional(keras.layers.LSTM(UNITS, return_sequences=True)),
-    ]
-    low, full = network(*low_layers, LowRankModel), network(*full_layers, keras.Model)
-    pairs = [
-        (layer.cell, other.cell)
-        for layer, other in zip(_recurrent(low_layers), _recurrent(full_layers), strict=True)
-    ]
+    options = {
+        "recurrent_regularizer": keras.regularizers.L2(0.01),
+        "dropout": 0.3,
+        "return_sequences": True,
+        "seed": 1,
+    }
+    if integrator == "fixed_rank":  # is plain descent for square matrices, each gate's here
+        options.pop("return_sequences")
+        layer = LowRankGRU(UNITS, rank=UNITS, stacked=False, **options)
+        low, low_layers = one_way(layer, LowRankModel)
+        full, full_layers = one_way(keras.layers.GRU(UNITS, **options), keras.Model)
+    else:
+        layers = LowRankLSTM(UNITS, rank=ranks(), **options), LowRankGRU(UNITS, rank=UNITS)
+        low, low_layers = both_ways(*layers, LowRankModel)
+        layers = keras.layers.LSTM(UNITS, **options), keras.layers.GRU(UNITS)
+        full, full_layers = both_ways(*layers, keras.Model)
+    pairs = [(one.cell, other.cell) for one, other in zip(low_layers, full_layers)]
     for cell, plain_cell in pairs:
         copy_kernels(cell, plain_cell)
     low.layers[-1].set_weights(full.layers[-1].get_weights())
@@ -308,7 +322,7 @@ def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
     full.compile(keras.optimizers.SGD(0.3), "mse")
     start = [np.asarray(cell.recurrent_kernel) for _, cell in pairs]
     for step in range(8):
-        x, y = draw(BATCH, STEPS, N, seed=step), draw(BATCH, 2, seed=100 + step)
+        x, y = draw(BATCH, *low.input_shape[1:], seed=step), draw(BATCH, 2, seed=100 + step)
         x[0, 1] = x[1, 0] = x[2] = 0.0  # masked
         np.testing.assert_allclose(low.train_on_batch(x, y), full.train_on_batch(x, y), rtol=1e-5)
         for cell, plain_cell in pairs:
@@ -316,42 +330,32 @@ def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
                 (cell.kernels, plain_cell.kernel),
                 (cell.recurrent_kernels, plain_cell.recurrent_kernel),
             ):
-                np.testing.assert_allclose(layers[0].kernel, kernel, atol=1e-5)
+                whole = np.concatenate([layer.kernel for layer in layers], axis=-1)
+                np.testing.assert_allclose(whole, kernel, atol=1e-5)
             np.testing.assert_allclose(cell.bias, plain_cell.bias, atol=1e-5)
     moved = [np.abs(a - b.recurrent_kernel).max() for a, (_, b) in zip(start, pairs)]
     assert min(moved) > 1e-3
 
 
-def _recurrent(layers):
-    for layer in layers:
-        if isinstance(layer, keras.layers.Bidirectional):
-            yield from (layer.forward_layer, layer.backward_layer)
-        else:
-            yield layer
-
-
-STEP_BY_STEP = {
-    "reset before": LowRankGRU(UNITS, rank=2, reset_after=False),
-    "recurrent dropout": LowRankLSTM(UNITS, rank=2, recurrent_dropout=0.2),
-    "a cell": keras.layers.RNN(LowRankLSTMCell(UNITS, rank=2)),
-}
-
-
-@pytest.mark.parametrize("case", STEP_BY_STEP)
+@pytest.mark.parametrize("case", ["reset before", "a cell"])
 def test_rank_adaptive_is_refused_where_products_are_inside_the_loop(case):
-    layer = STEP_BY_STEP[case]
     inputs = keras.Input((STEPS, N))
-    for unroll in (False, True):
-        one = type(layer).from_config({**layer.get_config(), "unroll": unroll})
-        model = LowRankModel(inputs, one(inputs))
-        model.compile("sgd", "mse", integrator="rank_adaptive")
-        if unroll:
-            model.fit(X, draw(BATCH, UNITS), verbose=0)
-            continue
-        with pytest.raises(ValueError, match="cannot read them where a layer is called inside"):
-            model.fit(X, draw(BATCH, UNITS), verbose=0)
-        model.compile("sgd", "mse", integrator="parallel")
-        model.fit(X, draw(BATCH, UNITS), verbose=0)
+
+    def model_of(integrator, unroll=False):
+        if case == "a cell":
+            layer = keras.layers.RNN(LowRankLSTMCell(UNITS, rank=2), unroll=unroll)
+        else:
+            layer = LowRankGRU(UNITS, rank=2, reset_after=False, unroll=unroll)
+        model = LowRankModel(inputs, layer(inputs))
+        model.compile("sgd", "mse", integrator=integrator)
+        return model
+
+    with pytest.raises(ValueError, match="cannot read them where a layer is called inside"):
+        model_of("rank_adaptive").fit(X, draw(BATCH, UNITS), verbose=0)
+    # The ways out, one of them for each case: a trace takes seconds.
+    way_out = ("rank_adaptive", True) if case == "a cell" else ("parallel", False)
+    history = model_of(*way_out).fit(X, draw(BATCH, UNITS), epochs=2, verbose=0).history["loss"]
+    assert history[1] < history[0]
 
 
 @KINDS
@@ -378,10 +382,9 @@ def test_a_plain_model_trains_the_factors_by_their_own_gradients(kind):
         np.testing.assert_allclose(gradient.numpy()[index], (above - below) / 2e-5, atol=1e-8)
 
 
-@KINDS
-def test_mixed_precision_trains_with_factors_in_float32(kind):
+def test_mixed_precision_trains_with_factors_in_float32():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    layer = kind[0](UNITS, rank=2)
+    layer = LowRankLSTM(UNITS, rank=2)
     inputs = keras.Input((STEPS, N))
     model = LowRankModel(inputs, layer(inputs))
     assert model.output.dtype == "bfloat16"
@@ -446,7 +449,6 @@ def test_config_round_trip_keeps_every_argument(kind):
         seed=4,
         return_sequences=True,
         zero_output_for_mask=True,
-        use_cudnn=False,
         trainable=False,
         dtype="mixed_bfloat16",
         name="mine",
@@ -470,31 +472,29 @@ def test_config_round_trip_keeps_every_argument(kind):
 
 def small(rank=2, **options):
     inputs = keras.Input((STEPS, N))
-    x = LowRankLSTM(UNITS, rank=rank, return_sequences=True, **options)(inputs)
-    x = keras.layers.Bidirectional(LowRankGRU(UNITS, rank=rank, stacked=False, **options))(x)
+    lstm = LowRankLSTM(UNITS, rank=rank, return_sequences=True, **options)
+    x = keras.layers.Bidirectional(lstm, name="both")(inputs)
+    x = LowRankGRU(UNITS, rank=rank, stacked=False, name="gru", **options)(x)
     return LowRankModel(inputs, keras.layers.Dense(2)(x))
 
 
 def test_files_keep_the_ranks_and_agree(tmp_path):
     model = small()
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", truncation=0.0)
-    model.fit(X, draw(BATCH, 2), epochs=2, verbose=0)
+    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
+    model.fit(X, draw(BATCH, 2), verbose=0)
     assert max(model.ranks.values()) > 2
     expected = model.predict(X, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.ranks == model.ranks
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
-    loaded.fit(X, draw(BATCH, 2), verbose=0)
     other = small(rank=1)
     model.save_weights(tmp_path / "model.weights.h5")
     other.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(other.predict(X, verbose=0), expected)
     third = small(rank=1)
-    for one, layer in zip(third.layers, model.layers):
-        if isinstance(one, LowRankLSTM):
-            one.set_weights(layer.get_weights())
-    assert list(third.ranks.values())[:2] == list(model.ranks.values())[:2]
+    third.get_layer("gru").set_weights(model.get_layer("gru").get_weights())
+    assert list(third.ranks.values())[4:] == list(model.ranks.values())[4:]
 
 
 def test_a_saved_model_agrees_on_any_batch_and_length(tmp_path):
@@ -502,9 +502,9 @@ def test_a_saved_model_agrees_on_any_batch_and_length(tmp_path):
     x = LowRankLSTM(UNITS, rank=1, return_sequences=True)(inputs)
     model = LowRankModel(inputs, LowRankGRU(UNITS, rank=3)(x))
     model.export(tmp_path / "1", verbose=False)
-    serve = tf.saved_model.load(str(tmp_path / "1")).serve
+    loaded = tf.saved_model.load(str(tmp_path / "1"))  # held: it owns the variables
     for x in (X, draw(2, 9, N)):
-        np.testing.assert_allclose(serve(tf.constant(x)), model(x), atol=1e-5)
+        np.testing.assert_allclose(loaded.serve(tf.constant(x)), model(x), atol=1e-5)
 
 
 def test_litert_runs_an_unrolled_layer_as_it_does_keras(tmp_path):

@@ -212,7 +212,7 @@ class GatedLayer:
         # Past the Keras layer, which would make a cell of whole kernels.
         keras.layers.RNN.__init__(self, cell, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=3)
-        self.use_cudnn = use_cudnn
+        self.use_cudnn = False  # a Bidirectional looks here, and then for whole kernels
         self.supports_jit = False
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
@@ -266,7 +266,7 @@ class GatedLayer:
         own = {name: getattr(self.cell, name) for name in ("rank", "min_rank", "max_rank")}
         own["truncation"] = keras.saving.serialize_keras_object(self.cell.truncation)
         own["stacked"] = self.cell.stacked
-        return {**super().get_config(), **own, "use_cudnn": self.use_cudnn}
+        return {**super().get_config(), **own}
 
     def _run(self, step, inputs, states, mask, every):
         return keras_internals.rnn(
