@@ -232,23 +232,27 @@ class GatedLayer:
 
         def loop(multiply, keep, *tensors):
             sequences, states = tensors[: len(widths)], tensors[len(widths) :]
+            # Where steps are masked, the state before a step is not the output before it.
+            beside = keep and mask is not None
 
             def step(inputs, states):
                 added, *rest = tf.split(inputs, widths, axis=-1) if len(widths) > 1 else [inputs]
                 h = states[0]
                 new, states = cell.advance(multiply(h) + added, *rest, *states)
-                return (tf.concat([new, h], -1) if keep else new), states
+                return (tf.concat([new, h], -1) if beside else new), states
 
             inputs = tf.concat(sequences, -1) if len(widths) > 1 else sequences[0]
             every = keep or self.return_sequences
-            last, outputs, states = self._run(step, inputs, states, mask, every)
+            last, outputs, new_states = self._run(step, inputs, states, mask, every)
             visited = None
-            if keep:
-                visited = outputs[..., cell.units :]
-                if self.go_backwards:  # in the order of the sums that they belong to
-                    visited = tf.reverse(visited, [1])
-                last, outputs = last[:, : cell.units], outputs[..., : cell.units]
-            return [outputs if self.return_sequences else last, *states], visited
+            if beside:
+                last, visited = last[:, : cell.units], outputs[..., cell.units :]
+                outputs = outputs[..., : cell.units]
+            elif keep:
+                visited = tf.concat([states[0][:, None], outputs[:, :-1]], 1)
+            if keep and self.go_backwards:  # in the order of the sums that they belong to
+                visited = tf.reverse(visited, [1])
+            return [outputs if self.return_sequences else last, *new_states], visited
 
         results, *states = tangent.low_rank_recurrence(
             [layer.factors for layer in cell.recurrent_kernels],
