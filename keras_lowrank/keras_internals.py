@@ -51,6 +51,11 @@ def is_graph(model):
     return False
 
 
+def is_called_with(layer, argument):
+    """Whether a call of `layer` in a graph of layers sets a keyword argument to what is true."""
+    return any(node.arguments.kwargs.get(argument) for node in layer._inbound_nodes)
+
+
 def call_in_training(model, inputs):
     """Calls `model` as Keras's own train step does: `training=True` only where `call` takes it."""
     if model._call_has_training_arg:

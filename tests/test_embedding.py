@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_lowrank import LowRankEmbedding, LowRankModel, Tolerance
+from keras_lowrank import (
+    LowRankEmbedding,
+    LowRankModel,
+    Tolerance,
+    convert_layer,
+    from_keras,
+    to_keras,
+)
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import complement
 from keras_lowrank.tangent import TangentProbe, substitute
@@ -319,6 +326,60 @@ def test_exports_agree(tmp_path, rank):
     (name,) = run.get_input_details()
     (outputs,) = run(**{name: IDS.astype("int32")}).values()
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+# Conversion.
+
+
+@pytest.fixture(scope="module")
+def plain_model():
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((4,), dtype="int32")
+    embedding = keras.layers.Embedding(
+        9, 6, embeddings_initializer="normal", mask_zero=True, name="words"
+    )
+    x = keras.layers.GlobalAveragePooling1D()(embedding(inputs))
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+def test_a_keras_model_is_cut_and_comes_back(plain_model):
+    full = from_keras(plain_model, tolerance=0.0, only_smaller=False, exclude="head")
+    assert full.ranks == {"words": 6} and full.get_layer("words").mask_zero
+    expected = plain_model(IDS)
+    np.testing.assert_allclose(full(IDS), expected, atol=1e-6)
+    merged = to_keras(full)
+    assert [w.path for w in merged.weights] == [w.path for w in plain_model.weights]
+    for one, other in zip(merged.get_weights(), plain_model.get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+    cut = from_keras(plain_model, rank={"words": 2})
+    table = np.asarray(plain_model.get_layer("words").embeddings)
+    tail = np.linalg.norm(np.linalg.svd(table, compute_uv=False)[2:])
+    gap = np.linalg.norm(table - cut.get_layer("words").embeddings)
+    np.testing.assert_allclose(gap, tail, rtol=1e-4)
+    for form in ("factored", "merged"):
+        back = to_keras(cut, form)
+        np.testing.assert_allclose(back(IDS), cut(IDS), atol=1e-6)
+    first, second = to_keras(cut).get_layer("words").layers
+    assert (type(first), type(second)) == (keras.layers.Embedding, keras.layers.Dense)
+    assert first.mask_zero and not second.use_bias
+
+    layer = convert_layer(plain_model.get_layer("words"), rank=3)
+    assert isinstance(layer, LowRankEmbedding) and layer.factors.rank == 3
+
+
+def test_a_table_is_cut_for_the_indices_that_it_sees(plain_model):
+    """Rows that no sample asks for count for nothing: three rows have rank three."""
+    ids = np.array([[1, 2, 5, 1], [5, 5, 2, 1]])
+    cut = from_keras(plain_model, rank={"words": 3}, data=ids)
+    np.testing.assert_allclose(cut(ids), plain_model(ids), atol=1e-5)
+    blind = from_keras(plain_model, rank={"words": 3})
+    assert np.abs(blind(ids) - plain_model(ids)).max() > 1e-3
+
+
+def test_a_tied_embedding_has_no_keras_layer_to_become():
+    with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
+        to_keras(language_model(LowRankEmbedding(9, 6, rank=2)))
 
 
 # Errors.

@@ -79,6 +79,14 @@ def test_models_are_told_by_whether_their_graph_says_all():
         assert not keras_internals.is_graph(model), MOVED
 
 
+def test_the_arguments_of_a_call_are_found():
+    layer, inputs = keras.layers.Dropout(0.5), keras.Input((4,))
+    layer(inputs)
+    assert not keras_internals.is_called_with(layer, "training"), MOVED
+    layer(inputs, training=True)
+    assert keras_internals.is_called_with(layer, "training"), MOVED
+
+
 def test_private_attributes_of_a_model_are_where_they_were():
     model = compiled()
     assert model._call_has_training_arg in (True, False), MOVED

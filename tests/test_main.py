@@ -116,7 +116,7 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
         (["convert", "model.keras", "no/new.keras", "--rank=2"], "There is no such folder"),
         (["convert", "model.keras", "new.keras", "--rank=2", "--include=hat"], "Received: 'hat'"),
         (["convert", "model.keras", "new.keras", "--rank=2", "--form=merged"], "--form leads back"),
-        (["convert", "none.keras", "new.keras", "--rank=2"], "needs a Dense or Conv2D layer"),
+        (["convert", "none.keras", "new.keras", "--rank=2"], "needs a layer to convert"),
         (["export", "missing.keras", "new"], "There is no such file: missing.keras"),
         (["export", "model.keras", "model.keras"], "pass --overwrite to replace it"),
         (["export", "model.keras", "new.lite", "--format=litert"], "must end in '.tflite'"),

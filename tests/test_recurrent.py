@@ -12,6 +12,7 @@ from keras_lowrank import (
     LowRankLSTMCell,
     LowRankModel,
     Tolerance,
+    to_keras,
 )
 from keras_lowrank.factors import Factorization
 from keras_lowrank.layers import find_low_rank_layers
@@ -91,7 +92,7 @@ def test_recurrent_basics(kind, stacked):
         names = [f"{stem}{matrix}_{gate}" for matrix in ("kernel", "recurrent_kernel")
                  for gate in letters]  # fmt: skip
         assert list(model.ranks) == names
-    if stacked != (kind is LSTM):  # a trace takes seconds
+    if not stacked or kind is GRU:  # a trace takes seconds
         return
     model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
     losses = model.fit(X, draw(BATCH, UNITS), epochs=3, verbose=0).history["loss"]
@@ -480,9 +481,10 @@ def small(rank=2, **options):
 
 def test_files_keep_the_ranks_and_agree(tmp_path):
     model = small()
-    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
-    model.fit(X, draw(BATCH, 2), verbose=0)
-    assert max(model.ranks.values()) > 2
+    for layer in find_low_rank_layers(model).values():
+        layer.factors.assign(
+            Factorization(*(draw(size, 3) for size in (layer.factors.n, 3, layer.factors.m)))
+        )
     expected = model.predict(X, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -514,6 +516,27 @@ def test_litert_runs_an_unrolled_layer_as_it_does_keras(tmp_path):
     (name,) = run.get_input_details()
     (outputs,) = run(**{name: X}).values()
     np.testing.assert_allclose(outputs, model.predict(X, verbose=0), atol=1e-5)
+    # A loop with a free batch size has no builtin operation, in a file of Keras's layer either.
+    inputs = keras.Input((STEPS, N))
+    for layer in (LowRankLSTM(UNITS, rank=2), keras.layers.LSTM(UNITS)):
+        looped = LowRankModel(inputs, layer(inputs))
+        with pytest.raises(ValueError, match="LiteRT must have a builtin operation"):
+            looped.export(tmp_path / "looped.tflite", format="litert", verbose=False)
+
+
+def test_to_keras_merges_the_kernels():
+    inputs = keras.Input((STEPS, N))
+    x = LowRankLSTM(UNITS, rank=2, return_sequences=True, **RANDOM, name="lstm")(inputs)
+    model = LowRankModel(inputs, LowRankGRU(UNITS, rank=2, stacked=False, use_bias=False)(x))
+    for form in ("smaller", "factored", "merged"):
+        plain = to_keras(model, form)
+        kinds = [type(layer) for layer in plain.layers[1:]]
+        assert kinds == [keras.layers.LSTM, keras.layers.GRU]
+        assert plain.layers[1].weights[0].path == "lstm/lstm_cell/kernel"
+        np.testing.assert_allclose(plain(X), model(X), atol=1e-5)
+    both = LowRankModel(inputs, keras.layers.Bidirectional(LowRankLSTM(UNITS, rank=2))(inputs))
+    with pytest.raises(ValueError, match="What a Bidirectional does.*only its code says"):
+        to_keras(both)
 
 
 # Errors.

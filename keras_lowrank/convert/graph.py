@@ -117,8 +117,10 @@ class GraphCopy:
 
 
 def input_shape(layer):
-    """The shape of the inputs that a layer was built for."""
-    return tuple(layer.get_build_config()["input_shape"])
+    """The shape of the inputs that a layer was built for; None where it needs none."""
+    config = layer.get_build_config() or {}
+    shape = config.get("input_shape")
+    return None if shape is None else tuple(shape)
 
 
 def build_like(twin, layer, shape, inside=()):
@@ -130,7 +132,8 @@ def build_like(twin, layer, shape, inside=()):
         shape: tuple, the shape of the inputs of the twin.
         inside: tuple of str, names of models that are around the twin and not around the layer.
     """
-    *scopes, _, _ = layer.weights[0].path.split("/")
+    around, _, _ = f"/{layer.weights[0].path}".rpartition(f"/{layer.name}/")
+    scopes = around.split("/")[1:]
     with contextlib.ExitStack() as stack:
         for scope in (*scopes, *inside):
             stack.enter_context(keras.name_scope(scope))

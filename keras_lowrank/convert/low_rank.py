@@ -39,7 +39,7 @@ def from_keras(
 ):
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
-    The kernel W of every Dense and Conv2D layer becomes its best approximation
+    The kernel W of every Dense, Conv2D and Embedding layer becomes its best approximation
     `W_r = U S V^T` (truncated SVD), with the layer's bias and arguments. All else is copied, with
     weights and statistics: names, `trainable`, precision, layers that are used in several places.
     The model that was given is left as it is, and the new one is not compiled; a `train_step` of
@@ -138,7 +138,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     is all that it takes: its layers, converted.
 
     Args:
-        layer: built `keras.layers.Dense` or `Conv2D`.
+        layer: built `keras.layers.Dense`, `Conv2D` or `Embedding`.
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
         energy: float in `(0, 1]`, as in `from_keras`. Exactly one of the three must be given.
@@ -196,9 +196,9 @@ def _chosen(model, rule, include, exclude):
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
     left = "; ".join(f"{path}: {reason}" for path, reason in refused.items() if reason)
     if not chosen:
-        names = " or ".join(kind.plain.__name__ for kind in KINDS)
+        names = ", ".join(kind.plain.__name__ for kind in KINDS)
         raise ValueError(
-            f"`from_keras` needs a {names} layer to convert, in the graph of the model and left "
+            f"`from_keras` needs a layer to convert ({names}), in the graph of the model and left "
             f"by `include` and `exclude`. Received: {left or 'none'}"
         )
     if left:

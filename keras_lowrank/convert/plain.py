@@ -5,9 +5,12 @@ import warnings
 import keras
 import numpy as np
 
+from keras_lowrank import keras_internals
 from keras_lowrank.convert.graph import GraphCopy, build_like, check_model, input_shape
-from keras_lowrank.convert.kinds import kind_of, plain_arguments
+from keras_lowrank.convert.kinds import kind_of, plain_arguments, second_arguments
+from keras_lowrank.keras_internals import is_graph
 from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.layers.recurrent import GatedLayer
 
 _FORMS = ("smaller", "factored", "merged")
 
@@ -25,6 +28,8 @@ def to_keras(model, form="smaller"):
         model: functional or Sequential `keras.Model`, or `LowRankModel` of that kind, built.
         form: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
             `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
+
+    LSTM and GRU have no form in factors and are merged in every case.
 
     A kernel regularizer, which is one of `||W||_F^2`, stays with a merged kernel and has no place
     in a factored one; there is a warning.
@@ -50,12 +55,20 @@ def to_keras(model, form="smaller"):
     penalized = []
 
     def replace(layer):
+        if isinstance(layer, GatedLayer):
+            return _merged_gates(layer)
         if not isinstance(layer, LowRankLayer):
+            _check_what_it_holds(layer)
             return None
         if kind_of(layer) is None:
             raise ValueError(
                 f"`to_keras` knows no Keras layer for the class {type(layer).__name__}. "
                 f"Received: the layer {layer.name!r}"
+            )
+        if keras_internals.is_called_with(layer, "reverse"):
+            raise ValueError(
+                "`to_keras` has no Keras layer for an embedding that is called with "
+                f"`reverse=True` too. Received: the layer {layer.name!r}"
             )
         n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
         if form == "merged" or (form == "smaller" and rank * (n + m) >= n * m):
@@ -80,22 +93,46 @@ def _merged(layer):
     return plain
 
 
+def _merged_gates(layer):
+    """The Keras layer of a recurrent one, which has no form in factors."""
+    plain = next(kind for kind in (keras.layers.LSTM, keras.layers.GRU) if isinstance(layer, kind))
+    plain = plain.from_config(plain_arguments(layer))
+    build_like(plain, layer, input_shape(layer))
+    for name in ("kernel", "recurrent_kernel"):
+        blocks = [np.matmul(*_balanced(one)) for one in getattr(layer.cell, f"{name}s")]
+        getattr(plain.cell, name).assign(np.concatenate(blocks, axis=-1))
+    if plain.cell.bias is not None:
+        plain.cell.bias.assign(layer.cell.bias)
+    return plain
+
+
+def _check_what_it_holds(layer):
+    held = [] if is_graph(layer) else keras_internals.all_layers(layer)
+    if any(isinstance(one, LowRankLayer) for one in held):
+        raise ValueError(
+            f"What a {type(layer).__name__} does with the low-rank layers that it holds only its "
+            "code says; `to_keras` cannot put plain ones in their place. "
+            f"Received: the layer {layer.name!r}"
+        )
+
+
 def _factored(layer):
-    kind, arguments = kind_of(layer), plain_arguments(layer)
+    kind, arguments, behind = kind_of(layer), plain_arguments(layer), second_arguments(layer)
     linear = {
         "activation": None,
         "use_bias": False,
         "activity_regularizer": None,
         "bias_regularizer": None,
         "bias_constraint": None,
-        kind.width: layer.factors.rank,
     }
-    arguments["kernel_regularizer"] = None
-    first = kind.plain.from_config({**arguments, **linear, "name": f"{layer.name}_left"})
-    second = kind.plain.from_config({**arguments, **kind.second, "name": f"{layer.name}_right"})
+    arguments.update((key, value) for key, value in linear.items() if key in arguments)
+    arguments.update({kind.width: layer.factors.rank, f"{kind.kernel}_regularizer": None})
+    behind["kernel_regularizer"] = None
+    first = kind.plain.from_config({**arguments, "name": f"{layer.name}_left"})
+    second = (kind.behind or kind.plain).from_config({**behind, "name": f"{layer.name}_right"})
     shape = input_shape(layer)
     build_like(first, layer, shape, inside=(layer.name,))
-    build_like(second, layer, first.compute_output_shape(shape), inside=(layer.name,))
+    build_like(second, layer, first.compute_output_shape(shape or (None,)), inside=(layer.name,))
     left, right = _balanced(layer)
     _fill(first, left)
     _fill(second, right, layer.bias)
@@ -111,6 +148,8 @@ def _balanced(layer):
 
 
 def _fill(layer, matrix, bias=None):
-    layer.kernel.assign(matrix.reshape(layer.kernel.shape))
+    kind = kind_of(layer)
+    kernel = getattr(layer, kind.kernel)
+    kernel.assign(matrix.reshape(kernel.shape))
     if bias is not None:
         layer.bias.assign(bias)
