@@ -8,6 +8,8 @@ from keras_lowrank import (
     LowRankConv2DTranspose,
     LowRankConv3D,
     LowRankDense,
+    LowRankEmbedding,
+    LowRankLSTM,
     LowRankModel,
     LowRankMultiHeadAttention,
 )
@@ -121,6 +123,57 @@ def attention(method, layers, length=128, width=512, heads=8, rank=None):
         x = x + attend(x, x)
     x = keras.layers.GlobalAveragePooling1D()(x)
     return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+
+
+def embedding(method, rank=None, vocabulary=200_000, width=512, steps=32, optimizer=None):
+    """A table of vectors, their mean over a sequence, and the head, compiled."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((steps,), dtype="int32")
+    if method in LOW_RANK:
+        x = LowRankEmbedding(vocabulary, width, rank=rank, **_bounds(rank))(inputs)
+    elif method == "two_factor":
+        x = keras.layers.Embedding(vocabulary, rank)(inputs)
+        x = keras.layers.Dense(width, use_bias=False)(x)
+    else:
+        x = keras.layers.Embedding(vocabulary, width)(inputs)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x), optimizer)
+
+
+def lstm(method, rank=None, features=256, units=512, steps=64):
+    """A sequence of vectors, one LSTM, its last state and the head, compiled."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((steps, features))
+    if method in LOW_RANK:
+        x = LowRankLSTM(units, rank=rank, **_bounds(rank))(x)
+    elif method == "two_factor":
+        # Both products with the inputs before the loop, as a LowRankLSTM has them.
+        x = keras.layers.Dense(rank, use_bias=False)(x)
+        x = keras.layers.RNN(_TwoFactorLSTMCell(units, rank))(keras.layers.Dense(4 * units)(x))
+    else:
+        x = keras.layers.LSTM(units)(x)
+    return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x))
+
+
+class _TwoFactorLSTMCell(keras.layers.Layer):
+    """What is left of an LSTM inside its loop, where the recurrent kernel is a product of two."""
+
+    def __init__(self, units, rank):
+        super().__init__()
+        self.units, self.state_size = units, [units, units]
+        self.left = keras.layers.Dense(rank, use_bias=False)
+        self.right = keras.layers.Dense(4 * units, use_bias=False)
+
+    def build(self, _):
+        self.left.build((None, self.units))
+        self.right.build((None, self.left.units))
+
+    def call(self, inputs, states):
+        h, c = states
+        i, f, g, o = keras.ops.split(inputs + self.right(self.left(h)), 4, axis=-1)
+        c = keras.ops.sigmoid(f) * c + keras.ops.sigmoid(i) * keras.ops.tanh(g)
+        h = keras.ops.sigmoid(o) * keras.ops.tanh(c)
+        return h, [h, c]
 
 
 def _bounds(rank):

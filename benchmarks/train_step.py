@@ -3,7 +3,8 @@
 784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
 convolutions of 256 channels on 16 x 16 images (conv1d, conv3d and conv_transpose: the others like
 it), with `lenet5` the paper's, with `attention` a stack of self-attention, 8 heads of 64 on 128
-positions; on one batch of random numbers, by SGD:
+positions, with `embedding` a table of 200,000 x 512 and sequences of 32 indices, with `lstm` 512
+units on 64 vectors of 256; on one batch of random numbers, by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -14,6 +15,8 @@ The models take turns; ratios are those of the same round, medians and quartiles
     python benchmarks/train_step.py --network conv --batch 16 --ranks 32,64
     python benchmarks/train_step.py --network lenet5 --batch 128 --ranks 16,32,100
     python benchmarks/train_step.py --network attention --batch 16 --layers 1 --ranks 32
+    python benchmarks/train_step.py --network embedding --ranks 64
+    python benchmarks/train_step.py --network lstm --batch 64 --ranks 32,64
 """
 
 import measuring
@@ -21,7 +24,7 @@ import networks
 import reporting
 from absl import flags
 
-NETWORKS = ["dense", *networks.CONVOLUTIONS, "lenet5", "attention"]
+NETWORKS = ["dense", *networks.CONVOLUTIONS, "lenet5", "attention", "embedding", "lstm"]
 NETWORK = flags.DEFINE_enum("network", "dense", NETWORKS, "What to train.")
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32", "128"], "Ranks; each gives its own rows.")
@@ -42,6 +45,10 @@ def build(method, rank):
         return networks.lenet5(method, rank)
     if NETWORK.value == "attention":
         return networks.attention(method, LAYERS.value, rank=rank)
+    if NETWORK.value == "embedding":
+        return networks.embedding(method, rank)
+    if NETWORK.value == "lstm":
+        return networks.lstm(method, rank)
     return networks.dense(method, reporting.numbers(WIDTHS), rank)
 
 
@@ -67,8 +74,13 @@ def main(_):
         row["ms_of_rounds"] = [1000.0 * second for second in seconds[method, rank]]
         rows.append(row)
     widths = "-".join(map(str, [networks.FEATURES, *reporting.numbers(WIDTHS), networks.CLASSES]))
-    attention = f"{LAYERS.value} x attention, 8 heads of 64 on 128 x 512"
-    names = {"dense": widths, "lenet5": "LeNet5", "attention": attention}
+    names = {
+        "dense": widths,
+        "lenet5": "LeNet5",
+        "attention": f"{LAYERS.value} x attention, 8 heads of 64 on 128 x 512",
+        "embedding": "an embedding of 200,000 x 512 on 32 indices",
+        "lstm": "an LSTM of 512 units on 64 vectors of 256",
+    }
     for name, (*_, extents) in networks.CONVOLUTIONS.items():
         size, on = "x".join("3" * len(extents)), "x".join(map(str, extents))
         names[name] = f"{LAYERS.value} x {name} {size}x256x256 on {on}"

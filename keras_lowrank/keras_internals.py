@@ -10,7 +10,9 @@ import inspect
 import keras
 import tensorflow as tf
 from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.masking import set_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.tensorflow.rnn import rnn
 from keras.src.export.export_utils import get_input_signature, make_input_spec
 from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.models.functional import Functional
@@ -22,6 +24,8 @@ from keras.src.utils.tracking import no_automatic_dependency_tracking
 __all__ = [
     "LossScaleOptimizer",
     "in_stateless_scope",  # Variable.assign must be able to tell
+    "rnn",  # the loop of keras.layers.RNN, which runs no step but a whole cell's
+    "set_keras_mask",  # a layer with two uses has a mask for one of them only
     "unscale_loss_for_distribution",  # the reported loss is the global one, as in Keras
 ]
 
@@ -45,6 +49,11 @@ def is_graph(model):
         if isinstance(model, kind):
             return type(model).call is kind.call
     return False
+
+
+def is_called_with(layer, argument):
+    """Whether a call of `layer` in a graph of layers sets a keyword argument to what is true."""
+    return any(node.arguments.kwargs.get(argument) for node in layer._inbound_nodes)
 
 
 def call_in_training(model, inputs):

@@ -10,6 +10,8 @@ Every low-rank layer applies its matrix through `low_rank_apply`. What that mult
 
 import contextlib
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -35,12 +37,26 @@ class Product:
         """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
         return cls(*factorization, core=factorization.S)
 
-    def apply(self, project, inputs, dtype):
+    def apply(self, project, inputs, dtype, transposed=False):
         first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
+        if transposed:
+            outputs = inputs
+            for matrix in reversed(rest):
+                outputs = matmul_last(outputs, matrix, transpose=matrix is not rest[-1])
+            return matmul_last(outputs, first, transpose=True)
         outputs = project(inputs, first)
         for matrix in rest:
             outputs = matmul_last(outputs, matrix, transpose=matrix is rest[-1])
         return outputs
+
+    def folded(self, dtype):
+        """The same as a product of two, for whoever multiplies with it again and again."""
+        if len(self.matrices) < 3:
+            return self
+        first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
+        for matrix in rest[:-1]:
+            first = tf.matmul(first, matrix)
+        return Product(first, rest[-1])
 
 
 class TangentProbe:
@@ -57,6 +73,9 @@ class TangentProbe:
     gradient G is never formed. `K`, `S` and `L` are copies of U, S and V that nothing else reads,
     so a loss term that touches the variables themselves does not mix with the parts; `core` is S
     for the regularizers, which the product does not differentiate.
+
+    The transposed application, `y = x W^T = (x V) S^T U^T`, is the same of `V S^T U^T`: K and L
+    change places, and all of the layer's calls, of either kind, add up.
 
     Args:
         factorization: `Factorization`, the point W.
@@ -76,37 +95,56 @@ class TangentProbe:
         """What to differentiate the loss by; `tangent` takes the gradients in this order."""
         return [self.K, self.S, self.L, self.core]
 
-    def apply(self, project, inputs, dtype):
-        # A batch of vectors is shorter than a basis as a rule, and z^T dV the cheaper way to the
-        # S-part; a batch of images or of sequences is not.
+    def apply(self, project, inputs, dtype, transposed=False):
+        # A batch of vectors, or of sequences of indices, is shorter than a basis as a rule, and
+        # z^T dV the cheaper way to the S-part; a batch of images or of vectors in sequence is not.
         self._core_by_pass &= inputs.shape.rank == 2
-        self._half |= dtype != self.K.dtype
 
         @tf.custom_gradient
-        def apply(inputs, u, core, v):
+        def apply(inputs, first, core, last):
             # One tape each: the two adjoints are asked for with different arguments, and a tape of
             # both would run both every time.
-            with tf.GradientTape() as tape, tf.GradientTape() as u_tape:
-                tape.watch(inputs)
-                u_tape.watch(u)
-                z = project(inputs, u)
-            outputs = matmul_last(matmul_last(z, core), v, transpose=True)
+            with tf.GradientTape() as tape, tf.GradientTape() as basis_tape:
+                if inputs.dtype.is_floating:  # indices have no gradient
+                    tape.watch(inputs)
+                basis_tape.watch(first)
+                z = project(inputs, first)
+            outputs = matmul_last(matmul_last(z, core), last, transpose=True)
 
             def gradient(d):
-                dv = matmul_last(d, v)
-                dz = matmul_last(dv, core, transpose=True)
+                dv = matmul_last(d, last)
                 if self._calls is not None:
-                    self._calls.append((project, inputs, z, d, dv))
+                    self._calls.append(_Call(project, transposed, inputs, z, d, dv))
+                dx = None
+                if inputs.dtype.is_floating:
+                    dx = tape.gradient(z, inputs, matmul_last(dv, core, transpose=True))
                 return (
-                    tape.gradient(z, inputs, dz),
-                    u_tape.gradient(z, u, dv),
+                    dx,
+                    _summed(basis_tape.gradient(z, first, dv), first),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
                 )
 
             return outputs, gradient
 
-        return apply(inputs, *(tf.cast(part, dtype) for part in (self.K, self.S, self.L)))
+        first, core, last = self.in_type(dtype)
+        if transposed:
+            return apply(inputs, last, tf.transpose(core), first)
+        return apply(inputs, first, core, last)
+
+    def in_type(self, dtype):
+        """`K`, `S` and `L` in the type that products with them are computed in."""
+        self._half |= dtype != self.K.dtype
+        return [tf.cast(part, dtype) for part in (self.K, self.S, self.L)]
+
+    def gradients_at(self, inputs, d, u, v):
+        """The gradients of `K`, `S` and `L` by one plain product, from its inputs and its d."""
+        self._core_by_pass = False  # of a sequence
+        z, dv = matmul_last(inputs, u), matmul_last(d, v)
+        if self._calls is not None:
+            self._calls.append(_Call(matmul_last, False, inputs, z, d, dv))
+        x, z, d, dv = map(rows, (inputs, z, d, dv))
+        return [tf.matmul(a, b, transpose_a=True) for a, b in ((x, dv), (z, dv), (d, z))]
 
     def tangent(self, gradients):
         """The tangent gradient, from the gradients of `sources` (None where there is none)."""
@@ -143,26 +181,47 @@ class TangentProbe:
                 and d cannot be read from outside.
         """
         total = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], left.root.dtype)
-        for project, inputs, z, d, dv in self._calls:
-            if not tf.executing_eagerly() and d.graph is not self.K.graph:
+        sides = (left, self.K, row_scale), (right, self.L, column_scale)
+        for call in self._calls:
+            if not tf.executing_eagerly() and call.d.graph is not self.K.graph:
                 raise ValueError(
                     "`integrator='rank_adaptive'` needs the inputs and the output gradients of "
                     "every low-rank layer, and cannot read them where a layer is called inside a "
                     "`tf.while_loop`, a `tf.cond` or another traced function. Call the layer "
                     "outside of it, or use `integrator='parallel'`, which needs neither."
                 )
-            if d.dtype == left.root.dtype and row_scale is None:
-                x_q = _in_basis(project(inputs, left.residual), z, left)
-                d_z = _in_basis(matmul_last(d, right.residual), dv, right)
-            else:  # half precision has no digits to spare for directions that T has to enlarge
-                q, z_basis = left.formed(self.K), right.formed(self.L)
-                if row_scale is not None:
-                    q, z_basis = row_scale[:, None] * q, column_scale[:, None] * z_basis
-                x_q = project(inputs, tf.cast(q, d.dtype))
-                d_z = matmul_last(d, tf.cast(z_basis, d.dtype))
-            x_q, d_z = (tf.cast(rows(y), left.root.dtype) for y in (x_q, d_z))
-            total += tf.matmul(x_q, d_z, transpose_a=True)
+            if call.transposed:
+                total += tf.transpose(call.coupling(*reversed(sides)))
+            else:
+                total += call.coupling(*sides)
         return total
+
+
+class _Call(NamedTuple):
+    """One application of `A S B^T` to x, with `z = project(x, A)`, `d = dLoss/dy`, `dv = d B`."""
+
+    project: Callable
+    transposed: bool
+    inputs: tf.Tensor
+    z: tf.Tensor
+    d: tf.Tensor
+    dv: tf.Tensor
+
+    def coupling(self, left, right):
+        """`project(x, diag(p) Q)^T (d diag(q) Z)`; each side a complement, its basis, a scale."""
+        project, _, inputs, z, d, dv = self
+        (left, basis, row_scale), (right, other_basis, column_scale) = left, right
+        if d.dtype == left.root.dtype and row_scale is None:
+            x_q = _in_basis(project(inputs, left.residual), z, left)
+            d_z = _in_basis(matmul_last(d, right.residual), dv, right)
+        else:  # half precision has no digits to spare for directions that T has to enlarge
+            q, z_basis = left.formed(basis), right.formed(other_basis)
+            if row_scale is not None:
+                q, z_basis = row_scale[:, None] * q, column_scale[:, None] * z_basis
+            x_q = project(inputs, tf.cast(q, d.dtype))
+            d_z = matmul_last(d, tf.cast(z_basis, d.dtype))
+        x_q, d_z = (tf.cast(rows(y), left.root.dtype) for y in (x_q, d_z))
+        return tf.matmul(x_q, d_z, transpose_a=True)
 
 
 def _in_basis(by_residual, by_basis, added):
@@ -174,7 +233,15 @@ def _in_basis(by_residual, by_basis, added):
     return tf.matmul(rows(by_residual), added.root) - tf.matmul(rows(by_basis), added.leak)
 
 
-def low_rank_apply(project, factors, inputs, dtype):
+def _summed(gradient, basis):
+    """The gradient of a basis as a block like it; that of a gather comes row by row."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    count = tf.shape(basis)[0] if basis.shape[0] is None else basis.shape[0]
+    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, count)
+
+
+def low_rank_apply(project, factors, inputs, dtype, transposed=False):
     """Applies a layer's matrix to its inputs: `project(inputs, U) S V^T`.
 
     Args:
@@ -182,14 +249,82 @@ def low_rank_apply(project, factors, inputs, dtype):
         factors: the layer's `Factors`.
         inputs: tensor, what the layer was called with.
         dtype: str, the type to compute in (the layer's `compute_dtype`).
+        transposed: bool. Apply the transposed matrix, `project(inputs, V) S^T U^T`; `project` must
+            be the plain product then.
 
     Returns:
-        Tensor of shape `(..., m)`.
+        Tensor of shape `(..., m)`, or `(..., n)`.
     """
     kernel = _substitutes().get(factors)
     if kernel is None:
         kernel = Product.of(factors.read())
-    return kernel.apply(project, inputs, dtype)
+    return kernel.apply(project, inputs, dtype, transposed)
+
+
+def low_rank_recurrence(matrices, loop, inputs, dtype):
+    r"""Runs a loop that multiplies with the same matrices in each of its steps.
+
+    The loop computes sums `s_t = h_t [W_1, ..., W_k] + a_t`, one a step, and whatever follows from
+    them. The gradients of `s_t` and of `a_t` are the same `d_t`. So the loop is differentiated by
+    its inputs alone, and the gradients of the matrices are those of one application to all h_t at
+    once: a product of (batch x steps) rows after the loop in place of a small one in each step,
+    and, out of the loop, the h and d that `coupling` asks for.
+
+    Args:
+        matrices: list of the `Factors` of W_1, ..., W_k, all with the same n.
+        loop: callable `(multiply, keep, *inputs) -> (results, h)`. `multiply(h_t)` is the product;
+            `results` is a list of float tensors; with `keep`, `h` holds all h_t, in the shape and
+            order in which `inputs[0]` holds the a_t. For a step that counts for nothing, because
+            it is masked, it may hold anything finite.
+        inputs: list of float tensors, first the a_t: all that may have a gradient.
+        dtype: str, the type to compute in.
+
+    Returns:
+        The results.
+    """
+    table = _substitutes()
+    kernels = [table.get(factors) or Product.of(factors.read()) for factors in matrices]
+    if not all(isinstance(kernel, TangentProbe) for kernel in kernels):
+        kernels = [kernel.folded(dtype) for kernel in kernels]
+
+        def multiply(h):
+            return tf.concat([kernel.apply(matmul_last, h, dtype) for kernel in kernels], -1)
+
+        return loop(multiply, False, *inputs)[0]
+
+    count = len(inputs)
+
+    @tf.custom_gradient
+    def run(*tensors):
+        inputs, parts = tensors[:count], tensors[count:]
+        parts = [parts[at : at + 3] for at in range(0, len(parts), 3)]
+        pairs = [(tf.matmul(u, core), v) for u, core, v in parts]
+
+        def multiply(h):
+            # Stopped inside the loop: outside, each step would still add up a gradient.
+            fixed = [map(tf.stop_gradient, pair) for pair in pairs]
+            sides = [matmul_last(matmul_last(h, a), b, transpose=True) for a, b in fixed]
+            return tf.concat(sides, -1)
+
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            results, h = loop(multiply, True, *inputs)
+
+        def gradient(*upstream):
+            d, *others = tape.gradient(
+                results, inputs, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            blocks = tf.split(d, [v.shape[0] for _, _, v in parts], axis=-1)
+            found = [
+                part
+                for probe, (u, _, v), block in zip(kernels, parts, blocks)
+                for part in probe.gradients_at(h, block, u, v)
+            ]
+            return [d, *others, *found]
+
+        return results, gradient
+
+    return run(*inputs, *(part for probe in kernels for part in probe.in_type(dtype)))
 
 
 def squared_norm(factors):

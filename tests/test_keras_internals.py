@@ -17,7 +17,9 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
     "module, name",
     [
         ("keras.src.backend.common.global_state", "get_global_attribute"),
+        ("keras.src.backend.common.masking", "set_keras_mask"),
         ("keras.src.backend.common.stateless_scope", "in_stateless_scope"),
+        ("keras.src.backend.tensorflow.rnn", "rnn"),
         ("keras.src.export.export_utils", "get_input_signature"),
         ("keras.src.export.export_utils", "make_input_spec"),
         ("keras.src.losses.loss", "unscale_loss_for_distribution"),
@@ -78,6 +80,14 @@ def test_models_are_told_by_whether_their_graph_says_all():
         assert keras_internals.is_graph(model), MOVED
     for model in (keras.layers.Dense(2), LowRankModel(), Functional(inputs, outputs)):
         assert not keras_internals.is_graph(model), MOVED
+
+
+def test_the_arguments_of_a_call_are_found():
+    layer, inputs = keras.layers.Dropout(0.5), keras.Input((4,))
+    layer(inputs)
+    assert not keras_internals.is_called_with(layer, "training"), MOVED
+    layer(inputs, training=True)
+    assert keras_internals.is_called_with(layer, "training"), MOVED
 
 
 def test_private_attributes_of_a_model_are_where_they_were():

@@ -117,8 +117,10 @@ class GraphCopy:
 
 
 def input_shape(layer):
-    """The shape of the inputs that a layer was built for."""
-    return tuple(layer.get_build_config()["input_shape"])
+    """The shape of the inputs that a layer was built for; None where it needs none."""
+    config = layer.get_build_config() or {}
+    shape = config.get("input_shape")
+    return None if shape is None else tuple(shape)
 
 
 def build_like(twin, layer, shapes=None, inside=()):
@@ -131,11 +133,11 @@ def build_like(twin, layer, shapes=None, inside=()):
         inside: tuple of str, names of models that are around the twin and not around the layer.
     """
     if shapes is None:
-        config = layer.get_build_config()
-        shapes = config.get("shapes_dict") or {"input_shape": input_shape(layer)}
-    scopes = layer.weights[0].path.split("/")
-    while scopes.pop() != layer.name:  # a weight may be in a layer that this one holds
-        pass
+        shape = input_shape(layer)
+        config = layer.get_build_config() or {}
+        shapes = config.get("shapes_dict") or {"input_shape": shape}
+    around, _, _ = f"/{layer.weights[0].path}".rpartition(f"/{layer.name}/")
+    scopes = around.split("/")[1:]
     with contextlib.ExitStack() as stack:
         for scope in (*scopes, *inside):
             stack.enter_context(keras.name_scope(scope))

@@ -15,6 +15,7 @@ from keras_lowrank.layers import (
     LowRankConv3D,
     LowRankDense,
     LowRankEinsumDense,
+    LowRankEmbedding,
     LowRankGroupedQueryAttention,
     LowRankMultiHeadAttention,
 )
@@ -32,16 +33,25 @@ class Kind(NamedTuple):
         pair: callable from a low-rank layer to two dicts. A plain layer without an activation, with
             the arguments in the first, and one behind it with those in the second, multiply with
             `A B^T`.
+        kernel: str, what Keras calls the kernel.
+        behind: the class of that second layer, or None for the same one. Another class takes only
+            the arguments that every layer has.
     """
 
     plain: type
     low_rank: type
     pair: Callable
+    kernel: str = "kernel"
+    behind: type | None = None
 
 
 def _by_width(name, **second):
     """For a class with an argument that is the number of outputs."""
     return lambda layer: ({name: layer.factors.rank, "use_bias": False}, second)
+
+
+def _by_table(layer):
+    return {"output_dim": layer.factors.rank}, {"units": layer.output_dim, "use_bias": False}
 
 
 def _by_equation(layer):
@@ -85,6 +95,13 @@ KINDS = [
         _by_width("filters", **_POINTWISE, output_padding=None),
     ),
     Kind(keras.layers.EinsumDense, LowRankEinsumDense, _by_equation),
+    Kind(
+        keras.layers.Embedding,
+        LowRankEmbedding,
+        _by_table,
+        kernel="embeddings",
+        behind=keras.layers.Dense,
+    ),
 ]
 
 # Layers that hold kernels in layers of their own, the projections.
@@ -131,6 +148,11 @@ def kernel_layers(path, layer):
     return {f"{path}/{name}": one for name, one in projections(layer).items()}
 
 
+def kernel_of(layer):
+    """The variable that holds the kernel of a plain layer."""
+    return getattr(layer, kind_of(layer).kernel)
+
+
 def matricization(layer):
     """How the kernel of a plain layer is a matrix.
 
@@ -138,16 +160,17 @@ def matricization(layer):
         ValueError: the kernel of an `EinsumDense` that is none.
     """
     if type(layer) is keras.layers.EinsumDense:
-        return EinsumEquation.parse(layer.equation).matricization(layer.kernel.shape)
+        return EinsumEquation.parse(layer.equation).matricization(kernel_of(layer).shape)
     if type(layer) is keras.layers.Conv2DTranspose:
         return LowRankConv2DTranspose.matricization_of(layer.kernel.shape)
-    return Matricization.of_last_axis(layer.kernel.shape)
+    return Matricization.of_last_axis(kernel_of(layer).shape)
 
 
 def kernel_matrix(layer):
     """The kernel as an array of shape `(n, m)`, in float32 or float64."""
-    dtype = "float64" if layer.kernel.dtype == "float64" else "float32"
-    kernel = keras.ops.cast(layer.kernel, dtype)
+    kernel = kernel_of(layer)
+    dtype = "float64" if kernel.dtype == "float64" else "float32"
+    kernel = keras.ops.cast(kernel, dtype)
     return np.asarray(matricization(layer).matrix(kernel))  # a view where nothing is cast
 
 
@@ -163,14 +186,28 @@ def unbuilt_twin(layer, rank):
             "A quantized layer has no kernel of floats to decompose; convert before quantizing. "
             f"Received: quantization_mode={layer.quantization_mode!r}"
         )
-    # The activation itself: a function without a name does not come back from a config.
-    config = {**layer.get_config(), "activation": layer.activation, "rank": rank}
-    return kind_of(layer).low_rank(**config)
+    return kind_of(layer).low_rank(**_config(layer), rank=rank)
 
 
 def plain_arguments(layer):
     """The arguments of the Keras layer that a low-rank layer stands for."""
-    own = {"rank", "min_rank", "max_rank", "truncation", "factorization"}
-    config = {key: value for key, value in layer.get_config().items() if key not in own}
-    # The activation itself, as above; attention has none.
-    return {**config, "activation": layer.activation} if hasattr(layer, "activation") else config
+    own = {"rank", "min_rank", "max_rank", "truncation"}  # of every layer
+    own |= {"factorization", "stacked", "reverse_dtype", "logit_soft_cap"}
+    return {key: value for key, value in _config(layer).items() if key not in own}
+
+
+def second_arguments(layer):
+    """Those that the second of the two Keras layers that multiply with `A B^T` starts from."""
+    arguments = plain_arguments(layer)
+    if kind_of(layer).behind is None:
+        return arguments
+    common = ("trainable", "dtype", "activity_regularizer")
+    return {key: arguments[key] for key in common if key in arguments}
+
+
+def _config(layer):
+    config = layer.get_config()
+    if "activation" in config:
+        # Itself: a function without a name does not come back from a config.
+        config["activation"] = layer.activation
+    return config

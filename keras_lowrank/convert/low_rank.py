@@ -42,14 +42,14 @@ def from_keras(
 ):
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
-    The kernel W of every Dense and EinsumDense layer, of every convolution (Conv1D, Conv2D,
-    Conv3D, Conv2DTranspose), and of every projection in a layer of attention ("attention/query",
-    ...), becomes its best approximation `W_r = U S V^T` (truncated SVD; randomised, and within 1%
-    of the least error, where `rank` is small beside a large kernel), with the layer's bias and
-    arguments. All else is copied, with weights and statistics: names, `trainable`, precision,
-    layers that are used in several places. The model that was given is left as it is, and the new
-    one is not compiled; a `train_step` of one's own, in a subclass of a functional model, stays
-    behind.
+    The kernel W of every Dense, EinsumDense and Embedding layer, of every convolution (Conv1D,
+    Conv2D, Conv3D, Conv2DTranspose), and of every projection in a layer of attention
+    ("attention/query", ...), becomes its best approximation `W_r = U S V^T` (truncated SVD;
+    randomised, and within 1% of the least error, where `rank` is small beside a large kernel),
+    with the layer's bias and arguments. All else is copied, with weights and statistics: names,
+    `trainable`, precision, layers that are used in several places. The model that was given is
+    left as it is, and the new one is not compiled; a `train_step` of one's own, in a subclass of a
+    functional model, stays behind.
 
     With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
     minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
@@ -147,7 +147,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
 
     Args:
         layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D`, `Conv2DTranspose`,
-            `EinsumDense`, `MultiHeadAttention` or `GroupQueryAttention`.
+            `EinsumDense`, `Embedding`, `MultiHeadAttention` or `GroupQueryAttention`.
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
         energy: float in `(0, 1]`, as in `from_keras`. Exactly one of the three must be given.

@@ -22,8 +22,10 @@ class OutputMoment(Product):
         self._total = np.zeros((kernel.shape[1],) * 2)
         self._count = 0
 
-    def apply(self, project, inputs, dtype):
-        outputs = super().apply(project, inputs, dtype)
+    def apply(self, project, inputs, dtype, transposed=False):
+        outputs = super().apply(project, inputs, dtype, transposed)
+        if transposed:  # what is approximated is what the rows of a table are looked up for
+            return outputs
         y = tf.cast(rows(outputs), tf.float64)
         self._total += tf.matmul(y, y, transpose_a=True).numpy()
         self._count += y.shape[0]

@@ -13,10 +13,18 @@ from keras_lowrank.convert.graph import (
     copy_own_state,
     input_shape,
 )
-from keras_lowrank.convert.kinds import ATTENTION, kind_of, matricization, plain_arguments
+from keras_lowrank.convert.kinds import (
+    ATTENTION,
+    kernel_of,
+    kind_of,
+    matricization,
+    plain_arguments,
+    second_arguments,
+)
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.layers.matricization import Matricization
+from keras_lowrank.layers.recurrent import GatedLayer
 
 _FORMS = ("smaller", "factored", "merged")
 
@@ -37,6 +45,8 @@ def to_keras(model, form="smaller"):
         model: functional or Sequential `keras.Model`, or `LowRankModel` of that kind, built.
         form: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
             `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
+
+    LSTM and GRU have no form in factors and are merged in every case.
 
     A kernel regularizer, which is one of `||W||_F^2`, stays with a merged kernel and has no place
     in a factored one; there is a warning.
@@ -64,10 +74,18 @@ def to_keras(model, form="smaller"):
     def replace(layer):
         if isinstance(layer, LowRankAttention):
             return _attention(layer)
+        if isinstance(layer, GatedLayer):
+            return _merged_gates(layer)
         if not isinstance(layer, LowRankLayer):
+            _check_what_it_holds(layer)
             return None
         if kind_of(layer) is None:
             raise _unknown(layer)
+        if keras_internals.is_called_with(layer, "reverse"):
+            raise ValueError(
+                "`to_keras` has no Keras layer for an embedding that is called with "
+                f"`reverse=True` too. Received: the layer {layer.name!r}"
+            )
         n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
         if form == "merged" or (form == "smaller" and rank * (n + m) >= n * m):
             return _merged(layer)
@@ -105,21 +123,47 @@ def _merged(layer):
     return plain
 
 
+def _merged_gates(layer):
+    """The Keras layer of a recurrent one, which has no form in factors."""
+    plain = next(kind for kind in (keras.layers.LSTM, keras.layers.GRU) if isinstance(layer, kind))
+    plain = plain.from_config(plain_arguments(layer))
+    build_like(plain, layer)
+    for name in ("kernel", "recurrent_kernel"):
+        blocks = [np.matmul(*_balanced(one)) for one in getattr(layer.cell, f"{name}s")]
+        getattr(plain.cell, name).assign(np.concatenate(blocks, axis=-1))
+    if plain.cell.bias is not None:
+        plain.cell.bias.assign(layer.cell.bias)
+    return plain
+
+
+def _check_what_it_holds(layer):
+    held = [] if keras_internals.is_graph(layer) else keras_internals.all_layers(layer)
+    if any(isinstance(one, LowRankLayer) for one in held):
+        raise ValueError(
+            f"What a {type(layer).__name__} does with the low-rank layers that it holds only its "
+            "code says; `to_keras` cannot put plain ones in their place. "
+            f"Received: the layer {layer.name!r}"
+        )
+
+
 def _factored(layer):
-    kind, arguments = kind_of(layer), plain_arguments(layer)
+    kind, arguments, behind = kind_of(layer), plain_arguments(layer), second_arguments(layer)
     linear = {
         "activation": None,
         "activity_regularizer": None,
         "bias_regularizer": None,
         "bias_constraint": None,
     }
-    arguments["kernel_regularizer"] = None
+    arguments.update((key, value) for key, value in linear.items() if key in arguments)
+    arguments[f"{kind.kernel}_regularizer"] = None
+    behind["kernel_regularizer"] = None
     own, others = kind.pair(layer)
-    first = kind.plain.from_config({**arguments, **linear, **own, "name": f"{layer.name}_left"})
-    second = kind.plain.from_config({**arguments, **others, "name": f"{layer.name}_right"})
+    first = kind.plain.from_config({**arguments, **own, "name": f"{layer.name}_left"})
+    behind = {**behind, **others, "name": f"{layer.name}_right"}
+    second = (kind.behind or kind.plain).from_config(behind)
     shape = input_shape(layer)
     build_like(first, layer, {"input_shape": shape}, inside=(layer.name,))
-    shape = first.compute_output_shape(shape)
+    shape = first.compute_output_shape(shape or (None,))
     build_like(second, layer, {"input_shape": shape}, inside=(layer.name,))
     left, right = _balanced(layer)
     _fill(first, matricization(first), left)
@@ -152,7 +196,7 @@ def _of_right(layer, second):
 
 
 def _fill(layer, how, matrix, bias=None):
-    layer.kernel.assign(how.kernel(matrix))
+    kernel_of(layer).assign(how.kernel(matrix))
     if bias is not None:
         layer.bias.assign(bias)
 

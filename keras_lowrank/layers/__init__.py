@@ -5,7 +5,10 @@ from keras_lowrank.layers.conv import LowRankConv1D, LowRankConv2D, LowRankConv3
 from keras_lowrank.layers.conv_transpose import LowRankConv2DTranspose
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
+from keras_lowrank.layers.embedding import LowRankEmbedding
+from keras_lowrank.layers.gru import LowRankGRU, LowRankGRUCell
 from keras_lowrank.layers.low_rank_layer import LowRankLayer, find_low_rank_layers
+from keras_lowrank.layers.lstm import LowRankLSTM, LowRankLSTMCell
 
 __all__ = [
     "LowRankConv1D",
@@ -14,7 +17,12 @@ __all__ = [
     "LowRankConv3D",
     "LowRankDense",
     "LowRankEinsumDense",
+    "LowRankEmbedding",
+    "LowRankGRU",
+    "LowRankGRUCell",
     "LowRankGroupedQueryAttention",
+    "LowRankLSTM",
+    "LowRankLSTMCell",
     "LowRankLayer",
     "LowRankMultiHeadAttention",
     "find_low_rank_layers",

@@ -60,14 +60,14 @@ class LowRankLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         _check_ranks(rank, min_rank, max_rank)
-        _refuse(
+        refuse(
             kernel_constraint,
             "kernel_constraint",
             "a constraint acts on the entries of a kernel that is never formed",
         )
         for name, value in (("lora_rank", lora_rank), ("lora_alpha", lora_alpha)):
-            _refuse(value, name, "the layer is low-rank already; set `rank`")
-        _refuse(quantization_config, "quantization_config", "quantize the exported file instead")
+            refuse(value, name, "the layer is low-rank already; set `rank`")
+        refuse(quantization_config, "quantization_config", "quantize the exported file instead")
         self.rank = rank
         self.min_rank = min_rank
         self.max_rank = max_rank
@@ -76,7 +76,7 @@ class LowRankLayer(keras.layers.Layer):
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = _check_regularizer(keras.regularizers.get(kernel_regularizer))
+        self.kernel_regularizer = check_regularizer(keras.regularizers.get(kernel_regularizer))
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.bias_constraint = keras.constraints.get(bias_constraint)
         # A change of rank would compile again under XLA, every time; the model knows if none comes.
@@ -283,19 +283,21 @@ def _check_ranks(rank, min_rank, max_rank):
         )
 
 
-def _refuse(value, name, reason):
+def refuse(value, name, reason):
+    """Raises ValueError, with the reason, where an argument that must be None is not."""
     if value is not None:
         raise ValueError(f"`{name}` must be None in a low-rank layer: {reason}. Received: {value}")
 
 
-def _check_regularizer(regularizer):
+def check_regularizer(regularizer, name="kernel_regularizer"):
+    """Returns a regularizer that a low-rank layer can compute; raises ValueError on another."""
     kinds = (keras.regularizers.L2, keras.regularizers.L1L2)
     if regularizer is None or (
         isinstance(regularizer, kinds) and float(getattr(regularizer, "l1", 0.0)) == 0.0
     ):
         return regularizer
     raise ValueError(
-        "`kernel_regularizer` must be L2, which a low-rank layer computes as ||S||_F^2 without "
+        f"`{name}` must be L2, which a low-rank layer computes as ||S||_F^2 without "
         "forming its kernel; a sum over the entries of the kernel cannot be had without forming "
-        f"it. Received: kernel_regularizer={regularizer}"
+        f"it. Received: {name}={regularizer}"
     )

@@ -1,0 +1,201 @@
+"""The embedding with a low-rank table, and its use as an output projection."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lowrank import keras_internals, tangent
+from keras_lowrank.layers.low_rank_layer import LowRankLayer, check_regularizer, refuse
+from keras_lowrank.linalg import matmul_last
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class LowRankEmbedding(LowRankLayer):
+    r"""`keras.layers.Embedding` with the table `W = U S V^T`: `y = U[i] S V^T` for the index i.
+
+    Rows of U are looked up and the rest is products with r x r and r x m matrices: neither the
+    table nor its gradient is formed. The gradient of `U[i]` comes row by row and is summed where
+    it meets U, as n x r numbers.
+
+    Called with `reverse=True` it is the output projection of a language model that shares the
+    table (Press and Wolf, arXiv:1608.05859), as in `keras.layers.ReversibleEmbedding`:
+    `y = c tanh(x V S^T U^T / c)`, with `c` the `logit_soft_cap`, or without it. The tangent
+    gradient is that of both uses together.
+
+    Args:
+        input_dim: int, n, the number of indices: 0 to n - 1.
+        output_dim: int, m, the size of a vector.
+        embeddings_initializer: as in `keras.layers.Embedding`, and read as `initial_factors` says.
+        embeddings_regularizer: L2 or None.
+        embeddings_constraint: None only.
+        mask_zero: bool, whether index 0 is padding, to be masked. Defaults to `False`.
+        weights: array of shape `(n, m)` or None: a table to start from, cut to its best
+            approximation of rank r (SVD).
+        reverse_dtype: str or None, the type to compute logits in. None is the `compute_dtype`.
+        logit_soft_cap: float or None, the bound on the size of logits.
+        tie_weights: `True` only. An output projection of its own is a `LowRankDense`.
+        rank: int or None, the rank to start with. See `LowRankLayer`.
+        **kwargs: all other arguments of `LowRankLayer` that are not about bias and activation, and
+            of `keras.layers.Embedding`.
+
+    Call arguments:
+        inputs: indices, or with `reverse` vectors.
+        reverse: bool, whether to project vectors to logits. Defaults to `False`.
+
+    Input shape:
+        `(batch, ...)` of indices, or `(batch, ..., m)` with `reverse`.
+
+    Output shape:
+        `(batch, ..., m)`, or `(batch, ..., n)` with `reverse`.
+
+    Raises:
+        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+        tf.errors.InvalidArgumentError: an index outside the table, on a CPU, as in Keras.
+
+    Example:
+
+    >>> layer = LowRankEmbedding(1000, 32, rank=4)
+    >>> vectors = layer(np.array([[3, 1, 4], [1, 5, 0]]))
+    >>> vectors.shape.as_list()
+    [2, 3, 32]
+    >>> layer(vectors, reverse=True).shape.as_list()
+    [2, 3, 1000]
+    >>> [tuple(weight.shape) for weight in layer.weights]
+    [(1000, 4), (4, 4), (32, 4)]
+    """
+
+    def __init__(
+        self,
+        input_dim,
+        output_dim,
+        embeddings_initializer="uniform",
+        embeddings_regularizer=None,
+        embeddings_constraint=None,
+        mask_zero=False,
+        weights=None,
+        *,
+        reverse_dtype=None,
+        logit_soft_cap=None,
+        tie_weights=True,
+        rank=None,
+        **kwargs,
+    ):
+        for name, value in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        refuse(
+            embeddings_constraint,
+            "embeddings_constraint",
+            "a constraint acts on the entries of a table that is never formed",
+        )
+        if not tie_weights:
+            raise ValueError(
+                "`tie_weights` must be True: the projection back uses the one table. For a table "
+                f"of its own use a LowRankDense. Received: tie_weights={tie_weights!r}"
+            )
+        for name in _OF_OTHER_LAYERS & set(kwargs):
+            raise ValueError(f"`{name}` is no argument of an embedding. Received: {kwargs[name]!r}")
+        check_regularizer(keras.regularizers.get(embeddings_regularizer), "embeddings_regularizer")
+        super().__init__(
+            rank=rank,
+            use_bias=False,
+            kernel_initializer=embeddings_initializer,
+            kernel_regularizer=embeddings_regularizer,
+            **kwargs,
+        )
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+        self.mask_zero = mask_zero
+        self.reverse_dtype = reverse_dtype
+        self.logit_soft_cap = logit_soft_cap
+        self.supports_masking = mask_zero
+        self.autocast = False  # indices may come as floats, and half precision would round them
+        if weights is not None:
+            drawn, self.kernel_initializer = self.kernel_initializer, self._given(weights)
+            self.build()
+            self.kernel_initializer = drawn
+
+    def build(self, input_shape=None):
+        self.build_factors((self.input_dim, self.output_dim))
+
+    def project(self, inputs, basis):
+        return keras.ops.take(basis, inputs, axis=0)
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            return self._logits(inputs)
+        indices = inputs
+        if indices.dtype not in (tf.int32, tf.int64):
+            indices = keras.ops.cast(indices, "int32")
+        outputs = self.apply_kernel(indices)
+        if self.mask_zero:
+            # Here and not by `compute_mask`, which is not told the direction of the call.
+            keras_internals.set_keras_mask(outputs, keras.ops.not_equal(inputs, 0))
+        return outputs
+
+    def _logits(self, vectors):
+        dtype = self.reverse_dtype or self.compute_dtype
+        vectors = keras.ops.cast(vectors, dtype)
+        logits = tangent.low_rank_apply(matmul_last, self.factors, vectors, dtype, transposed=True)
+        if self.logit_soft_cap is None:
+            return logits
+        return self.logit_soft_cap * keras.ops.tanh(logits / self.logit_soft_cap)
+
+    def compute_mask(self, inputs, mask=None):
+        """The mask of indices of an integer type; `call` sets that of indices in floats."""
+        if not self.mask_zero or "int" not in keras.backend.standardize_dtype(inputs.dtype):
+            return None
+        return keras.ops.not_equal(inputs, 0)
+
+    def compute_output_shape(self, input_shape, reverse=False):
+        if reverse:
+            return (*input_shape[:-1], self.input_dim)
+        return (*input_shape, self.output_dim)
+
+    def compute_output_spec(self, inputs, reverse=False):
+        shape = self.compute_output_shape(inputs.shape, reverse)
+        dtype = (reverse and self.reverse_dtype) or self.compute_dtype
+        return keras.KerasTensor(shape, dtype)
+
+    @property
+    def embeddings(self):
+        """The table `U S V^T`, formed for a reader. No training or export step reads it."""
+        return self.kernel
+
+    def get_config(self):
+        config = super().get_config()
+        for name in _OF_OTHER_LAYERS:
+            config.pop(name, None)
+        config.update(
+            input_dim=self.input_dim,
+            output_dim=self.output_dim,
+            embeddings_initializer=keras.initializers.serialize(self.kernel_initializer),
+            embeddings_regularizer=keras.regularizers.serialize(self.kernel_regularizer),
+            mask_zero=self.mask_zero,
+            reverse_dtype=self.reverse_dtype,
+            logit_soft_cap=self.logit_soft_cap,
+        )
+        return config
+
+    def _given(self, weights):
+        table = weights[0] if isinstance(weights, list) and len(weights) == 1 else weights
+        table = np.asarray(table)
+        if table.shape != (self.input_dim, self.output_dim):
+            raise ValueError(
+                f"`weights` must have the shape ({self.input_dim}, {self.output_dim}). "
+                f"Received: an array of shape {table.shape}"
+            )
+        return lambda shape, dtype=None: keras.ops.cast(table, dtype)
+
+
+# What every other low-rank layer takes, and an embedding has under other names or not at all.
+_OF_OTHER_LAYERS = {
+    "activation",
+    "use_bias",
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+}

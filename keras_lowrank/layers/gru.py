@@ -1,0 +1,139 @@
+"""The gated recurrent unit with low-rank kernels."""
+
+import keras
+import tensorflow as tf
+
+from keras_lowrank.layers.recurrent import GatedCell, GatedLayer
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
+    r"""`keras.layers.GRUCell` whose kernels are low-rank: one step of a `LowRankGRU`.
+
+    For `keras.layers.RNN` and `StackedRNNCells`. A `LowRankGRU` is faster: it multiplies with the
+    inputs of all steps at once. Inside their loop an integrator that needs the inputs of every
+    product (`"rank_adaptive"`) is refused, unless `unroll=True`.
+
+    Args:
+        units, activation, recurrent_activation, use_bias: as in `keras.layers.GRUCell`.
+        rank, min_rank, max_rank, truncation, stacked: as in `LowRankGRU`.
+        **kwargs: all other arguments of `keras.layers.GRUCell`.
+
+    Input shape:
+        `(batch, n)`, and a state of shape `(batch, units)`.
+
+    Output shape:
+        `(batch, units)`, and the new state.
+
+    Raises:
+        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+
+    Example:
+
+    >>> layer = keras.layers.RNN(LowRankGRUCell(8, rank=2))
+    >>> layer(np.ones((2, 5, 6))).shape.as_list()
+    [2, 8]
+    """
+
+    gates = "zrh"
+
+    def call(self, inputs, states, training=False):
+        output, new_states = super().call(inputs, states, training)
+        return output, new_states if isinstance(states, (list, tuple)) else output
+
+    def multiplies_once(self, training):
+        return self.reset_after and super().multiplies_once(training)
+
+    def step(self, projected, states, training):
+        if self.reset_after:
+            return super().step(projected, states, training)
+        # The candidate's product is one with a state that the reset gate has weakened.
+        (h,) = tf.nest.flatten(states)
+        z, r = self._opened(self.recurrent_product(h, training) + projected)
+        weak = self.recurrent_product(r * h, training)[..., 2 * self.units :]
+        return self._mixed(z, h, projected[..., 2 * self.units :] + weak)
+
+    def summands(self, projected):
+        """What is added to the recurrent product, and what the candidate gets after the reset."""
+        gates, candidate = projected[..., : 2 * self.units], projected[..., 2 * self.units :]
+        if self.bias is None:
+            return [tf.concat([gates, tf.zeros_like(candidate)], -1), candidate]
+        bias = keras.ops.convert_to_tensor(self.bias)[1]
+        gates += bias[: 2 * self.units]
+        return [
+            tf.concat([gates, tf.zeros_like(candidate) + bias[2 * self.units :]], -1),
+            candidate,
+        ]
+
+    def advance(self, sums, candidate, h):
+        """One step from the sums of both products: `(output, new states)`."""
+        z, r = self._opened(sums)
+        return self._mixed(z, h, candidate + r * sums[..., 2 * self.units :])
+
+    def _opened(self, sums):
+        gates = self.recurrent_activation(sums[..., : 2 * self.units])
+        return gates[..., : self.units], gates[..., self.units :]
+
+    def _mixed(self, z, h, candidate):
+        h = z * h + (1 - z) * self.activation(candidate)
+        return h, [h]
+
+    def _bias_shape(self):
+        # Keras's form: with the reset after the product, both products have a bias.
+        return (2, 3 * self.units) if self.reset_after else (3 * self.units,)
+
+    def _initial_bias(self, shape, dtype=None):
+        return self.bias_initializer(shape, dtype=dtype)
+
+    def _input_bias(self):
+        bias = keras.ops.convert_to_tensor(self.bias)
+        return bias[0] if self.reset_after else bias
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class LowRankGRU(GatedLayer, keras.layers.GRU):
+    r"""`keras.layers.GRU` whose kernels are low-rank matrices `U S V^T`.
+
+    With `p = x_t W + b = [p_z, p_r, p_h]` and `q = h_{t-1} R + b' = [q_z, q_r, q_h]`,
+
+        h_t = z h_{t-1} + (1 - z) tanh(p_h + r q_h),   z = sigma(p_z + q_z),   r = sigma(p_r + q_r),
+
+    where W (n x 3 units) and R (units x 3 units) hold the gates' columns side by side and each is
+    one low-rank matrix; or, with `stacked=False`, each gate's columns are one. With
+    `reset_after=False`, `q_h` is the product of `r h_{t-1}`, and there is no `b'`. The ranks are
+    found under the paths `.../gru_cell/kernel` and `.../gru_cell/recurrent_kernel`, and with
+    `stacked=False` under those with `_z`, `_r` and `_h` at the end.
+
+    The product with W is one for the whole sequence, and so is the tangent gradient of both
+    matrices. With `recurrent_dropout` or `reset_after=False` that of R is taken step by step: then,
+    as in a loop of one's own, `integrator="rank_adaptive"` is refused, unless `unroll=True`.
+
+    Args:
+        units, activation, recurrent_activation, use_bias: as in `keras.layers.GRU`.
+        rank: int, None, or a dict with the keys `"kernel"` and `"recurrent"`: the ranks to start
+            with. See `LowRankLayer`.
+        min_rank, max_rank, truncation: as in `LowRankLayer`; for both matrices, or by such a dict.
+        stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
+        use_cudnn: `"auto"` or `False`: cuDNN's GRU multiplies with whole kernels.
+        **kwargs: all other arguments of `keras.layers.GRU`. Regularizers of kernels must be L2,
+            their constraints None; see `LowRankLayer`.
+
+    Input shape:
+        `(batch, steps, n)`.
+
+    Output shape:
+        `(batch, units)`, or `(batch, steps, units)` with `return_sequences`; with `return_state`
+        followed by a state of shape `(batch, units)`.
+
+    Raises:
+        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+
+    Example:
+
+    >>> inputs = keras.Input((5, 16))
+    >>> model = LowRankModel(inputs, LowRankGRU(32, rank=4, return_sequences=True)(inputs))
+    >>> model.ranks
+    {'low_rank_gru/gru_cell/kernel': 4, 'low_rank_gru/gru_cell/recurrent_kernel': 4}
+    """
+
+    cell_class, cell_name = LowRankGRUCell, "gru_cell"

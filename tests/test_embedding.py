@@ -1,0 +1,429 @@
+"""LowRankEmbedding against keras.layers.Embedding, and against a tied projection in plain Keras."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import (
+    LowRankEmbedding,
+    LowRankModel,
+    Tolerance,
+    convert_layer,
+    from_keras,
+    to_keras,
+)
+from keras_lowrank.factors import Factorization
+from keras_lowrank.linalg import complement
+from keras_lowrank.tangent import TangentProbe, substitute
+
+IDS = np.array([[3, 1, 4, 1], [5, 8, 2, 0], [5, 3, 5, 8]])
+
+
+class Tied(keras.layers.Embedding):
+    """`keras.layers.ReversibleEmbedding`, which Keras 3.8 has not yet."""
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            return keras.ops.matmul(inputs, keras.ops.transpose(self.embeddings))
+        return super().call(inputs)
+
+    def compute_output_spec(self, inputs, reverse=False):
+        if reverse:
+            return keras.KerasTensor((*inputs.shape[:-1], self.input_dim))
+        return super().compute_output_spec(inputs)
+
+
+def built(rank=3, n=9, m=6, **kwargs):
+    layer = LowRankEmbedding(n, m, rank=rank, **kwargs)
+    layer.build()
+    rng = np.random.default_rng(1)
+    layer.S.assign(0.2 * rng.standard_normal((rank, rank)))
+    return layer
+
+
+def same_table(layer, kind=keras.layers.Embedding, **kwargs):
+    embedding = kind(layer.input_dim, layer.output_dim, **kwargs)
+    embedding.build()
+    embedding.set_weights([np.asarray(layer.embeddings)])
+    return embedding
+
+
+def language_model(embedding, tied=True, kind=LowRankModel):
+    """Predicts an index from the four before it."""
+    inputs = keras.Input((4,), dtype="int32")
+    x = embedding(inputs)
+    x = keras.layers.Dense(6, activation="tanh", kernel_initializer="orthogonal")(x)
+    if tied:
+        return kind(inputs, embedding(x, reverse=True))
+    return kind(inputs, keras.layers.Dense(9)(keras.layers.Flatten()(x)))
+
+
+def cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def test_embedding_basics():
+    layer = LowRankEmbedding(9, 6, rank=3)
+    assert layer(IDS).shape == (3, 4, 6)
+    assert [tuple(v.shape) for v in layer.weights] == [(9, 3), (3, 3), (6, 3)]
+    assert [v.name for v in layer.weights] == ["U", "S", "V"]
+    # RandomUniform(-0.05, 0.05), which the Keras layer draws from, has a variance of 0.05^2 / 3.
+    np.testing.assert_allclose(np.sum(np.square(layer.embeddings)), 9 * 6 * 0.05**2 / 3, rtol=1e-5)
+    assert layer.compute_output_shape((None, 4)) == (None, 4, 6)
+    assert layer.compute_output_shape((None, 4, 6), reverse=True) == (None, 4, 9)
+    model = language_model(layer)
+    assert model.output_shape == (None, 4, 9)
+    model.compile(keras.optimizers.SGD(0.5), cross_entropy(), truncation=0.0)
+    losses = model.fit(IDS, np.roll(IDS, 1, 1), epochs=4, verbose=0).history["loss"]
+    assert losses[3] < losses[1] < losses[0]
+    assert model.ranks == {"low_rank_embedding": 6}
+
+
+def test_config_round_trip_keeps_every_argument():
+    layer = LowRankEmbedding(
+        9,
+        6,
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=0.2, seed=3),
+        embeddings_regularizer=keras.regularizers.L2(0.25),
+        mask_zero=True,
+        reverse_dtype="float32",
+        logit_soft_cap=5.0,
+        rank=3,
+        min_rank=2,
+        max_rank=4,
+        truncation=Tolerance(0.2, relative=False),
+        activity_regularizer=keras.regularizers.L2(0.5),
+        dtype="mixed_bfloat16",
+        name="mine",
+        trainable=False,
+    )
+    config = layer.get_config()
+    again = LowRankEmbedding.from_config(config)
+    assert again.get_config() == config
+    assert (again.input_dim, again.output_dim, again.rank, again.max_rank) == (9, 6, 3, 4)
+    assert (again.mask_zero, again.reverse_dtype, again.logit_soft_cap) == (True, "float32", 5.0)
+    assert again.kernel_initializer.seed == 3 and again.kernel_regularizer.l2 == 0.25
+    serialized = keras.saving.serialize_keras_object(layer)
+    assert keras.saving.deserialize_keras_object(serialized).get_config() == config
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "float32"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_lookup_equals_keras_with_the_same_table(dtype, policy):
+    layer = built(dtype=policy)
+    for ids in (IDS, IDS[0], IDS[:, :, None]):
+        expected = same_table(layer, dtype=policy)(ids.astype(dtype))
+        found = layer(ids.astype(dtype))
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-6 if policy == "float32" else 1e-3)
+    # From the end, as in Keras on TensorFlow.
+    np.testing.assert_allclose(layer(np.array([-1])), layer(np.array([8])))
+
+
+def test_the_way_back_is_the_transposed_table():
+    vectors = np.random.default_rng(2).standard_normal((3, 4, 6)).astype("float32")
+
+    def logits(layer):
+        return vectors @ np.transpose(layer.embeddings)
+
+    layer = built()
+    np.testing.assert_allclose(layer(vectors, reverse=True), logits(layer), atol=1e-6)
+    capped = built(logit_soft_cap=0.5)
+    expected = 0.5 * np.tanh(logits(capped) / 0.5)
+    np.testing.assert_allclose(capped(vectors, reverse=True), expected, atol=1e-6)
+    wide = built(reverse_dtype="float32", dtype="mixed_bfloat16")
+    assert wide(vectors, reverse=True).dtype == "float32"
+    np.testing.assert_allclose(wide(vectors, reverse=True), logits(wide), atol=1e-6)
+    assert wide(keras.KerasTensor((None, 6)), reverse=True).dtype == "float32"
+
+
+def test_zero_is_masked_on_the_way_in_and_not_on_the_way_back():
+    ids = np.array([[1, 2, 0], [3, 0, 0]])
+    layer = built(mask_zero=True)
+    np.testing.assert_array_equal(layer.compute_mask(ids), ids != 0)
+    for dtype in ("int32", "float32"):
+        embedded = layer(ids.astype(dtype))
+        pooled = keras.layers.GlobalAveragePooling1D()(embedded)
+        table = np.asarray(layer.embeddings)
+        expected = [table[[1, 2]].mean(axis=0), table[3]]
+        np.testing.assert_allclose(pooled, expected, atol=1e-6)
+        assert getattr(layer(embedded, reverse=True), "_keras_mask", None) is None
+    assert getattr(built()(ids), "_keras_mask", None) is None
+
+
+def test_a_table_to_start_from_is_cut_to_its_best_approximation():
+    table = np.random.default_rng(3).standard_normal((9, 6)).astype("float32")
+    layer = LowRankEmbedding(9, 6, weights=[table], rank=3)
+    tail = np.linalg.norm(np.linalg.svd(table, compute_uv=False)[3:])
+    np.testing.assert_allclose(np.linalg.norm(table - layer.embeddings), tail, rtol=1e-5)
+    np.testing.assert_allclose(LowRankEmbedding(9, 6, weights=table, rank=6).kernel, table, 1e-4)
+    again = LowRankEmbedding.from_config(layer.get_config())  # of the initializer, as in Keras
+    assert isinstance(again.kernel_initializer, keras.initializers.RandomUniform)
+
+
+# Training.
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+@pytest.mark.parametrize("ways", ["in", "back", "both"])
+def test_one_pass_gives_the_tangent_gradient_and_the_corner(ways, traced):
+    """Of all uses together, against `G` in float64 by a table that is one variable."""
+    layer = built(dtype="float64")
+    rng = np.random.default_rng(4)
+    vectors = tf.constant(rng.standard_normal((3, 6)))
+    slopes = tf.constant(rng.standard_normal((3, 4, 6)))
+
+    def loss_of(embed, vectors):
+        loss = tf.zeros([], tf.float64)
+        if ways != "back":
+            loss += tf.reduce_sum(tf.sin(slopes * embed(IDS))) + tf.reduce_sum(embed(IDS[0]) ** 3)
+        if ways != "in":
+            loss += tf.reduce_sum(tf.sin(3.0 * embed(vectors, reverse=True)))
+        return loss
+
+    table = tf.Variable(np.asarray(layer.embeddings))
+
+    def whole(inputs, reverse=False):
+        return inputs @ tf.transpose(table) if reverse else tf.gather(table, inputs)
+
+    with tf.GradientTape() as tape:
+        tape.watch(vectors)
+        loss = loss_of(whole, vectors)
+    G, d_vectors = tape.gradient(loss, [table, vectors], unconnected_gradients="zero")
+    G = tf.convert_to_tensor(G).numpy()
+    blocks = [tf.constant(rng.standard_normal((n, 2))) for n in (9, 6)]
+
+    def run(vectors):
+        probe = TangentProbe(layer.factors.read(), keep_calls=True)
+        with substitute({layer.factors: probe}), tf.GradientTape() as tape:
+            tape.watch([vectors, *probe.sources])
+            loss = loss_of(layer, vectors)
+        *parts, dx = tape.gradient(loss, [*probe.sources, vectors], unconnected_gradients="zero")
+        parts[3] = None
+        U, _, V = layer.factors.read()
+        left, right = complement(blocks[0], U), complement(blocks[1], V)
+        corner = probe.coupling(left, right)
+        return [*probe.tangent(parts), dx, corner, left.formed(U), right.formed(V)]
+
+    K, S, L, dx, corner, Q, Z = (t.numpy() for t in (tf.function(run) if traced else run)(vectors))
+    U, _, V = (factor.numpy() for factor in layer.factors.read())
+    np.testing.assert_allclose(K, G @ V, atol=1e-10)
+    np.testing.assert_allclose(S, U.T @ G @ V, atol=1e-10)
+    np.testing.assert_allclose(L, G.T @ U, atol=1e-10)
+    np.testing.assert_allclose(dx, d_vectors, atol=1e-10)
+    np.testing.assert_allclose(corner, Q.T @ G @ Z, atol=1e-10)
+    assert corner.shape == (2, 2)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["lookup", "tied"])
+@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+def test_at_full_rank_it_trains_as_keras_step_by_step(integrator, tied):
+    keras.utils.set_random_seed(1)
+    layer = built(rank=6, embeddings_regularizer=keras.regularizers.L2(0.01))
+    plain = same_table(layer, Tied, embeddings_regularizer=keras.regularizers.L2(0.01))
+    low, full = language_model(layer, tied), language_model(plain, tied, keras.Model)
+    full.set_weights(_others(low, full))
+    low.compile(keras.optimizers.SGD(0.5), cross_entropy(), integrator=integrator, truncation=0.0)
+    full.compile(keras.optimizers.SGD(0.5), cross_entropy())
+    start = np.asarray(plain.embeddings)
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        ids = rng.integers(0, 9, (8, 4))
+        targets = np.roll(ids, 1, 1) if tied else ids[:, 0]
+        np.testing.assert_allclose(
+            low.train_on_batch(ids, targets), full.train_on_batch(ids, targets), rtol=1e-5
+        )
+        np.testing.assert_allclose(layer.embeddings, plain.embeddings, atol=1e-5)
+    assert np.abs(start - plain.embeddings).max() > 1e-2
+
+
+def _others(low, full):
+    """The weights of the full-rank model: its own table, and all else from the low-rank one."""
+    table, *_ = full.get_weights()
+    return [table, *low.get_weights()[3:]]
+
+
+def shapes_in(graph):
+    """The static shapes of everything that a graph computes, in the functions that it calls too."""
+    for op in graph.get_operations():
+        yield from (tuple(t.shape) for t in op.outputs if t.shape.rank is not None)
+    for function in graph._functions.values():
+        yield from shapes_in(function.graph)
+
+
+@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+def test_neither_the_table_nor_its_gradient_is_formed(integrator):
+    layer = LowRankEmbedding(211, 31, rank=5)
+    inputs = keras.Input((4,), dtype="int32")
+    outputs = keras.layers.Dense(9)(keras.layers.GlobalAveragePooling1D()(layer(inputs)))
+    model = LowRankModel(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), cross_entropy(), integrator=integrator)
+    model.prepare((IDS, IDS[:, 0], None))
+    spec = (tf.TensorSpec((3, 4), tf.int32), tf.TensorSpec((3,), tf.int32))
+    shapes = set(shapes_in(tf.function(model.train_step).get_concrete_function(spec).graph))
+    assert (211, None) in shapes or (211, 5) in shapes, "nothing was found"
+    assert not {shape for shape in shapes if 211 in shape and 31 in shape}
+
+
+def test_a_plain_model_trains_the_factors_by_their_own_gradients():
+    layer = built()
+    model = language_model(layer, kind=keras.Model)
+    model.compile(keras.optimizers.SGD(0.1), cross_entropy())
+    before = [w.copy() for w in layer.get_weights()]
+    losses = model.fit(IDS, np.roll(IDS, 1, 1), epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(before, layer.get_weights()))
+
+
+def test_mixed_precision_trains_with_factors_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = LowRankEmbedding(300, 6, rank=3)
+    inputs = keras.Input((4,))  # floats, that bfloat16 would round above 256
+    x = layer(inputs)
+    assert x.dtype == "bfloat16" and layer.U.dtype == "float32"
+    model = LowRankModel(inputs, layer(x, reverse=True))
+    model.compile("sgd", cross_entropy(), integrator="rank_adaptive")
+    ids = np.array([[257, 258, 259, 299]])
+    history = model.fit(ids, ids, epochs=2, verbose=0).history["loss"]
+    assert np.all(np.isfinite(history))
+    expected = np.asarray(layer.embeddings, "float32")[ids]
+    np.testing.assert_allclose(np.asarray(layer(ids), "float32"), expected, atol=1e-2)
+
+
+# Files.
+
+
+def test_files_keep_the_rank_and_agree(tmp_path):
+    model = language_model(built(rank=3))
+    model.compile(keras.optimizers.SGD(0.5), cross_entropy(), truncation=0.0)
+    model.fit(IDS, np.roll(IDS, 1, 1), verbose=0)
+    rank = model.ranks["low_rank_embedding"]
+    assert rank != 3
+    expected = model.predict(IDS, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.ranks == model.ranks
+    np.testing.assert_array_equal(loaded.predict(IDS, verbose=0), expected)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = language_model(built(rank=2))
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert list(other.ranks.values()) == [rank]
+    np.testing.assert_array_equal(other.predict(IDS, verbose=0), expected)
+
+
+@pytest.mark.parametrize("rank", [1, 6], ids=["pair", "table"])
+def test_exports_agree(tmp_path, rank):
+    """`export` compares on random input by itself; here again, on indices of the whole range."""
+    model = language_model(built(rank=rank))
+    expected = model.predict(IDS, verbose=0)
+    model.export(tmp_path / "saved", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))  # held: it owns the variables
+    found = loaded.serve(tf.constant(IDS, tf.int32))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+    run = tf.lite.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    (name,) = run.get_input_details()
+    (outputs,) = run(**{name: IDS.astype("int32")}).values()
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+# Conversion.
+
+
+@pytest.fixture(scope="module")
+def plain_model():
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((4,), dtype="int32")
+    embedding = keras.layers.Embedding(
+        9, 6, embeddings_initializer="normal", mask_zero=True, name="words"
+    )
+    x = keras.layers.GlobalAveragePooling1D()(embedding(inputs))
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+def test_a_keras_model_is_cut_and_comes_back(plain_model):
+    full = from_keras(plain_model, tolerance=0.0, only_smaller=False, exclude="head")
+    assert full.ranks == {"words": 6} and full.get_layer("words").mask_zero
+    expected = plain_model(IDS)
+    np.testing.assert_allclose(full(IDS), expected, atol=1e-6)
+    merged = to_keras(full)
+    assert [w.path for w in merged.weights] == [w.path for w in plain_model.weights]
+    for one, other in zip(merged.get_weights(), plain_model.get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+    cut = from_keras(plain_model, rank={"words": 2})
+    table = np.asarray(plain_model.get_layer("words").embeddings)
+    tail = np.linalg.norm(np.linalg.svd(table, compute_uv=False)[2:])
+    gap = np.linalg.norm(table - cut.get_layer("words").embeddings)
+    np.testing.assert_allclose(gap, tail, rtol=1e-4)
+    for form in ("factored", "merged"):
+        back = to_keras(cut, form)
+        np.testing.assert_allclose(back(IDS), cut(IDS), atol=1e-6)
+    first, second = to_keras(cut).get_layer("words").layers
+    assert (type(first), type(second)) == (keras.layers.Embedding, keras.layers.Dense)
+    assert first.mask_zero and not second.use_bias
+
+    layer = convert_layer(plain_model.get_layer("words"), rank=3)
+    assert isinstance(layer, LowRankEmbedding) and layer.factors.rank == 3
+
+
+def test_a_table_is_cut_for_the_indices_that_it_sees(plain_model):
+    """Rows that no sample asks for count for nothing: three rows have rank three."""
+    ids = np.array([[1, 2, 5, 1], [5, 5, 2, 1]])
+    cut = from_keras(plain_model, rank={"words": 3}, data=ids)
+    np.testing.assert_allclose(cut(ids), plain_model(ids), atol=1e-5)
+    blind = from_keras(plain_model, rank={"words": 3})
+    assert np.abs(blind(ids) - plain_model(ids)).max() > 1e-3
+
+
+def test_a_tied_embedding_has_no_keras_layer_to_become():
+    with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
+        to_keras(language_model(LowRankEmbedding(9, 6, rank=2)))
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("index", [9, -10, 10**6])
+def test_an_index_outside_of_the_table_raises_as_in_keras(index):
+    layer = built()
+    for embedding in (same_table(layer), layer):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"is not in \[0, 9\)"):
+            embedding(np.array([index]))
+
+
+@pytest.mark.parametrize("name", ["input_dim", "output_dim"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True])
+def test_sizes_that_are_no_positive_integers_raise(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive integer.*{name}={value!r}"):
+        LowRankEmbedding(**{"input_dim": 9, "output_dim": 6, name: value})
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ({"embeddings_constraint": "non_neg"}, "`embeddings_constraint` must be None"),
+        ({"embeddings_regularizer": "l1"}, "`embeddings_regularizer` must be L2"),
+        ({"tie_weights": False}, "`tie_weights` must be True.*LowRankDense"),
+        ({"activation": "relu"}, "`activation` is no argument of an embedding"),
+        ({"kernel_initializer": "zeros"}, "`kernel_initializer` is no argument of an embedding"),
+        ({"lora_rank": 4}, "`lora_rank` must be None"),
+        ({"quantization_config": "int8"}, "`quantization_config` must be None"),
+        ({"weights": np.ones((6, 9))}, r"`weights` must have the shape \(9, 6\).*\(6, 9\)"),
+    ],
+)
+def test_argument_without_a_meaning_raises(argument, words):
+    with pytest.raises(ValueError, match=words):
+        LowRankEmbedding(9, 6, **argument)
+
+
+def test_rank_above_the_size_of_the_table_raises_when_built():
+    with pytest.raises(ValueError, match=r"must be at most min\(n, m\) = 6 for its 9 x 6"):
+        LowRankEmbedding(9, 6, rank=7).build()
+
+
+def test_the_factors_can_be_assigned_at_another_rank():
+    layer = built()
+    layer.factors.assign(Factorization(np.eye(9, 2), np.eye(2), np.eye(6, 2)))
+    np.testing.assert_array_equal(layer(np.array([0, 1, 2])), np.eye(3, 6) * [1, 1, 0, 0, 0, 0])

@@ -1,0 +1,570 @@
+"""LowRankLSTM, LowRankGRU and their cells against Keras's."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import (
+    LowRankGRU,
+    LowRankGRUCell,
+    LowRankLSTM,
+    LowRankLSTMCell,
+    LowRankModel,
+    Tolerance,
+    to_keras,
+)
+from keras_lowrank.factors import Factorization
+from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.linalg import complement
+from keras_lowrank.tangent import TangentProbe, substitute
+
+LSTM, GRU = (LowRankLSTM, keras.layers.LSTM), (LowRankGRU, keras.layers.GRU)
+KINDS = pytest.mark.parametrize("kind", [LSTM, GRU], ids=["lstm", "gru"])
+N, UNITS, STEPS, BATCH = 5, 4, 3, 6
+RANDOM = {"bias_initializer": "normal", "unit_forget_bias": False}
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+X = draw(BATCH, STEPS, N)
+MASK = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 1, 0], [0, 0, 0]], bool)
+
+
+def options_for(kind, options):
+    return {k: v for k, v in options.items() if kind is LSTM or k != "unit_forget_bias"}
+
+
+def copy_kernels(cell, plain_cell):
+    """Puts the kernels and the bias of a Keras cell into a low-rank cell of full ranks."""
+    for layers, kernel in (
+        (cell.kernels, plain_cell.kernel),
+        (cell.recurrent_kernels, plain_cell.recurrent_kernel),
+    ):
+        kernel = np.asarray(kernel, "float64")
+        for layer, part in zip(layers, np.split(kernel, len(layers), axis=1)):
+            u, values, vt = np.linalg.svd(part, full_matrices=False)
+            layer.factors.assign(Factorization(u, np.diag(values), vt.T))
+    if cell.bias is not None:
+        cell.bias.assign(plain_cell.bias)
+
+
+def ranks(stacked=True):
+    width = UNITS if not stacked else 3 * UNITS
+    return {"kernel": min(N, width), "recurrent": UNITS}
+
+
+def pair(kind, shape=X.shape, stacked=True, **options):
+    """A low-rank layer of full ranks and the Keras layer, with equal weights."""
+    low, plain = kind
+    options = options_for(kind, options)
+    low = low(UNITS, rank=ranks(stacked), stacked=stacked, **options)
+    plain = plain(UNITS, **options)
+    low.build(shape)
+    plain.build(shape)
+    copy_kernels(low.cell, plain.cell)
+    return low, plain
+
+
+@KINDS
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "by gate"])
+def test_recurrent_basics(kind, stacked):
+    low, plain = kind
+    layer = low(UNITS, rank=2, stacked=stacked)
+    assert layer(X).shape == plain(UNITS)(X).shape == (BATCH, UNITS)
+    gates = 4 if kind is LSTM else 3
+    width = gates * UNITS if stacked else UNITS
+    matrices = [(N, 2), (2, 2), (width, 2)], [(UNITS, 2), (2, 2), (width, 2)]
+    count = 1 if stacked else gates
+    shapes = [shape for matrix in matrices for _ in range(count) for shape in matrix]
+    bias = (4 * UNITS,) if kind is LSTM else (2, 3 * UNITS)
+    assert sorted(tuple(v.shape) for v in layer.trainable_weights) == sorted([*shapes, bias])
+    name = "lstm" if kind is LSTM else "gru"
+    inputs = keras.Input((STEPS, N))
+    model = LowRankModel(inputs, layer(inputs))
+    stem = f"low_rank_{name}/{name}_cell/"
+    if stacked:
+        assert set(model.ranks) == {stem + "kernel", stem + "recurrent_kernel"}
+    else:
+        letters = "ifco" if kind is LSTM else "zrh"
+        names = [f"{stem}{matrix}_{gate}" for matrix in ("kernel", "recurrent_kernel")
+                 for gate in letters]  # fmt: skip
+        assert list(model.ranks) == names
+    if not stacked or kind is GRU:  # a trace takes seconds
+        return
+    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
+    losses = model.fit(X, draw(BATCH, UNITS), epochs=3, verbose=0).history["loss"]
+    assert losses[2] < losses[1] < losses[0]
+    assert max(model.ranks.values()) > 2
+
+
+# Equal to Keras.
+
+CASES = {
+    "default": {},
+    "by gate": {"stacked": False},
+    "bias of ones": {"bias_initializer": "ones", "unit_forget_bias": True},
+    "no bias": {"use_bias": False},
+    "activations": {"activation": "relu", "recurrent_activation": "hard_sigmoid"},
+    "sequences": {"return_sequences": True, "return_state": True},
+    "backwards": {"go_backwards": True, "return_sequences": True},
+    "unrolled": {"unroll": True, "return_state": True},
+    "mask": {"mask": True, "return_sequences": True, "go_backwards": True},
+    "mask, zeros": {"mask": True, "return_sequences": True, "zero_output_for_mask": True},
+    "mask, unrolled": {"mask": True, "unroll": True},
+    "dropout": {"dropout": 0.4, "seed": 3},
+    "dropout by gate": {
+        "dropout": 0.4,
+        "seed": 3,
+        "implementation": 1,
+        "stacked": False,
+        "use_cudnn": False,
+    },
+    "recurrent dropout": {"recurrent_dropout": 0.4, "dropout": 0.3, "seed": 3},
+    "recurrent dropout by gate": {"recurrent_dropout": 0.4, "seed": 3, "stacked": False},
+    "float64": {"dtype": "float64"},
+    "mixed": {"dtype": "mixed_bfloat16"},
+}
+GRU_CASES = {
+    "reset before": {"reset_after": False, "return_sequences": True},
+    "reset before, by gate": {"reset_after": False, "stacked": False},
+    "reset before, dropout": {"reset_after": False, "recurrent_dropout": 0.4, "seed": 3},
+    "reset before, no bias": {"reset_after": False, "use_bias": False},
+}
+
+
+@pytest.mark.parametrize(
+    "kind, case",
+    [(LSTM, case) for case in CASES] + [(GRU, case) for case in [*CASES, *GRU_CASES]],
+    ids=[f"lstm {case}" for case in CASES] + [f"gru {case}" for case in [*CASES, *GRU_CASES]],
+)
+def test_forward_equals_keras(kind, case):
+    options = {**RANDOM, **{**CASES, **GRU_CASES}[case]}
+    call = {"training": True}
+    if options.pop("mask", False):
+        call["mask"] = tf.constant(MASK)
+    low, plain = pair(kind, **options)
+    atol = 0.05 if "mixed" in case else 1e-5
+    states = [draw(BATCH, UNITS, seed=seed) for seed in ((1, 2) if kind is LSTM else (1,))]
+    for more in ({}, {"initial_state": [tf.constant(s) for s in states]}):
+        found, expected = low(X, **call, **more), plain(X, **call, **more)
+        for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+            assert one.dtype == other.dtype and one.shape == other.shape
+            one, other = (tf.cast(y, tf.float64) for y in (one, other))
+            np.testing.assert_allclose(one, other, atol=atol)
+    assert low.compute_output_shape(X.shape) == plain.compute_output_shape(X.shape)
+
+
+@KINDS
+def test_stateful_layers_go_on_where_they_were(kind):
+    low, plain = pair(kind, stateful=True)
+    first = np.asarray(low(X))
+    for _ in range(2):
+        plain(X)
+    np.testing.assert_allclose(low(X), plain.states[0], atol=1e-5)
+    low.reset_state()
+    np.testing.assert_allclose(low(X), first, atol=1e-6)
+
+
+@KINDS
+def test_cells_work_in_the_layers_that_keras_has_for_cells(kind):
+    low_cell, plain_cell = (
+        (LowRankLSTMCell, keras.layers.LSTMCell)
+        if kind is LSTM
+        else (LowRankGRUCell, keras.layers.GRUCell)
+    )
+    cells = [low_cell(UNITS, rank=ranks(), dropout=0.2, seed=1) for _ in range(2)]
+    plain_cells = [plain_cell(UNITS, dropout=0.2, seed=1) for _ in range(2)]
+    cells[1], plain_cells[1] = low_cell(UNITS, rank=UNITS), plain_cell(UNITS)
+    low, plain = keras.layers.RNN(cells), keras.layers.RNN(plain_cells)
+    low.build(X.shape)
+    plain.build(X.shape)
+    for one, other in zip(cells, plain_cells):
+        copy_kernels(one, other)
+    np.testing.assert_allclose(low(X, training=True), plain(X, training=True), atol=1e-5)
+    again = keras.layers.RNN.from_config(low.get_config())
+    assert again.get_config() == low.get_config()
+    # A lone step; a state comes back in the form in which it was given, as in Keras.
+    states = [draw(BATCH, UNITS)] * (2 if kind is LSTM else 1)
+    for form in (states, states[0]) if kind is GRU else (states,):
+        one, other = (cell(X[:, 0], form) for cell in (cells[0], plain_cells[0]))
+        tf.nest.assert_same_structure(one, other)
+        for a, b in zip(tf.nest.flatten(one), tf.nest.flatten(other)):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+# The tangent gradient.
+
+GRADIENT_CASES = {
+    "last": {},
+    "sequences, masked, backwards": {
+        "mask": True, "return_sequences": True, "return_state": True, "go_backwards": True,
+    },
+    "by gate": {"stacked": False, "return_sequences": True},
+    "unrolled": {"unroll": True},
+    "dropout": {"dropout": 0.4, "seed": 3},
+    "recurrent dropout": {"recurrent_dropout": 0.4, "seed": 3, "unroll": True},
+    "reset before": {"reset_after": False, "unroll": True, "stacked": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind, case",
+    [(kind, case) for kind in (LSTM, GRU) for case in GRADIENT_CASES
+     if kind is GRU or "reset" not in case],
+    ids=lambda value: value if isinstance(value, str) else value[1].__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+def test_one_pass_gives_the_tangent_gradient_and_the_corner(kind, case, traced):
+    """Of every matrix in float64, and the gradients of inputs, states and bias."""
+    options = {**RANDOM, **GRADIENT_CASES[case], "dtype": "float64"}
+    mask = tf.constant(MASK) if options.pop("mask", False) else None
+    low, plain = pair(kind, **options)
+    rng = np.random.default_rng(7)
+    # Ranks below the full ones, so that there is something outside of the bases.
+    for layer in (*low.cell.kernels, *low.cell.recurrent_kernels):
+        u, _, v = (np.asarray(f) for f in layer.factors.read())
+        core = rng.standard_normal((2, 2))
+        layer.factors.assign(Factorization(u[:, :2], core, v[:, :2]))
+    for name in ("kernel", "recurrent_kernel"):
+        layers = getattr(low.cell, f"{name}s")
+        getattr(plain.cell, name).assign(np.concatenate([one.kernel for one in layers], -1))
+    x = tf.constant(rng.standard_normal(X.shape))
+    states = [tf.constant(rng.standard_normal((BATCH, UNITS))) for _ in low.state_size]
+
+    def loss_of(layer, x, states):
+        outputs = tf.nest.flatten(layer(x, initial_state=states, mask=mask, training=True))
+        slopes = tf.range(1.0, UNITS + 1.0, dtype=tf.float64)
+        return tf.add_n([tf.reduce_sum(tf.sin(slopes * (i + y))) for i, y in enumerate(outputs)])
+
+    with tf.GradientTape() as tape:
+        tape.watch([x, states])
+        loss = loss_of(plain, x, states)
+    sources = [plain.cell.kernel, plain.cell.recurrent_kernel, plain.cell.bias]
+    *full, d_bias, dx, d_states = tape.gradient(loss, [*(v.value for v in sources), x, states])
+
+    layers = [*low.cell.kernels, *low.cell.recurrent_kernels]
+    blocks = [
+        [tf.constant(rng.standard_normal((size, 1))) for size in (one.factors.n, one.factors.m)]
+        for one in layers
+    ]
+
+    def run(x, states):
+        probes = [TangentProbe(one.factors.read(), keep_calls=True) for one in layers]
+        table = dict(zip((one.factors for one in layers), probes))
+        with substitute(table), tf.GradientTape() as tape:
+            tape.watch([x, states, [probe.sources for probe in probes]])
+            loss = loss_of(low, x, states)
+        wanted = [[probe.K, probe.S, probe.L] for probe in probes]
+        found, *others = tape.gradient(loss, [wanted, low.cell.bias.value, x, states])
+        matrices = []
+        for probe, parts, sides in zip(probes, found, blocks):
+            left, right = complement(sides[0], probe.K), complement(sides[1], probe.L)
+            corner = probe.coupling(left, right)
+            bases = left.formed(probe.K), right.formed(probe.L)
+            matrices.append([*probe.tangent([*parts, None]), corner, *bases])
+        return matrices, others
+
+    matrices, others = (tf.function(run) if traced else run)(x, states)
+    whole = []
+    for G, count in zip(full, (len(low.cell.kernels), len(low.cell.recurrent_kernels))):
+        whole += np.split(G.numpy(), count, axis=1)
+    for layer, G, found in zip(layers, whole, matrices, strict=True):
+        U, _, V = (f.numpy() for f in layer.factors.read())
+        K, S, L, corner, Q, Z = (t.numpy() for t in found)
+        assert Q.shape[1] == Z.shape[1] == 1
+        np.testing.assert_allclose(K, G @ V, atol=1e-10)
+        np.testing.assert_allclose(S, U.T @ G @ V, atol=1e-10)
+        np.testing.assert_allclose(L, G.T @ U, atol=1e-10)
+        np.testing.assert_allclose(corner, Q.T @ G @ Z, atol=1e-10)
+    for one, other in zip(tf.nest.flatten(others), tf.nest.flatten([d_bias, dx, d_states])):
+        np.testing.assert_allclose(one, other, atol=1e-10)
+
+
+def both_ways(lstm, gru, model):
+    """All that trains through a loop: a mask, a sequence in both directions, a last state."""
+    inputs = keras.Input((STEPS, N))
+    both = keras.layers.Bidirectional(lstm, merge_mode="sum")
+    x = both(keras.layers.Masking()(inputs))
+    model = model(inputs, keras.layers.Dense(2)(gru(x)))
+    return model, [both.forward_layer, both.backward_layer, gru]
+
+
+def one_way(gru, model):
+    inputs = keras.Input((STEPS, UNITS))
+    return model(inputs, keras.layers.Dense(2)(gru(inputs))), [gru]
+
+
+@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
+def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
+    options = {
+        "recurrent_regularizer": keras.regularizers.L2(0.01),
+        "dropout": 0.3,
+        "return_sequences": True,
+        "seed": 1,
+    }
+    if integrator == "fixed_rank":  # is plain descent for square matrices, each gate's here
+        options.pop("return_sequences")
+        layer = LowRankGRU(UNITS, rank=UNITS, stacked=False, **options)
+        low, low_layers = one_way(layer, LowRankModel)
+        full, full_layers = one_way(keras.layers.GRU(UNITS, **options), keras.Model)
+    else:
+        layers = LowRankLSTM(UNITS, rank=ranks(), **options), LowRankGRU(UNITS, rank=UNITS)
+        low, low_layers = both_ways(*layers, LowRankModel)
+        layers = keras.layers.LSTM(UNITS, **options), keras.layers.GRU(UNITS)
+        full, full_layers = both_ways(*layers, keras.Model)
+    pairs = [(one.cell, other.cell) for one, other in zip(low_layers, full_layers)]
+    for cell, plain_cell in pairs:
+        copy_kernels(cell, plain_cell)
+    low.layers[-1].set_weights(full.layers[-1].get_weights())
+    low.compile(keras.optimizers.SGD(0.3), "mse", integrator=integrator, truncation=0.0)
+    full.compile(keras.optimizers.SGD(0.3), "mse")
+    start = [np.asarray(cell.recurrent_kernel) for _, cell in pairs]
+    for step in range(8):
+        x, y = draw(BATCH, *low.input_shape[1:], seed=step), draw(BATCH, 2, seed=100 + step)
+        x[0, 1] = x[1, 0] = x[2] = 0.0  # masked
+        np.testing.assert_allclose(low.train_on_batch(x, y), full.train_on_batch(x, y), rtol=1e-5)
+        for cell, plain_cell in pairs:
+            for layers, kernel in (
+                (cell.kernels, plain_cell.kernel),
+                (cell.recurrent_kernels, plain_cell.recurrent_kernel),
+            ):
+                whole = np.concatenate([layer.kernel for layer in layers], axis=-1)
+                np.testing.assert_allclose(whole, kernel, atol=1e-5)
+            np.testing.assert_allclose(cell.bias, plain_cell.bias, atol=1e-5)
+    moved = [np.abs(a - b.recurrent_kernel).max() for a, (_, b) in zip(start, pairs)]
+    assert min(moved) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["reset before", "a cell"])
+def test_rank_adaptive_is_refused_where_products_are_inside_the_loop(case):
+    inputs = keras.Input((STEPS, N))
+
+    def model_of(integrator, unroll=False):
+        if case == "a cell":
+            layer = keras.layers.RNN(LowRankLSTMCell(UNITS, rank=2), unroll=unroll)
+        else:
+            layer = LowRankGRU(UNITS, rank=2, reset_after=False, unroll=unroll)
+        model = LowRankModel(inputs, layer(inputs))
+        model.compile("sgd", "mse", integrator=integrator)
+        return model
+
+    with pytest.raises(ValueError, match="cannot read them where a layer is called inside"):
+        model_of("rank_adaptive").fit(X, draw(BATCH, UNITS), verbose=0)
+    # The ways out, one of them for each case: a trace takes seconds.
+    way_out = ("rank_adaptive", True) if case == "a cell" else ("parallel", False)
+    history = model_of(*way_out).fit(X, draw(BATCH, UNITS), epochs=2, verbose=0).history["loss"]
+    assert history[1] < history[0]
+
+
+@KINDS
+def test_a_plain_model_trains_the_factors_by_their_own_gradients(kind):
+    layer = kind[0](UNITS, rank=2, dtype="float64")
+    layer.build(X.shape)
+    x = tf.constant(X, tf.float64)
+    variables = layer.trainable_variables
+    evaluate = tf.function(lambda: tf.reduce_sum(tf.sin(layer(x))))
+    with tf.GradientTape() as tape:
+        loss = evaluate()
+    gradients = tape.gradient(loss, [v.value for v in variables])
+    rng = np.random.default_rng(3)
+    for variable, gradient in zip(variables, gradients):
+        value = variable.numpy()
+        index = tuple(rng.integers(0, size) for size in value.shape)
+        shift = np.zeros_like(value)
+        shift[index] = 1e-5
+        variable.assign(value + shift)
+        above = float(evaluate())
+        variable.assign(value - shift)
+        below = float(evaluate())
+        variable.assign(value)
+        np.testing.assert_allclose(gradient.numpy()[index], (above - below) / 2e-5, atol=1e-8)
+
+
+def test_mixed_precision_trains_with_factors_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    layer = LowRankLSTM(UNITS, rank=2)
+    inputs = keras.Input((STEPS, N))
+    model = LowRankModel(inputs, layer(inputs))
+    assert model.output.dtype == "bfloat16"
+    model.compile("sgd", "mse", integrator="rank_adaptive")
+    losses = model.fit(X, draw(BATCH, UNITS), epochs=2, verbose=0).history["loss"]
+    assert np.all(np.isfinite(losses))
+    assert {one.U.dtype for one in find_low_rank_layers(model).values()} == {"float32"}
+
+
+# Where it starts from.
+
+
+@KINDS
+def test_gates_start_with_the_energy_of_their_columns_in_keras(kind):
+    low, plain = kind
+    for stacked in (True, False):
+        layer = low(30, rank=8, stacked=stacked)
+        layer.build((None, None, 20))
+        other = plain(30)
+        other.build((None, None, 20))
+        for layers, kernel in (
+            (layer.cell.kernels, other.cell.kernel),
+            (layer.cell.recurrent_kernels, other.cell.recurrent_kernel),
+        ):
+            energy = sum(np.sum(np.square(one.kernel)) for one in layers)
+            np.testing.assert_allclose(energy, np.sum(np.square(kernel)), rtol=0.1)
+
+
+def test_a_definite_initializer_means_its_columns():
+    whole = draw(N, 4 * UNITS)
+    layer = LowRankLSTM(
+        UNITS,
+        rank={"kernel": UNITS, "recurrent": 2},
+        stacked=False,
+        kernel_initializer=lambda shape, dtype=None: keras.ops.cast(whole, dtype),
+    )
+    layer.build(X.shape)
+    found = np.concatenate([one.kernel for one in layer.cell.kernels], axis=-1)
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+# Configs and files.
+
+
+@KINDS
+def test_config_round_trip_keeps_every_argument(kind):
+    low, _ = kind
+    layer = low(
+        UNITS,
+        activation="relu",
+        recurrent_activation="hard_sigmoid",
+        rank={"kernel": 3, "recurrent": 2},
+        min_rank=2,
+        max_rank={"recurrent": 3},
+        truncation={"kernel": 0.2, "recurrent": Tolerance(0.1, relative=False)},
+        stacked=False,
+        kernel_regularizer=keras.regularizers.L2(0.25),
+        recurrent_initializer=keras.initializers.HeNormal(seed=3),
+        bias_constraint="non_neg",
+        dropout=0.1,
+        recurrent_dropout=0.2,
+        seed=4,
+        return_sequences=True,
+        zero_output_for_mask=True,
+        trainable=False,
+        dtype="mixed_bfloat16",
+        name="mine",
+    )
+    config = layer.get_config()
+    again = low.from_config(config)
+    assert again.get_config() == config
+    kernel, recurrent = again.cell.kernels[0], again.cell.recurrent_kernels[0]
+    assert (kernel.rank, kernel.min_rank, kernel.max_rank) == (3, 2, None)
+    assert (recurrent.rank, recurrent.min_rank, recurrent.max_rank) == (2, 2, 3)
+    assert (kernel.truncation.tau, recurrent.truncation.relative) == (0.2, False)
+    assert kernel.kernel_regularizer.l2 == 0.25 and recurrent.kernel_regularizer is None
+    assert again.recurrent_initializer.seed == 3 and again.cell.seed == 4
+    again.build(X.shape)
+    assert not again.trainable_weights and not kernel.trainable
+    serialized = keras.saving.serialize_keras_object(layer)
+    assert keras.saving.deserialize_keras_object(serialized).get_config() == config
+    cell = type(layer.cell).from_config(layer.cell.get_config())
+    assert cell.get_config() == layer.cell.get_config()
+
+
+def small(rank=2, **options):
+    inputs = keras.Input((STEPS, N))
+    lstm = LowRankLSTM(UNITS, rank=rank, return_sequences=True, **options)
+    x = keras.layers.Bidirectional(lstm, name="both")(inputs)
+    x = LowRankGRU(UNITS, rank=rank, stacked=False, name="gru", **options)(x)
+    return LowRankModel(inputs, keras.layers.Dense(2)(x))
+
+
+def test_files_keep_the_ranks_and_agree(tmp_path):
+    model = small()
+    for layer in find_low_rank_layers(model).values():
+        layer.factors.assign(
+            Factorization(*(draw(size, 3) for size in (layer.factors.n, 3, layer.factors.m)))
+        )
+    expected = model.predict(X, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.ranks == model.ranks
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
+    other = small(rank=1)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(X, verbose=0), expected)
+    third = small(rank=1)
+    third.get_layer("gru").set_weights(model.get_layer("gru").get_weights())
+    assert list(third.ranks.values())[4:] == list(model.ranks.values())[4:]
+
+
+def test_a_saved_model_agrees_on_any_batch_and_length(tmp_path):
+    inputs = keras.Input((None, N))
+    x = LowRankLSTM(UNITS, rank=1, return_sequences=True)(inputs)
+    model = LowRankModel(inputs, LowRankGRU(UNITS, rank=3)(x))
+    model.export(tmp_path / "1", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))  # held: it owns the variables
+    for x in (X, draw(2, 9, N)):
+        np.testing.assert_allclose(loaded.serve(tf.constant(x)), model(x), atol=1e-5)
+
+
+def test_litert_runs_an_unrolled_layer_as_it_does_keras(tmp_path):
+    model = small(unroll=True)
+    model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+    run = tf.lite.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    (name,) = run.get_input_details()
+    (outputs,) = run(**{name: X}).values()
+    np.testing.assert_allclose(outputs, model.predict(X, verbose=0), atol=1e-5)
+    # A loop with a free batch size has no builtin operation, in a file of Keras's layer either.
+    inputs = keras.Input((STEPS, N))
+    for layer in (LowRankLSTM(UNITS, rank=2), keras.layers.LSTM(UNITS)):
+        looped = LowRankModel(inputs, layer(inputs))
+        with pytest.raises(ValueError, match="LiteRT must have a builtin operation"):
+            looped.export(tmp_path / "looped.tflite", format="litert", verbose=False)
+
+
+def test_to_keras_merges_the_kernels():
+    inputs = keras.Input((STEPS, N))
+    x = LowRankLSTM(UNITS, rank=2, return_sequences=True, **RANDOM, name="lstm")(inputs)
+    model = LowRankModel(inputs, LowRankGRU(UNITS, rank=2, stacked=False, use_bias=False)(x))
+    for form in ("smaller", "factored", "merged"):
+        plain = to_keras(model, form)
+        kinds = [type(layer) for layer in plain.layers[1:]]
+        assert kinds == [keras.layers.LSTM, keras.layers.GRU]
+        assert plain.layers[1].weights[0].path == "lstm/lstm_cell/kernel"
+        np.testing.assert_allclose(plain(X), model(X), atol=1e-5)
+    both = LowRankModel(inputs, keras.layers.Bidirectional(LowRankLSTM(UNITS, rank=2))(inputs))
+    with pytest.raises(ValueError, match="What a Bidirectional does.*only its code says"):
+        to_keras(both)
+
+
+# Errors.
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ({"rank": {"kernel": 2, "hidden": 2}}, r"`rank` must be one value, or a dict.*hidden"),
+        ({"rank": 0}, "`rank` must be a positive integer"),
+        ({"truncation": {"recurrent": 1.5}}, r"must be in \[0, 1\)"),
+        ({"kernel_constraint": "non_neg"}, "`kernel_constraint` must be None"),
+        ({"recurrent_constraint": "non_neg"}, "`recurrent_constraint` must be None"),
+        ({"recurrent_regularizer": "l1"}, "`recurrent_regularizer` must be L2"),
+        ({"use_cudnn": True}, "`use_cudnn` must be .* whole kernel.*Received: use_cudnn=True"),
+        ({"rnk": 2}, "rnk"),
+    ],
+)
+def test_argument_outside_its_range_raises(kind, argument, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        kind[0](UNITS, **argument)
+
+
+@KINDS
+def test_rank_above_the_size_of_a_kernel_raises_when_built(kind):
+    layer = kind[0](UNITS, rank={"recurrent": UNITS + 1})
+    with pytest.raises(ValueError, match=r"'recurrent_kernel' must be at most min\(n, m\) = 4"):
+        layer.build(X.shape)
+    with pytest.raises(ValueError, match=r"units"):
+        kind[0](0)
