@@ -46,8 +46,16 @@ class FaultRecord:
 
     def __init__(self):
         with tf.init_scope():
-            self._step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_step")
-            self._place = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_place")
+            self._step, self._place = (
+                tf.Variable(
+                    -1,
+                    trainable=False,
+                    dtype=tf.int64,
+                    name=name,
+                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                )
+                for name in ("fault_step", "fault_place")
+            )
         self._places = []
 
     @property
@@ -72,10 +80,10 @@ class FaultRecord:
 
     def raise_if_any(self):
         """Raises FloatingPointError where a fault was recorded, and forgets it."""
-        step = int(self._step)
+        step = int(self._step.numpy())
         if step < 0:
             return
-        place = self._places[int(self._place)]
+        place = self._places[int(self._place.numpy())]
         self._step.assign(-1)
         raise FloatingPointError(
             f"A value that is not finite (NaN or Inf) came up in {place} at training step {step}. "
