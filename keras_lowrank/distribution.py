@@ -130,9 +130,20 @@ def spans_hosts(strategy):
     return count > 1 and count > len(strategy.extended.worker_devices)
 
 
-def check_strategy():
-    """Raises ValueError where the present strategy cannot train a low-rank model."""
+def check_strategy(optimizer):
+    """Raises ValueError where the present strategy cannot train a low-rank model.
+
+    Args:
+        optimizer: the Keras optimizer, not a scaling one.
+    """
     strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync > 1 and optimizer.gradient_accumulation_steps:
+        raise ValueError(
+            "`gradient_accumulation_steps` must be None under a strategy of several replicas: "
+            "Keras updates variables inside of a branch there, which `tf.distribute` does not "
+            "allow. Use a smaller batch for each replica and a smaller learning rate. Received: "
+            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}"
+        )
     if not tf.distribute.has_strategy() or isinstance(strategy, _SUPPORTED):
         return
     raise ValueError(

@@ -87,10 +87,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 an option of one that has no meaning for a low-rank matrix.
         """
         with self.distribute_strategy.scope():
-            check_strategy()
             integrator = integrators.get(integrator)
             truncation = get_truncation(truncation)
             optimizer = keras.optimizers.get(optimizer)
+            check_strategy(keras_internals.inner_optimizer(optimizer))
             if self._trained_layers():
                 rule_for(optimizer, integrator)
             self.integrator = integrator
