@@ -71,12 +71,12 @@ class Replicas:
             inputs: structure of tensors, batches of this replica.
 
         Returns:
-            Scalar float32 tensor, 1 where all have equally many; None for one replica.
+            Scalar float64 tensor, 1 where all have equally many; None for one replica.
         """
         if self.count == 1:
             return None
         batch = next(tensor for tensor in tf.nest.flatten(inputs) if tensor is not None)
-        size = tf.cast(tf.shape(batch)[0], tf.float32)
+        size = tf.cast(tf.shape(batch)[0], tf.float64)
         return tf.math.divide_no_nan(self.count * size, self.sum(size))
 
     def all(self, flags):
