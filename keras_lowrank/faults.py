@@ -48,8 +48,16 @@ class FaultRecord:
 
     def __init__(self):
         with tf.init_scope():
-            self._step = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_step")
-            self._place = tf.Variable(-1, trainable=False, dtype=tf.int64, name="fault_place")
+            self._step, self._place = (
+                tf.Variable(
+                    -1,
+                    trainable=False,
+                    dtype=tf.int64,
+                    name=name,
+                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                )
+                for name in ("fault_step", "fault_place")
+            )
         self._findings = []
 
     @property
@@ -75,10 +83,10 @@ class FaultRecord:
 
     def raise_if_any(self):
         """Raises the error, FloatingPointError as a rule, that was recorded, and forgets it."""
-        step = int(self._step)
+        step = int(self._step.numpy())
         if step < 0:
             return
-        found = self._findings[int(self._place)]
+        found = self._findings[int(self._place.numpy())]
         self._step.assign(-1)
         if callable(found):
             raise found(step)

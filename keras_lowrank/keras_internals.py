@@ -21,6 +21,8 @@ from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
+from keras_lowrank.distribution import spans_hosts
+
 __all__ = [
     "LossScaleOptimizer",
     "in_stateless_scope",  # Variable.assign must be able to tell
@@ -64,14 +66,43 @@ def call_in_training(model, inputs):
 
 
 def batch_of(iterator):
-    """What a data iterator yields, as symbolic tensors, or None where it does not tell."""
-    if not isinstance(iterator, tf.data.Iterator):
-        return None
-    return tf.nest.map_structure(
+    """What data yield to one replica, as symbolic tensors, or None where they do not tell."""
+
+    def symbolic(spec):
+        # One spec for each replica of this process, where it has several.
+        spec = getattr(spec, "_value_specs", [spec])[0]
         # An optional part that is absent (sample weights, say) has a spec of its own kind.
-        lambda spec: keras.KerasTensor(spec.shape, spec.dtype) if hasattr(spec, "shape") else None,
-        iterator.element_spec,
-    )
+        return keras.KerasTensor(spec.shape, spec.dtype) if hasattr(spec, "shape") else None
+
+    spec = getattr(iterator, "element_spec", None)
+    return None if spec is None else tf.nest.map_structure(symbolic, spec)
+
+
+class DistributedTrainer:
+    """Mends, in a `keras.Model` with a method `prepare(batch)`, `fit` under `tf.distribute`."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras builds the optimizer on all trainable variables here, and draws a batch whose mean
+        # over the replicas it cannot take where each host has one of them.
+        if self._distribute_strategy is not None:
+            batch = batch_of(iterator._distributed_dataset) if data_batch is None else data_batch
+            with self._distribute_strategy.scope():
+                self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
+
+    def train_step(self, data):
+        sum_gradients(inner_optimizer(self.optimizer), True)
+        return per_host(super().train_step(data))
+
+    def test_step(self, data):
+        return per_host(super().test_step(data))
+
+
+def per_host(logs):
+    """What a step returns for Keras to take the mean of over all replicas."""
+    if not spans_hosts(tf.distribute.get_strategy()):
+        return logs
+    # Between hosts Keras takes it over the first axis too, which a number does not have.
+    return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
 
 
 def build_for_training(model, batch, build_optimizer):
@@ -114,6 +145,16 @@ def completed_steps(optimizer):
 def inner_optimizer(optimizer):
     """The optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+
+
+def sum_gradients(optimizer, wanted):
+    """Whether `optimizer` sums over all replicas what it is given; in a step they are sums.
+
+    Told at every trace: a step without low-rank layers is Keras's own.
+    """
+    optimizer.__dict__.pop("_all_reduce_sum_gradients", None)
+    if not wanted:
+        optimizer._all_reduce_sum_gradients = list
 
 
 def completes_accumulation(optimizer):

@@ -4,9 +4,11 @@ import functools
 import warnings
 
 import keras
+import tensorflow as tf
 
 from keras_lowrank import checksum, integrators, keras_internals
 from keras_lowrank.compression import count_others, count_weights
+from keras_lowrank.distribution import check_strategy
 from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
@@ -20,7 +22,7 @@ from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class LowRankModel(keras.Model):
+class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
     r"""A `keras.Model` that trains its low-rank layers on the manifold of low-rank matrices.
 
     It is made as a `keras.Model` is: `LowRankModel(inputs, outputs)`, or by subclassing. Layers
@@ -84,23 +86,25 @@ class LowRankModel(keras.Model):
             ValueError: an unknown integrator, a tolerance outside its range, or an optimizer or
                 an option of one that has no meaning for a low-rank matrix.
         """
-        integrator = integrators.get(integrator)
-        truncation = get_truncation(truncation)
-        optimizer = keras.optimizers.get(optimizer)
-        if self._trained_layers():
-            rule_for(optimizer, integrator)
-        self.integrator = integrator
-        self._tell_layers_of_jit()
-        super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
-        self._wanted_jit = jit_compile
-        self.truncation = truncation
-        self.faults = FaultRecord()
-        self.optimizer_state = None
-        self._prepared = False
-        if self.built:
-            # Built here, on the other variables alone: elsewhere Keras would build it on all, and
-            # slots that follow a factor go stale with the next rank.
-            self.build_optimizer()
+        with self.distribute_strategy.scope():
+            integrator = integrators.get(integrator)
+            truncation = get_truncation(truncation)
+            optimizer = keras.optimizers.get(optimizer)
+            check_strategy(keras_internals.inner_optimizer(optimizer))
+            if self._trained_layers():
+                rule_for(optimizer, integrator)
+            self.integrator = integrator
+            self._tell_layers_of_jit()
+            super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
+            self._wanted_jit = jit_compile
+            self.truncation = truncation
+            self.faults = FaultRecord()
+            self.optimizer_state = None
+            self._prepared = False
+            if self.built:
+                # Built here, on the other variables alone: elsewhere Keras would build it on all,
+                # and slots that follow a factor go stale with the next rank.
+                self.build_optimizer()
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
@@ -114,7 +118,8 @@ class LowRankModel(keras.Model):
             )
             return super().train_step(data)
         x, y, y_pred, sample_weight = TrainingStep(self, layers, batch).run()
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return keras_internals.per_host(logs)
 
     def make_train_function(self, force=False):
         if self.train_function is not None and not force:
@@ -123,11 +128,8 @@ class LowRankModel(keras.Model):
         run = self.train_function
 
         def train_function(iterator):
-            if (
-                not self._prepared
-                and not self.run_eagerly
-                and (batch := keras_internals.batch_of(iterator)) is not None
-            ):
+            known = self._prepared or self.run_eagerly
+            if not known and (batch := keras_internals.batch_of(iterator)) is not None:
                 self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
             if self.optimizer_state is not None:
                 self._settle_factors()
@@ -334,7 +336,8 @@ class LowRankModel(keras.Model):
         """Makes every variable that a train step needs, given the first batch of training."""
         if self._prepared:
             return
-        if self.run_eagerly:  # no trace to save, and a layer may not bear symbolic tensors
+        if self.run_eagerly and not tf.distribute.has_strategy():
+            # No trace to save, and a layer may not bear symbolic tensors.
             if not all(layer.built for layer in keras_internals.all_layers(self)):
                 self(batch[0])
             self.build_optimizer()

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.distribution import Replicas
 from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags, choose
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
 from keras_lowrank.optimizers.state import ACCUMULATED
@@ -26,6 +27,8 @@ class TrainingStep:
         self._model = model
         self._layers = layers
         self._x, self._y, self._sample_weight = batch
+        self._replicas = Replicas()
+        self.replicated = self._replicas.count > 1
         self._rule, self._slots = model.rule, model.optimizer_state
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
         self._points = [layer.factors.read() for layer in layers.values()]
@@ -64,7 +67,9 @@ class TrainingStep:
             new, new_slots = self._accumulate(gradients, old_slots)
         else:
             new, new_slots = self._advance(gradients, old_slots)
+        new, new_slots = self._replicas.to_assign((new, new_slots))
         self._note("the new core of layer", [(factors.S,) for factors in new])
+        self._finite = self._replicas.decided(self._finite)
         obeyed = all_finite_flags(self._checks)
         finite = all_finite_flags(self._finite) & obeyed & model.faults.clear
         fatal = ~finite
@@ -112,7 +117,14 @@ class TrainingStep:
         if direction.share is None:
             shape = [tf.shape(left.root)[1], tf.shape(right.root)[1]]
             return tf.zeros(shape, left.root.dtype)
+        if self.replicated:
+            parts = self._replicas.first([(added.root, added.leak) for added in (left, right)])
+            left, right = (
+                added._replace(root=root, leak=leak)
+                for added, (root, leak) in zip((left, right), parts)
+            )
         block = self._probes[index].coupling(left, right, direction.rows, direction.columns)
+        block = self._replicas.sum(block)
         gain = _product(self._gains[index], direction.share)
         return block if gain is None else tf.cast(gain, block.dtype) * block
 
@@ -184,6 +196,7 @@ class TrainingStep:
         sources = [probe.sources for probe in self._probes]
         gradients = iter(self._pass(self._probes, _flat(sources), first=True))
         tangents = [p.tangent([next(gradients) for _ in p.sources]) for p in self._probes]
+        tangents = self._summed(tangents)
         self._note("the gradient of layer", [(t.K, t.L) for t in tangents])
         if self._unscaling is None:
             return tangents
@@ -195,6 +208,7 @@ class TrainingStep:
         # pass, whose gradients move the cores and the other variables.
         metrics = Snapshot(self._model.metrics_variables)
         self._state.restore()
+        factors = self._replicas.first(factors)
         # Keras takes the gradient first, and lets weights decay then.
         cores = [
             tf.identity(f.S if kept is None else f.S / kept) for f, kept in zip(factors, self._kept)
@@ -203,6 +217,7 @@ class TrainingStep:
         gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
         metrics.restore()
         gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]
+        gradients = self._summed(gradients, " at the new bases")
         self._note("the gradient at the new bases of layer", [(g,) for g in gradients])
         return gradients
 
@@ -224,7 +239,9 @@ class TrainingStep:
                 sample_weight=self._sample_weight,
                 training=True,
             )
-            scaled = model.optimizer.scale_loss(loss)
+            share = self._replicas.share(self._x)
+            own = loss if share is None else tf.cast(share, loss.dtype) * loss
+            scaled = model.optimizer.scale_loss(own)
         gradients = tape.gradient(scaled, [*sources, *others, *owned])
         cut, end = len(sources), len(sources) + len(others)
         if any(gradient is not None for gradient in gradients[end:]):
@@ -234,20 +251,26 @@ class TrainingStep:
                 "`kernel_regularizer` (L2), or a term on the layer's outputs."
             )
         self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
-        self._other_gradients = gradients[cut:end]
+        self._other_gradients, self._loss = gradients[cut:end], own
         if first:
             keras_internals.track_loss(model, loss, self._x)
             self._y_pred = y_pred
             self._finite = {}
-        # A second pass starts from what the first has found, and must not hide its findings.
-        when = "" if first else " at the new bases"
-        self._finite[f"the loss{when}"] = all_finite(loss)
-        for variable, gradient in zip(others, self._other_gradients):
-            place = f"the gradient of {variable.path!r}{when}"
-            self._finite[place] = all_finite(_values(gradient))
         scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
         self._unscaling = 1.0 / self._scale if scales else None
         return gradients[:cut]
+
+    def _summed(self, gradients, when=""):
+        """Sums over all replicas what a pass has found: these, and all else that it keeps."""
+        gradients, self._other_gradients, self._loss = self._replicas.sum(
+            (gradients, self._other_gradients, self._loss)
+        )
+        # A second pass starts from what the first has found, and must not hide its findings.
+        self._finite[f"the loss{when}"] = all_finite(self._loss)
+        for variable, gradient in zip(self._model.other_variables, self._other_gradients):
+            place = f"the gradient of {variable.path!r}{when}"
+            self._finite[place] = all_finite(_values(gradient))
+        return gradients
 
     def _note(self, place, tensors_by_layer):
         """Notes for every layer whether its tensors are finite."""
@@ -267,6 +290,7 @@ class TrainingStep:
         held = {id(variable) for variable in self._slots.variables}
         own = [v for v in optimizer.variables if id(v) not in held]
         before = Snapshot([*variables, *own])
+        keras_internals.sum_gradients(self._optimizer, not self.replicated)
         optimizer.apply_gradients(zip(gradients, variables))
         return before
 
@@ -281,6 +305,7 @@ class TrainingStep:
             for v in variables
             if "float" in str(v.dtype)
         }
+        finite = self._replicas.all(finite)
         self._finite.update(finite)
         return all_finite_flags(finite)
 

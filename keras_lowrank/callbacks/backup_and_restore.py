@@ -38,6 +38,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
       `FreezeRanks(patience=...)`) have not counted yet: their counts start anew;
     - it is the last of the callbacks: what those after it change is not in its file.
 
+    Under `tf.distribute.MultiWorkerMirroredStrategy` the first worker writes, and all read: the
+    folder must be one that all of them see.
+
     Args:
         backup_dir: str or path, a local folder, used by nothing else.
         save_freq: `"epoch"`, the default, or int, a number of batches.
@@ -141,11 +144,21 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def _save(self, epoch, batch):
         random_state = self._random_state if batch else host_random_state()
+        # Between hosts all take part in reading metrics, and one writes.
         state = TrainingState.of(self.model, epoch, batch, random_state)
+        if not self._writes():
+            return
         write_atomically(
             self._path, state.write, keep_as=self._path_before if self.double_checkpoint else None
         )
         self._unsaved = 0
+
+    def _writes(self):
+        return self.model.distribute_strategy.extended.should_checkpoint
+
+    def on_train_end(self, logs=None):
+        if self._writes():
+            super().on_train_end(logs)
 
     def _read(self):
         """The newest state that can be read; None where there is no file."""

@@ -24,6 +24,8 @@ class Problem(Protocol):
             measure its new bases at every step has to.
         wants_overlap: bool, whether something follows the bases, so that the `overlap` of a
             `Moved` is of use.
+        replicated: bool, whether the step is shared by several replicas (`tf.distribute`). Then
+            `coupling` sums over all of them, and must not be called inside of a `tf.cond`.
     """
 
     factors: list[Factorization]
@@ -31,6 +33,7 @@ class Problem(Protocol):
     step_size: tf.Tensor
     check_bases: tf.Tensor
     wants_overlap: bool
+    replicated: bool
 
     def direction(self) -> list[TangentVector]:
         """The parts of D at the present matrices: from one backward pass, by the optimizer."""

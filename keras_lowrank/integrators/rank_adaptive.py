@@ -47,6 +47,20 @@ class RankAdaptive(Integrator):
                 right = rough_complement(l, v, tf.transpose(s), gram_l, static)
                 return Corner(left, right, problem.coupling(index, left, right))
 
+            if problem.replicated:
+                # One corner for both ways, ahead of the branch between them; of a shape that is
+                # the same in all replicas, whichever directions each of them takes for noise.
+                augmented = augment(factors, direction, static=True)
+                corner = problem.coupling(index, augmented.left, augmented.right)
+                core = moved_core(augmented, corner, h)
+                return retract(
+                    problem,
+                    factors,
+                    direction,
+                    policy,
+                    lambda: truncate(augmented, core, policy),
+                    lambda *_: Corner(augmented.left, augmented.right, corner),
+                )
             return retract(problem, factors, direction, policy, general, rough_corner)
 
         matrices = zip(problem.factors, directions, problem.policies)

@@ -22,7 +22,7 @@ class MatrixProblem:
         self.check_bases = tf.convert_to_tensor(check_bases)
         self.factors, self.policies = [factorization], [policy]
         self.step_size = tf.convert_to_tensor(step_size, factorization.S.dtype)
-        self.wants_overlap = False
+        self.wants_overlap = self.replicated = False
         self._gradient = gradient
 
     def direction(self):

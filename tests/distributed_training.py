@@ -1,0 +1,366 @@
+"""Trainings under `tf.distribute`, in processes of their own: devices are chosen before TensorFlow.
+
+Run as a program, `python distributed_training.py CHECK`, it performs one check and prints what it
+found; `python distributed_training.py workers CHECK` performs it in two worker processes.
+"""
+
+import functools
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+BATCH_SIZE, UNITS = 16, 5
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def in_workers(check, count=2):
+    """Performs a check in worker processes; returns what each has printed."""
+    workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        processes = []
+        for index in range(count):
+            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            environment = {**os.environ, "TF_CONFIG": json.dumps(task), "SHARED_FOLDER": folder}
+            command = [sys.executable, __file__, check]
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            )
+        try:
+            outputs = [process.communicate(timeout=500)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    assert [process.returncode for process in processes] == [0] * count
+    return outputs
+
+
+if "TF_CONFIG" in os.environ:
+    import tensorflow as tf
+
+    STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()  # before any operation
+elif __name__ == "__main__":
+    import tensorflow as tf
+
+    (_cpu,) = tf.config.list_physical_devices("CPU")
+    _four = [tf.config.LogicalDeviceConfiguration()] * 4
+    tf.config.set_logical_device_configuration(_cpu, _four)
+
+if __name__ == "__main__":
+    import keras
+
+    import keras_lowrank as kl
+
+
+@functools.cache  # two strategies over the same devices get into each other's way
+def strategy_of(count):
+    """Two workers where this is one of them, so many devices elsewhere, none for 1."""
+    if count == 1:
+        return tf.distribute.get_strategy()
+    if "TF_CONFIG" in os.environ:
+        assert STRATEGY.num_replicas_in_sync == count
+        return STRATEGY
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+
+def problem(examples):
+    """Inputs, targets and sample weights."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((examples, 20)), rng.uniform(0.2, 2.0, examples)
+    matrix = rng.standard_normal((20, 6)) * [3.0, 2.0, 1.0, 0.5, 0.2, 0.1]
+    y = np.tanh(0.3 * x @ matrix @ rng.standard_normal((6, UNITS)))
+    return tuple(part.astype(keras.config.floatx()) for part in (x, y, weights))
+
+
+def compiled(strategy, optimizer, truncation, **arguments):
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        inputs = keras.Input((20,))
+        penalty = keras.regularizers.L2(1e-3)
+        x = kl.LowRankDense(30, "tanh", rank=8, kernel_regularizer=penalty)(inputs)
+        x = kl.LowRankDense(24, "tanh", rank=10)(x)
+        model = kl.LowRankModel(inputs, keras.layers.Dense(UNITS)(x))
+        model.compile(
+            optimizer(),
+            "mse",
+            metrics=["mae"],
+            weighted_metrics=["mse"],
+            truncation=truncation,
+            **arguments,
+        )
+    return model
+
+
+class RankOverTime(keras.callbacks.Callback if __name__ == "__main__" else object):
+    def __init__(self):
+        super().__init__()
+        self.ranks = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ranks.append(tuple(self.model.ranks.values()))
+
+
+def kernels(model):
+    return [layer.kernel.numpy() for layer in low_rank(model)]
+
+
+def low_rank(model):
+    return [layer for layer in model.layers if isinstance(layer, kl.LowRankLayer)]
+
+
+def copies(variable):
+    """What each replica of this process holds of a variable."""
+    value = getattr(variable, "value", variable)
+    return [one.numpy() for one in getattr(value, "values", [value])]
+
+
+def check_replicas_are_equal(model):
+    """Bit for bit, in this process and, by a sum over all, between processes."""
+    variables = [*model.variables, *model.optimizer.variables]
+    for variable in variables:
+        first, *others = copies(variable)
+        for other in others:
+            np.testing.assert_array_equal(first, other, err_msg=variable.path)
+    if "TF_CONFIG" in os.environ:
+        folder, task = os.environ["SHARED_FOLDER"], STRATEGY.cluster_resolver.task_id
+        np.savez(f"{folder}/{task}.npz", *[variable.numpy() for variable in variables])
+        everyone_is_here()
+        with np.load(f"{folder}/{1 - task}.npz") as other:
+            for variable, name in zip(variables, other.files):
+                np.testing.assert_array_equal(variable.numpy(), other[name], variable.path)
+        everyone_is_here()
+
+
+def everyone_is_here():
+    def arrive():
+        return tf.distribute.get_replica_context().all_reduce("SUM", tf.ones([]))
+
+    assert float(STRATEGY.experimental_local_results(STRATEGY.run(arrive))[0]) == 2.0
+
+
+def check_agreement(count, integrator, steps, optimizer, bound):
+    """A run in replicas against one on one device, with a last batch that does not divide."""
+    x, y, weights = problem(BATCH_SIZE * steps - 13)
+    data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(BATCH_SIZE)
+    rising = keras.optimizers.schedules.PolynomialDecay(0.0, int(0.6 * steps), 0.2)
+    runs = {}
+    for replicas in (1, count):
+        ranks = RankOverTime()
+        truncation = kl.Tolerance(rising)
+        model = compiled(strategy_of(replicas), optimizer, truncation, integrator=integrator)
+        history = model.fit(data, validation_data=data, verbose=0, callbacks=[ranks]).history
+        runs[replicas] = model, history, ranks.ranks
+    (alone, logs, ranks), (model, shared_logs, shared_ranks) = runs.values()
+    assert ranks == shared_ranks
+    changes = sum(one != two for one, two in itertools.pairwise(ranks))
+    assert changes >= (0 if integrator == "fixed_rank" else 3 if steps == 100 else 1), ranks
+    difference = max(
+        np.abs(one - two).max() / np.abs(one).max()
+        for one, two in zip(kernels(alone), kernels(model))
+    )
+    assert difference < bound, difference
+    assert logs.keys() == shared_logs.keys()
+    for name in logs:
+        np.testing.assert_allclose(logs[name], shared_logs[name], rtol=bound, err_msg=name)
+    check_replicas_are_equal(model)
+    precision = keras.config.floatx()
+    print(f"{integrator}, {count} replicas, {steps} steps, {precision}: ", end="")
+    print(f"{changes} changes of ranks, largest difference {difference:.1e}")
+
+
+def momentum():
+    return keras.optimizers.SGD(0.05, momentum=0.9)
+
+
+def agreement(count=2):
+    keras.config.set_floatx("float64")
+    check_agreement(count, "parallel", 100, momentum, 1e-5)
+    check_agreement(count, "fixed_rank", 20, momentum, 1e-5)
+    keras.config.set_floatx("float32")
+    check_agreement(count, "rank_adaptive", 20, lambda: keras.optimizers.SGD(0.05), 1e-5)
+
+
+def four():
+    keras.config.set_floatx("float64")
+    check_agreement(4, "rank_adaptive", 100, momentum, 1e-5)
+
+
+def worker_agreement():
+    agreement(2)
+    keras.config.set_floatx("float64")
+    check_agreement(2, "rank_adaptive", 100, lambda: keras.optimizers.Adam(0.01), 1e-5)
+
+
+class OwnMind(kl.Truncation if __name__ == "__main__" else object):
+    """Another rank in every replica."""
+
+    def rank(self, singular_values, current):
+        return 2 + tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def disagreement(count=2):
+    """Replicas that would choose other ranks, and so other factors and moments."""
+    data = tf.data.Dataset.from_tensor_slices(problem(4 * BATCH_SIZE)).batch(BATCH_SIZE)
+    for integrator in ("parallel", "rank_adaptive"):
+        model = compiled(strategy_of(count), momentum, OwnMind(), integrator=integrator)
+        model.fit(data, verbose=0)
+        assert set(model.ranks.values()) == {2}, model.ranks  # the first replica's
+        check_replicas_are_equal(model)
+    print("replicas of another mind: rank 2 in all")
+    fault(count)
+
+
+def fault(count):
+    """A value that is not finite, in the part of one replica alone."""
+    x, y, weights = problem(4 * BATCH_SIZE)
+    model = compiled(strategy_of(count), momentum, 0.1)
+    before = [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+    x[BATCH_SIZE - 1] = np.nan  # the last of the first batch
+    data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(BATCH_SIZE)
+    try:
+        model.fit(data, verbose=0)
+    except FloatingPointError as error:
+        assert "training step 1." in str(error), error
+    else:
+        raise AssertionError("no error")
+    for variable, value in zip((*model.variables, *model.optimizer.variables), before):
+        np.testing.assert_array_equal(variable.numpy(), value, variable.path)
+    check_replicas_are_equal(model)
+    model.fit(data.skip(1), verbose=0)  # and training can go on
+    print("a fault in one replica: undone in all")
+
+
+def mixed():
+    """Loss scaling, clipping by the norm of sums, Adam, a sparse gradient, another strategy."""
+    ids = np.random.default_rng(0).integers(0, 50, (6 * BATCH_SIZE, 3))
+    _, y, _ = problem(len(ids))
+    data = tf.data.Dataset.from_tensor_slices((ids, y)).batch(BATCH_SIZE)
+
+    def train(strategy, policy, **arguments):
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(policy)
+        with strategy.scope():
+            inputs = keras.Input((3,), dtype="int32")
+            x = keras.layers.Flatten()(keras.layers.Embedding(50, 8)(inputs))
+            x = kl.LowRankDense(24, "tanh", rank=8)(x)
+            model = kl.LowRankModel(inputs, keras.layers.Dense(UNITS, dtype="float32")(x))
+            optimizer = keras.optimizers.Adam(0.01, global_clipnorm=0.1)
+            model.compile(optimizer, "mse", truncation=0.2, **arguments)
+        losses = model.fit(data, epochs=2, verbose=0).history["loss"]
+        assert losses[1] < losses[0], losses
+        return model
+
+    one_device = tf.distribute.OneDeviceStrategy("CPU:1")
+    alone, two = train(one_device, "float32"), train(strategy_of(2), "float32")
+    for one, other in zip(alone.get_weights(), two.get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    check_replicas_are_equal(two)
+    scaled = train(strategy_of(2), "mixed_float16", steps_per_execution=3)
+    assert type(scaled.optimizer).__name__ == "LossScaleOptimizer"
+    check_replicas_are_equal(scaled)
+    eager = train(strategy_of(2), "float32", run_eagerly=True)
+    np.testing.assert_allclose(eager.get_weights()[-1], two.get_weights()[-1], atol=1e-5)
+    print("OneDeviceStrategy, Embedding, Adam, global_clipnorm, mixed_float16, eager")
+
+
+class Counting(tf.distribute.ReductionToOneDevice if __name__ == "__main__" else object):
+    """Counts the numbers that one replica gives to sums."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def batch_reduce_implementation(self, reduce_op, value_destination_pairs, options):
+        for value, _ in value_destination_pairs:
+            (one, *_) = getattr(value, "values", [value])
+            self.bytes += one.dtype.size * int(tf.size(one))
+        return super().batch_reduce_implementation(reduce_op, value_destination_pairs, options)
+
+
+def traffic():
+    """What is summed in a step, measured, against the same network at full rank."""
+    counting, (n, m, rank, heads) = Counting(), (512, 512, 16, 10)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=counting)
+    x = np.random.default_rng(0).standard_normal((8, n)).astype("float32")
+    y = np.ones((8, heads), "float32")
+
+    def measure(model_class, dense, **arguments):
+        with strategy.scope():
+            inputs = keras.Input((n,))
+            model = model_class(inputs, keras.layers.Dense(heads)(dense(inputs)))
+            model.compile(momentum(), "mse", run_eagerly=True, **arguments)
+        counting.bytes = 0
+        model.fit(x, y, batch_size=8, verbose=0)
+        return counting.bytes
+
+    others = m + m * heads + heads
+    full = measure(keras.Model, keras.layers.Dense(m))
+    assert full == 4 * (n * m + others), full
+    for integrator, blocks in (("parallel", 0), ("rank_adaptive", 5), ("fixed_rank", 0)):
+        arguments = {"integrator": integrator, "truncation": 0.0}
+        low = measure(kl.LowRankModel, kl.LowRankDense(m, rank=rank), **arguments)
+        sums = rank * (n + m + rank) + others + blocks * rank**2
+        if integrator == "fixed_rank":  # bases, cores and the others once more
+            sums += rank * (n + m + rank) + rank**2 + others
+        scalars = low - 4 * sums
+        assert 0 < scalars <= 4 * 40, (integrator, scalars)
+        print(f"{integrator}: {low} bytes a step, {scalars} of them single numbers; full {full}")
+
+
+def errors():
+    """What is refused, and in which words."""
+
+    def refused(words, function):
+        try:
+            function()
+        except ValueError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"not refused: {words}")
+
+    def accumulating():
+        return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+
+    strategy = strategy_of(2)
+    refused("`gradient_accumulation_steps` must be", lambda: compiled(strategy, accumulating, 0.1))
+    model = compiled(strategy, momentum, 0.1)
+    batch = tuple(tf.constant(part[:BATCH_SIZE]) for part in problem(BATCH_SIZE))
+    with strategy.scope():
+        refused("must run in every replica", lambda: model.train_step(batch))
+    ports = free_ports(3)
+    cluster = tf.train.ClusterSpec(
+        {name: [f"127.0.0.1:{port}"] for name, port in zip(("chief", "ps", "worker"), ports)}
+    )
+    servers = [
+        tf.distribute.Server(cluster, job_name=name, task_index=0, protocol="grpc")
+        for name in ("ps", "worker")
+    ]
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+    parameter_server = tf.distribute.ParameterServerStrategy(resolver)
+    refused("Received: ParameterServerStrategy", lambda: compiled(parameter_server, momentum, 0.1))
+    print("refused", len(servers))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "workers":
+        print("\n".join(in_workers(sys.argv[2])))
+    else:
+        globals()[sys.argv[1]]()

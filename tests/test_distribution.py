@@ -1,0 +1,74 @@
+"""Trainings under `tf.distribute`: `distributed_training.py`, in processes of its own."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import distribution, keras_internals
+
+_PROGRAM = pathlib.Path(__file__).with_name("distributed_training.py")
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, _PROGRAM, *arguments], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_two_devices_agree_with_one():
+    output = run("agreement")
+    assert output.count("2 replicas") == 3
+
+
+def test_four_devices_agree_with_one_over_100_steps_of_rank_adaptive():
+    assert "4 replicas, 100 steps, float64" in run("four")
+
+
+def test_replicas_that_would_decide_otherwise_follow_the_first_and_share_faults():
+    output = run("disagreement")
+    assert "rank 2 in all" in output and "undone in all" in output
+
+
+def test_scaling_clipping_and_sparse_gradients_are_those_of_one_device():
+    assert "mixed_float16" in run("mixed")
+
+
+def test_only_the_tangent_gradient_travels():
+    assert run("traffic").count("bytes a step") == 3
+
+
+def test_refused_errors():
+    assert "refused" in run("errors")
+
+
+@pytest.mark.parametrize("name", ["TPUStrategy", "ParameterServerStrategy"])
+def test_strategy_error(name, monkeypatch):
+    # Without a TPU none of its strategies can be made: one that is not set up has the class.
+    strategy = object.__new__(getattr(tf.distribute, name))
+    strategy._extended = tf.distribute.get_strategy().extended
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
+    monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
+    with pytest.raises(ValueError, match=f"trains under OneDeviceStrategy, .* Received: {name}"):
+        distribution.check_strategy(keras_internals.inner_optimizer(_sgd()))
+
+
+def _sgd():
+    import keras
+
+    return keras.optimizers.SGD()
+
+
+@pytest.mark.slow
+def test_two_workers_agree_with_one_device():
+    output = run("workers", "worker_agreement")
+    assert output.count("2 replicas") == 8
+
+
+@pytest.mark.slow
+def test_workers_that_would_decide_otherwise_follow_the_first_and_share_faults():
+    assert run("workers", "disagreement").count("in all") == 4
