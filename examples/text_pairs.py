@@ -17,7 +17,7 @@ import image_data
 flags.adopt_module_key_flags(image_data)
 
 TASKS = ("sort", "reverse", "add")
-TRANSLATION = "ted_hrlr_translate/pt_to_en"
+TRANSLATION, LANGUAGES = "ted_hrlr_translate/pt_to_en", ("pt", "en")
 
 
 class Vocabulary:
@@ -140,18 +140,18 @@ def generate(task, count, length, seed):
     return [(source, answer(source)) for source in sources]
 
 
-def translations(name=TRANSLATION):
-    """Training and test pairs of a set of tensorflow-datasets, lists of `(source, target)`.
+def translations():
+    """Training and test pairs of the translations, lists of `(source, target)`.
 
     Raises:
         SystemExit: the data set is not there and must not or cannot be downloaded; one line.
     """
-    builder = tfds.builder(name, data_dir=image_data.DATA_DIR.value)
+    builder = tfds.builder(TRANSLATION, data_dir=image_data.DATA_DIR.value)
     image_data.prepare(builder)
     return tuple(
         [
-            (source.decode(), target.decode())
-            for source, target in tfds.as_numpy(builder.as_dataset(split=split, as_supervised=True))
+            tuple(example[language].decode() for language in LANGUAGES)
+            for example in tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
         ]
         for split in ("train", "test")
     )

@@ -16,6 +16,7 @@ from keras_lowrank import (
     from_keras,
     to_keras,
 )
+from keras_lowrank.inspection import kernels
 from keras_lowrank.layers.attention import projections
 from keras_lowrank.tangent import TangentProbe, substitute
 
@@ -336,6 +337,16 @@ def test_from_keras_takes_the_projections_that_are_meant(full_model, arguments, 
         values = np.linalg.svd(one.matricization.matrix(kernel), compute_uv=False)
         tail = np.linalg.norm(values[ranks[f"attend/{name}"] :])
         assert np.linalg.norm(kernel - one.kernel) == pytest.approx(tail, rel=1e-4)
+
+
+def test_projections_are_inspected_one_by_one(full_model, model):
+    found = {one.path: one for one in kernels(full_model)}
+    assert list(found) == [*(f"attend/{name}" for name in NAMES), "head"]
+    assert found["attend/output"].shape == (8, 8) and found["attend/output"].rank is None
+    ranks = {one.path: one.rank for one in kernels(model)}
+    assert ranks == {**RANKS, "second/key": None, "second/value": None, "head": None}
+    low_rank = {one.path for one in kernels(model) if one.kind == "LowRankEinsumDense"}
+    assert low_rank == set(RANKS)
 
 
 def test_from_keras_looks_at_data(full_model):

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import flagsaver
 
@@ -85,6 +86,26 @@ def test_words_are_numbered_and_long_pairs_left_out(example):
     expected = [("o gato", "the cat"), ("o cão e o gato", "the dog and the cat")]
     _check_numbers(corpus, expected, corpus.train)
     assert corpus.source.text(corpus.test.source[0]) == "o [UNK]"
+
+
+def test_translations_come_from_tensorflow_datasets(example, tmp_path, monkeypatch):
+    """Read from a small set with the features of the large one."""
+    sentences = {"pt": ["O gato.", "Um rato!", "O gato e o rato."],
+                 "en": ["The cat.", "A mouse!", "The cat and the mouse."]}  # fmt: skip
+    data = tf.data.Dataset.from_tensor_slices(sentences)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="small",
+        version="1.0.0",
+        features=tfds.features.Translation(example.text_pairs.LANGUAGES),
+        split_datasets={"train": data.skip(0), "test": data.skip(2)},
+        data_dir=str(tmp_path),
+    )
+    monkeypatch.setattr(example.text_pairs, "TRANSLATION", "small")
+    with flagsaver.flagsaver(translate=True, data_dir=str(tmp_path), **SMALL):
+        corpus = example.load()
+    assert (len(corpus.train), len(corpus.test)) == (3, 1)
+    assert corpus.source.text(corpus.test.source[0]) == "o gato e o rato"
+    assert corpus.target.text(corpus.test.outputs[0]) == "the cat and the mouse"
 
 
 @pytest.fixture(scope="module")
