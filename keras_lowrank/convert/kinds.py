@@ -165,6 +165,8 @@ def unbuilt_twin(layer, rank):
         )
     # The activation itself: a function without a name does not come back from a config.
     config = {**layer.get_config(), "activation": layer.activation, "rank": rank}
+    if hasattr(layer, "output_padding"):  # older versions of Keras leave it out of the config
+        config["output_padding"] = layer.output_padding
     return kind_of(layer).low_rank(**config)
 
 
