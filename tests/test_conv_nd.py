@@ -101,7 +101,7 @@ CONV = [
 CAUSAL = [{"padding": "causal", **options} for options in ({}, {"strides": 2})]
 CAUSAL += [{"padding": "causal", "dilation_rate": 3}]
 TRANSPOSE = [
-    *CONV[:-1],
+    *CONV,
     {"strides": 3, "output_padding": 2},
     {"strides": (3, 2), "padding": "same", "output_padding": (2, 1)},
 ]
@@ -262,6 +262,13 @@ def test_exports_agree_with_the_model(tmp_path, format):
         names = operations(path)
         assert {"TRANSPOSE_CONV", "CONV_3D"} <= names
         assert not [name for name in names if "FLEX" in name.upper() or "CUSTOM" in name.upper()]
+
+
+def test_litert_says_what_it_has_no_operation_for(tmp_path):
+    inputs = keras.Input((5, 5, 5, 2))
+    model = LowRankModel(inputs, LowRankConv3D(4, 2, rank=2, dilation_rate=2)(inputs))
+    with pytest.raises(ValueError, match=r"must have a builtin operation.*SpaceToBatchND"):
+        model.export(tmp_path / "model.tflite", format="litert", verbose=0)
 
 
 def test_open_extents():

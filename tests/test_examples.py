@@ -6,6 +6,8 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from keras_lowrank.compression import count_weights
 
@@ -82,6 +84,25 @@ def test_two_factors_of_the_spatial_form_have_its_parameters_and_kernels(example
     keras.utils.clear_session()
     same = build(methods.TwoFactor([9, 16], weights, "spatial"))
     np.testing.assert_allclose(same(images()), full(images()), atol=1e-4)
+
+
+def test_the_vision_transformer_is_one_network_by_every_method(example):
+    cifar10, methods = example("cifar10"), example("methods")
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(width=16):
+        low = cifar10.vit(methods.LowRank([]))
+        full, two = (
+            cifar10.vit(layers)
+            for layers in (methods.FullRank(), methods.TwoFactor(list(low.ranks.values())))
+        )
+    counts = count_weights(low)
+    assert len(low.ranks) == 1 + 4 * 6
+    assert count_weights(full).full == counts.full == 48 * 16 + 4 * 8 * 16 * 16 + 160
+    assert count_weights(two).full == counts.factored
+    # No two patches share a position.
+    positions = cifar10._positions(8, 8, 16).reshape(64, 16)
+    assert len(np.unique(positions.round(3), axis=0)) == 64
+    assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
 
 
 def test_too_few_ranks_error(example):

@@ -210,4 +210,6 @@ def _config(layer):
     if "activation" in config:
         # Itself: a function without a name does not come back from a config.
         config["activation"] = layer.activation
+    if hasattr(layer, "output_padding"):  # older versions of Keras leave it out of the config
+        config["output_padding"] = layer.output_padding
     return config

@@ -169,7 +169,10 @@ class LowRankConv2D(LowRankConv):
       `S V^T`, and kw of its columns, each shifted to its place, summed: a `1 x kw` convolution.
       From "Speeding up Convolutional Neural Networks with Low Rank Expansions"
       (arXiv:1405.3866), section 2. A rank costs `kh c + kw f` weights in place of `kh kw c + f`:
-      with 3 x 3 kernels and `c = f` as many weights make 1.7 times the rank.
+      with 3 x 3 kernels and `c = f` as many weights make 1.7 times the rank. As two plain layers of
+      Keras in a VGG on CIFAR-10, 60% (85%) fewer weights in every layer, it was 2.6 (4.5) points
+      more accurate than the matrix form after 3 epochs on 20,000 images; a step of this layer is
+      longer, 1.4 to 1.7 times that of the matrix form at as many weights.
 
     Args:
         filters: int, number of output channels.
@@ -277,6 +280,7 @@ class LowRankConv3D(LowRankConv):
         filters: int, number of output channels.
         kernel_size: int or three int.
         strides, padding, data_format, dilation_rate: as in `keras.layers.Conv3D`.
+            LiteRT has no operation for one that is dilated.
         groups: int, 1 only: a grouped kernel is not one matrix.
         activation, use_bias: as in `keras.layers.Conv3D`.
         rank: int or None, the rank to start with. See `LowRankLayer`.

@@ -20,7 +20,7 @@ class LowRankConv2DTranspose(LowRankConvBase):
         filters: int, number of output channels.
         kernel_size: int or pair of int.
         strides, padding, output_padding, data_format, dilation_rate: as in
-            `keras.layers.Conv2DTranspose`.
+            `keras.layers.Conv2DTranspose`. LiteRT has no operation for one that is dilated.
         activation, use_bias: as in `keras.layers.Conv2DTranspose`.
         rank: int or None, the rank to start with. See `LowRankLayer`.
         **kwargs: all other arguments of `LowRankLayer` and of `keras.layers.Conv2DTranspose`.
