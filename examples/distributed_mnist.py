@@ -8,9 +8,8 @@ On real hosts, run it once on each, with TF_CONFIG set: the addresses of all, an
     TF_CONFIG='{"cluster": {"worker": ["host0:12345", "host1:12345"]},
                 "task": {"type": "worker", "index": 0}}' python examples/distributed_mnist.py
 
-Every worker needs the data set at --data_dir. It trains on all GPUs of its host, or on the CPU;
-the batch is that of all together. The output and the model.keras in --output_dir are the first
-worker's.
+Every worker needs the data set at --data_dir, and trains on all GPUs of its host or on the CPU.
+The batch is that of all together; output and model.keras in --output_dir are the first worker's.
 """
 
 import json

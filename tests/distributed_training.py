@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -269,16 +270,15 @@ def mixed():
         return model
 
     one_device = tf.distribute.OneDeviceStrategy("CPU:1")
-    alone, two = train(one_device, "float32"), train(strategy_of(2), "float32")
+    alone = train(one_device, "float32")
+    two = train(strategy_of(2), "float32")
     for one, other in zip(alone.get_weights(), two.get_weights()):
         np.testing.assert_allclose(one, other, atol=1e-5)
     check_replicas_are_equal(two)
-    scaled = train(strategy_of(2), "mixed_float16", steps_per_execution=3)
+    scaled = train(strategy_of(2), "mixed_float16")
     assert type(scaled.optimizer).__name__ == "LossScaleOptimizer"
     check_replicas_are_equal(scaled)
-    eager = train(strategy_of(2), "float32", run_eagerly=True)
-    np.testing.assert_allclose(eager.get_weights()[-1], two.get_weights()[-1], atol=1e-5)
-    print("OneDeviceStrategy, Embedding, Adam, global_clipnorm, mixed_float16, eager")
+    print("OneDeviceStrategy, Embedding, Adam, global_clipnorm, mixed_float16")
 
 
 class Counting(tf.distribute.ReductionToOneDevice if __name__ == "__main__" else object):
@@ -323,6 +323,32 @@ def traffic():
         scalars = low - 4 * sums
         assert 0 < scalars <= 4 * 40, (integrator, scalars)
         print(f"{integrator}: {low} bytes a step, {scalars} of them single numbers; full {full}")
+
+
+def example():
+    """The example's training on a few random images, in each of two workers."""
+    folder = os.environ["SHARED_FOLDER"]
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
+    from absl import flags
+
+    import distributed_mnist
+    import image_data
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (40, 28, 28, 1)).astype("uint8")
+    split = image_data.Split(images, rng.integers(0, 10, 40))
+    image_data.load = lambda name: (split, split)
+    tf.distribute.MultiWorkerMirroredStrategy = lambda: STRATEGY  # one a process, made first
+    arguments = ["--epochs=1", "--batch_size=16", "--width=32", "--rank=8"]
+    flags.FLAGS(["distributed_mnist", *arguments, f"--output_dir={folder}"])
+    distributed_mnist.train()
+    everyone_is_here()
+    saved = [f"{folder}/model.keras", f"{folder}/worker_1/model.keras"]
+    first, second = (keras.saving.load_model(path).get_weights() for path in saved)
+    for one, other in zip(first, second):
+        np.testing.assert_array_equal(one, other)
+    everyone_is_here()
+    print("saved alike")
 
 
 def errors():

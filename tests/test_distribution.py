@@ -4,10 +4,11 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 import tensorflow as tf
 
-from keras_lowrank import distribution, keras_internals
+from keras_lowrank import distribution
 
 _PROGRAM = pathlib.Path(__file__).with_name("distributed_training.py")
 
@@ -54,19 +55,19 @@ def test_strategy_error(name, monkeypatch):
     monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
     monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
     with pytest.raises(ValueError, match=f"trains under OneDeviceStrategy, .* Received: {name}"):
-        distribution.check_strategy(keras_internals.inner_optimizer(_sgd()))
-
-
-def _sgd():
-    import keras
-
-    return keras.optimizers.SGD()
+        distribution.check_strategy(keras.optimizers.SGD())
 
 
 @pytest.mark.slow
 def test_two_workers_agree_with_one_device():
     output = run("workers", "worker_agreement")
     assert output.count("2 replicas") == 8
+
+
+@pytest.mark.slow
+def test_the_example_trains_in_two_workers():
+    pytest.importorskip("rich", reason="the examples need the packages in the extra `examples`")
+    assert run("workers", "example").count("saved alike") == 2
 
 
 @pytest.mark.slow

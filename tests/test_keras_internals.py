@@ -302,3 +302,14 @@ def test_what_is_excluded_from_weight_decay_is_known():
     optimizer.exclude_from_weight_decay(var_list=[kept.value], var_names=["kept"])
     assert not keras_internals.decays(optimizer, kept), MOVED
     assert keras_internals.decays(optimizer, left), MOVED
+
+
+def test_hooks_of_training_under_a_strategy_are_where_they_were():
+    model = compiled()
+    assert callable(getattr(keras.Model, "_maybe_symbolic_build", None)), MOVED
+    assert callable(getattr(model.optimizer, "_all_reduce_sum_gradients", None)), MOVED
+    assert model._distribute_strategy is None, MOVED
+    keras_internals.sum_gradients(model.optimizer, False)
+    assert model.optimizer._all_reduce_sum_gradients(iter([1])) == [1]
+    keras_internals.sum_gradients(model.optimizer, True)
+    assert "_all_reduce_sum_gradients" not in vars(model.optimizer)
