@@ -22,6 +22,11 @@ class Truncation:
 
     by_tail = False
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "rank" in vars(cls) and "bounds" not in vars(cls):
+            cls.bounds = Truncation.bounds  # those inherited are of another rule
+
     def plan(self, matrices, step, others):
         """Returns the truncations that hold for one step, one for each matrix.
 

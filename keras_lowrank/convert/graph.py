@@ -141,7 +141,8 @@ def build_like(twin, layer, shapes=None, inside=()):
     with contextlib.ExitStack() as stack:
         for scope in (*scopes, *inside):
             stack.enter_context(keras.name_scope(scope))
-        twin.build(**shapes)
+        # Recurrent layers have a name of their own for the shape of their inputs.
+        twin.build(shapes["input_shape"]) if "input_shape" in shapes else twin.build(**shapes)
 
 
 def copy_own_state(source, target):

@@ -39,7 +39,7 @@ class Matricization(NamedTuple):
         """The kernel of a matrix."""
         order = self.rows + self.columns
         kernel = keras.ops.reshape(matrix, [self.kernel_shape[axis] for axis in order])
-        return _transposed(kernel, sorted(range(len(order)), key=order.index))
+        return _transposed(kernel, [order.index(axis) for axis in range(len(order))])
 
 
 def _transposed(tensor, order):
