@@ -12,7 +12,18 @@ from keras_lowrank import from_keras, to_keras
 @pytest.mark.filterwarnings("ignore:Some layers stay as they are")  # depthwise convolutions
 @pytest.mark.parametrize(
     "make, count",
-    [(ResNet50, 53), (VGG16, 13), (MobileNetV2, 35), (EfficientNetB0, 65), (ConvNeXtTiny, 40)],
+    [
+        (MobileNetV2, 35),
+        *(
+            pytest.param(make, count, marks=pytest.mark.slow)
+            for make, count in [
+                (ResNet50, 53),
+                (VGG16, 13),
+                (EfficientNetB0, 65),
+                (ConvNeXtTiny, 40),
+            ]
+        ),
+    ],
 )
 def test_full_rank_gives_the_same_outputs(make, count):
     model = make(weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3))
