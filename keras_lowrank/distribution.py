@@ -153,3 +153,13 @@ def check_strategy(optimizer):
         "that step one by one, and TPUs need shapes that are known when a step is compiled. "
         f"Received: {type(strategy).__name__}"
     )
+
+
+def check_steps_per_execution(steps, strategy):
+    """Raises ValueError where several replicas would take several steps in one call."""
+    if steps > 1 and strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "`steps_per_execution` must be 1 under a strategy of several replicas: TensorFlow "
+            "fails in the loop that it puts around the steps. "
+            f"Received: steps_per_execution={steps}"
+        )

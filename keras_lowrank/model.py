@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_lowrank import checksum, integrators, keras_internals
 from keras_lowrank.compression import count_others, count_weights
-from keras_lowrank.distribution import check_strategy
+from keras_lowrank.distribution import check_steps_per_execution, check_strategy
 from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
@@ -124,6 +124,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
     def make_train_function(self, force=False):
         if self.train_function is not None and not force:
             return self.train_function
+        check_steps_per_execution(self.steps_per_execution, self.distribute_strategy)
         super().make_train_function(force=True)
         run = self.train_function
 

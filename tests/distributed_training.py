@@ -371,6 +371,8 @@ def errors():
     batch = tuple(tf.constant(part[:BATCH_SIZE]) for part in problem(BATCH_SIZE))
     with strategy.scope():
         refused("must run in every replica", lambda: model.train_step(batch))
+    model.steps_per_execution = 2
+    refused("`steps_per_execution` must be 1", lambda: model.fit(*batch, verbose=0))
     ports = free_ports(3)
     cluster = tf.train.ClusterSpec(
         {name: [f"127.0.0.1:{port}"] for name, port in zip(("chief", "ps", "worker"), ports)}
