@@ -14,10 +14,9 @@ Writes out/cifar10_NETWORK/cifar10_NETWORK.json (with every run and epoch), .csv
 .png: accuracy against weights saved.
 """
 
-import keras
-import numpy as np
 from absl import flags
 
+import cifar10_networks
 import frontier
 import image_data
 import results
@@ -38,91 +37,23 @@ WIDTH = flags.DEFINE_integer(
     "and there a multiple of 4.",
     lower_bound=1,
 )
-HEADS = 4
-
-
-def resnet20(layers):
-    width = WIDTH.value or 16
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
-    x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    for stage in range(3):
-        for block in range(3):
-            x = _residual_block(layers, x, width * 2**stage, 2 if stage and not block else 1)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return layers.model(inputs, keras.layers.Dense(10)(x))
-
-
-def _residual_block(layers, x, filters, strides):
-    options = {"padding": "same", "use_bias": False}
-    y = layers.conv(filters, 3, strides=strides, **options)(x)
-    y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
-    y = keras.layers.BatchNormalization()(layers.conv(filters, 3, **options)(y))
-    if strides > 1:  # He et al., option A: a shortcut without parameters
-        added = filters - x.shape[-1]
-        x = keras.ops.pad(x[:, ::2, ::2], [(0, 0)] * 3 + [(added // 2, added - added // 2)])
-    return keras.layers.ReLU()(x + y)
-
-
-def vgg(layers):
-    width = WIDTH.value or 32
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
-    for stage in range(3):
-        for number in range(2):
-            first = stage == number == 0
-            conv = keras.layers.Conv2D if first else layers.conv
-            x = conv(width * 2**stage, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-        x = keras.layers.MaxPooling2D()(x)
-    x = layers.dense(8 * width, use_bias=False)(keras.layers.Flatten()(x))
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    return layers.model(inputs, keras.layers.Dense(10)(x))
-
-
-def vit(layers):
-    """As "Better plain ViT baselines" (arXiv:2205.01580): fixed positions, pooled by the mean."""
-    width = WIDTH.value or 128
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
-    x = layers.conv(width, 4, strides=4)(x)
-    x = keras.layers.Reshape((-1, width))(x) + _positions(*x.shape[1:])
-    for _ in range(4):
-        x = x + _attention(layers, keras.layers.LayerNormalization()(x))
-        y = layers.dense(2 * width, activation="gelu")(keras.layers.LayerNormalization()(x))
-        x = x + layers.dense(width)(y)
-    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
-    return layers.model(inputs, keras.layers.Dense(10)(x))
-
-
-def _attention(layers, x):
-    split = keras.layers.Reshape((-1, HEADS, x.shape[-1] // HEADS))
-    query, key, value = (split(layers.dense(x.shape[-1])(x)) for _ in range(3))
-    mixed = keras.ops.dot_product_attention(query, key, value)
-    return layers.dense(x.shape[-1])(keras.layers.Reshape(x.shape[1:])(mixed))
-
-
-def _positions(height, width, channels):
-    """Sines and cosines of row and column, wavelengths from 2 pi to 2 pi 10,000."""
-    rates = 1e-4 ** np.linspace(0.0, 1.0, channels // 4)
-    rows, columns = (i.reshape(-1, 1) * rates for i in np.indices((height, width)))
-    waves = [wave(angles) for angles in (rows, columns) for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=-1).astype("float32")
-
-
 NETWORKS = {
-    "resnet20": ("ResNet20", resnet20),
-    "vgg": ("A VGG-like network", vgg),
-    "vit": ("A vision transformer", vit),
+    "resnet20": ("ResNet20", cifar10_networks.resnet20),
+    "vgg": ("A VGG-like network", cifar10_networks.vgg),
+    "vit": ("A vision transformer", cifar10_networks.vit),
 }
 
 
 def main(_):
-    label, build = NETWORKS[NETWORK.value]
+    label, network = NETWORKS[NETWORK.value]
     title = f"{label} on CIFAR-10"
-    if WIDTH.value:
+    width = {"width": WIDTH.value} if WIDTH.value else {}
+    if width:
         title += f", width {WIDTH.value}"
+
+    def build(layers):
+        return network(layers, **width)
+
     training.run_experiment(
         f"cifar10_{NETWORK.value}", title, build, "cifar10", image_data.flip_and_shift
     )

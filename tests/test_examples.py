@@ -6,8 +6,6 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from keras_lowrank.compression import count_weights
 
@@ -87,20 +85,15 @@ def test_two_factors_of_the_spatial_form_have_its_parameters_and_kernels(example
 
 
 def test_the_vision_transformer_is_one_network_by_every_method(example):
-    cifar10, methods = example("cifar10"), example("methods")
-    flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(width=16):
-        low = cifar10.vit(methods.LowRank([]))
-        full, two = (
-            cifar10.vit(layers)
-            for layers in (methods.FullRank(), methods.TwoFactor(list(low.ranks.values())))
-        )
+    networks, methods = example("cifar10_networks"), example("methods")
+    low, full = (networks.vit(by, width=16) for by in (methods.LowRank([]), methods.FullRank()))
+    two = networks.vit(methods.TwoFactor(list(low.ranks.values())), width=16)
     counts = count_weights(low)
     assert len(low.ranks) == 1 + 4 * 6
     assert count_weights(full).full == counts.full == 48 * 16 + 4 * 8 * 16 * 16 + 160
     assert count_weights(two).full == counts.factored
     # No two patches share a position.
-    positions = cifar10._positions(8, 8, 16).reshape(64, 16)
+    positions = networks._positions(8, 8, 16).reshape(64, 16)
     assert len(np.unique(positions.round(3), axis=0)) == 64
     assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
 

@@ -1,0 +1,73 @@
+"""Networks for 32 x 32 images with three channels, their layers made by a method."""
+
+import keras
+import numpy as np
+
+_HEADS = 4
+
+
+def resnet20(layers, width=16):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
+    x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    for stage in range(3):
+        for block in range(3):
+            x = _residual_block(layers, x, width * 2**stage, 2 if stage and not block else 1)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def _residual_block(layers, x, filters, strides):
+    options = {"padding": "same", "use_bias": False}
+    y = layers.conv(filters, 3, strides=strides, **options)(x)
+    y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+    y = keras.layers.BatchNormalization()(layers.conv(filters, 3, **options)(y))
+    if strides > 1:  # He et al., option A: a shortcut without parameters
+        added = filters - x.shape[-1]
+        x = keras.ops.pad(x[:, ::2, ::2], [(0, 0)] * 3 + [(added // 2, added - added // 2)])
+    return keras.layers.ReLU()(x + y)
+
+
+def vgg(layers, width=32):
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
+    for stage in range(3):
+        for number in range(2):
+            first = stage == number == 0
+            conv = keras.layers.Conv2D if first else layers.conv
+            x = conv(width * 2**stage, 3, padding="same", use_bias=False)(x)
+            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        x = keras.layers.MaxPooling2D()(x)
+    x = layers.dense(8 * width, use_bias=False)(keras.layers.Flatten()(x))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def vit(layers, width=128):
+    """As "Better plain ViT baselines" (arXiv:2205.01580): fixed positions, pooled by the mean."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
+    x = layers.conv(width, 4, strides=4)(x)
+    x = keras.layers.Reshape((-1, width))(x) + _positions(*x.shape[1:])
+    for _ in range(4):
+        x = x + _attention(layers, keras.layers.LayerNormalization()(x))
+        y = layers.dense(2 * width, activation="gelu")(keras.layers.LayerNormalization()(x))
+        x = x + layers.dense(width)(y)
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def _attention(layers, x):
+    split = keras.layers.Reshape((-1, _HEADS, x.shape[-1] // _HEADS))
+    query, key, value = (split(layers.dense(x.shape[-1])(x)) for _ in range(3))
+    mixed = keras.ops.dot_product_attention(query, key, value)
+    return layers.dense(x.shape[-1])(keras.layers.Reshape(x.shape[1:])(mixed))
+
+
+def _positions(height, width, channels):
+    """Sines and cosines of row and column, wavelengths from 2 pi to 2 pi 10,000."""
+    rates = 1e-4 ** np.linspace(0.0, 1.0, channels // 4)
+    rows, columns = (i.reshape(-1, 1) * rates for i in np.indices((height, width)))
+    waves = [wave(angles) for angles in (rows, columns) for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=-1).astype("float32")
