@@ -69,8 +69,7 @@ def build():
     return keras_lowrank.LowRankModel(inputs, keras.layers.Dense(10)(x))
 
 
-def train():
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before all else of TensorFlow
+def train(strategy):
     index = strategy.cluster_resolver.task_id or 0
     keras.utils.set_random_seed(SEED.value)
     training, test = image_data.load("mnist")
@@ -101,7 +100,8 @@ def train():
 
 def main(_):
     if "TF_CONFIG" in os.environ:
-        train()
+        # Made before all else of TensorFlow.
+        train(tf.distribute.MultiWorkerMirroredStrategy())
     else:
         sys.exit(start_workers(WORKERS.value))
 

@@ -338,10 +338,9 @@ def example():
     images = rng.integers(0, 255, (40, 28, 28, 1)).astype("uint8")
     split = image_data.Split(images, rng.integers(0, 10, 40))
     image_data.load = lambda name: (split, split)
-    tf.distribute.MultiWorkerMirroredStrategy = lambda: STRATEGY  # one a process, made first
     arguments = ["--epochs=1", "--batch_size=16", "--width=32", "--rank=8"]
     flags.FLAGS(["distributed_mnist", *arguments, f"--output_dir={folder}"])
-    distributed_mnist.train()
+    distributed_mnist.train(STRATEGY)
     everyone_is_here()
     saved = [f"{folder}/model.keras", f"{folder}/worker_1/model.keras"]
     first, second = (keras.saving.load_model(path).get_weights() for path in saved)
