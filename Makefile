@@ -3,8 +3,9 @@
 PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-# The lower end of the supported range (the upper one is whatever pip finds for .venv).
-OLDEST = 'keras==3.8.*' 'tensorflow==2.18.*' 'numpy==1.26.*'
+# The lower end of the supported range (the upper one is whatever pip finds for .venv). Newer
+# tensorflow-metadata needs a newer protobuf than that TensorFlow has.
+OLDEST = 'keras==3.8.*' 'tensorflow==2.18.*' 'numpy==1.26.*' 'tensorflow-metadata==1.16.*'
 PYTEST = -m pytest -n 2 --doctest-modules
 
 .PHONY: help demo test test-slow test-oldest bench lint clean

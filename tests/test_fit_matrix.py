@@ -10,6 +10,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from reference.cases import OLD_KERAS
 
 from keras_lowrank import LowRankDense, LowRankModel
 from keras_lowrank.keras_internals import inner_optimizer
@@ -152,6 +153,8 @@ PRODUCT = [
 
 
 def compiled(kind, method, way):
+    if way.masked and kind == "several inputs and outputs" and OLD_KERAS:
+        pytest.skip("Keras 3.8 cannot concatenate masks of sequences of any length")
     model = MODELS[kind](way.masked)
     loss = "sparse_categorical_crossentropy"
     if kind == "several inputs and outputs":

@@ -126,12 +126,15 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self._done = self._resumed.position["batch"]
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._begun = batch
         if batch < self._done:
             replace_next_execution(self.model, self._pass_over)
 
     def on_train_batch_end(self, batch, logs=None):
         if batch < self._done:
             return
+        if batch == self._begun:  # older versions of Keras name the first step of an execution
+            batch += self.model.steps_per_execution - 1
         self._unsaved += batch + 1 - self._done
         self._done = batch + 1
         if self.save_freq != "epoch" and self._unsaved >= self.save_freq:

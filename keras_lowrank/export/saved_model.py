@@ -5,6 +5,9 @@ are not the same bytes: TensorFlow numbers the variables in the order of a Pytho
 counter of the process into the names of functions; `fingerprint.pb` is a hash over both.
 """
 
+import contextlib
+import io
+
 import keras
 import tensorflow as tf
 
@@ -22,7 +25,9 @@ def write(served, kernels, path):
     with substitute(kernels):
         # Only what the traced function reads is written: no factor, no optimizer state.
         archive.add_endpoint("serve", lambda *x: served(*x), served.signature)
-        archive.write_out(str(path), verbose=False)  # traces, so inside the substitution
+        # Older versions of Keras print the place all the same, which is one that will be left.
+        with contextlib.redirect_stdout(io.StringIO()):
+            archive.write_out(str(path), verbose=False)  # traces, so inside the substitution
 
 
 def load(served, path):
