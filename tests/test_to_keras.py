@@ -78,7 +78,7 @@ def test_the_result_is_an_ordinary_model(tmp_path):
     model.get_layer("dense").trainable = False
     plain = to_keras(model)
     assert not plain.compiled and not plain.get_layer("dense").trainable_variables
-    plain.compile("sgd", "mse")
+    plain.compile(keras.optimizers.SGD(1e-4), "mse")  # short for any start
     x = draw(4, 12, 12, 2)
     y = draw(*plain(x).shape)
     losses = plain.fit(x, y, epochs=3, verbose=0).history["loss"]
