@@ -241,6 +241,7 @@ class Budget(Truncation):
         left = tf.maximum(1.0 - step / self.steps, 0.0)
         start = tf.cast(full - others[0], tf.float32)
         allowed = goal + tf.maximum(start - goal, 0.0) * left**3
+        # A step leaves a core diagonal, or nearly so while all of its rank is kept.
         energies = [tf.square(tf.linalg.diag_part(factors.S)) for factors in matrices]
         shares = [tf.math.divide_no_nan(e, tf.reduce_sum(e)) for e in energies]
         return [_Capped(rank) for rank in spend(shares, sizes, allowed)]
@@ -282,8 +283,8 @@ def spend(shares, sizes, allowed):
     """The ranks that a number of weights pays for, largest shares first.
 
     Args:
-        shares: list of float tensors, descending: for each layer, what each of its singular values
-            has of the layer's energy `||W||_F^2`.
+        shares: list of float tensors: for each layer, what each of its singular values has of the
+            layer's energy `||W||_F^2`.
         sizes: list of int, the weights that a singular value of each layer costs.
         allowed: float or scalar tensor, the number of weights.
 

@@ -351,6 +351,40 @@ def example():
     print("saved alike")
 
 
+class InterruptedTrainingError(Exception):
+    """What ends a training in the midst of an epoch."""
+
+
+def backup():
+    """A training that two workers broke off goes on, bit for bit, from what the first has saved."""
+    data = tf.data.Dataset.from_tensor_slices(problem(7 * BATCH_SIZE)).batch(BATCH_SIZE)
+    folder = pathlib.Path(os.environ["SHARED_FOLDER"])
+
+    def train(name, *others):
+        model = compiled(STRATEGY, momentum, 0.1)
+        callback = kl.callbacks.BackupAndRestore(folder / name, save_freq=2)
+        model.fit(data, epochs=3, verbose=0, callbacks=[*others, callback])
+        everyone_is_here()
+        return model.get_weights()
+
+    def stop(batch, logs):
+        steps.append(batch)
+        if len(steps) == 12:  # the fifth batch of the second epoch
+            raise InterruptedTrainingError
+
+    steps = []
+    whole = train("whole")
+    try:
+        train("broken", keras.callbacks.LambdaCallback(on_train_batch_end=stop))
+    except InterruptedTrainingError:
+        everyone_is_here()
+    assert len(steps) == 12 and any((folder / "broken").iterdir())
+    for one, other in zip(whole, train("broken"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    everyone_is_here()
+    print("went on alike")
+
+
 def errors():
     """What is refused, and in which words."""
 

@@ -73,3 +73,8 @@ def test_the_example_trains_in_two_workers():
 @pytest.mark.slow
 def test_workers_that_would_decide_otherwise_follow_the_first_and_share_faults():
     assert run("workers", "disagreement").count("in all") == 4
+
+
+@pytest.mark.slow
+def test_a_training_that_workers_broke_off_goes_on_bit_for_bit():
+    assert run("workers", "backup").count("went on alike") == 2

@@ -147,14 +147,14 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def _save(self, epoch, batch):
         random_state = self._random_state if batch else host_random_state()
-        # Between hosts all take part in reading metrics, and one writes.
+        self._unsaved = 0
+        # Between hosts all take part in reading metrics, at the same step, and one writes.
         state = TrainingState.of(self.model, epoch, batch, random_state)
         if not self._writes():
             return
         write_atomically(
             self._path, state.write, keep_as=self._path_before if self.double_checkpoint else None
         )
-        self._unsaved = 0
 
     def _writes(self):
         return self.model.distribute_strategy.extended.should_checkpoint
