@@ -6,50 +6,16 @@ found; `python distributed_training.py workers CHECK` performs it in two worker 
 
 import functools
 import itertools
-import json
 import os
 import pathlib
-import socket
-import subprocess
 import sys
-import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from worker_processes import free_ports, in_workers
 
 BATCH_SIZE, UNITS = 16, 5
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def in_workers(check, count=2):
-    """Performs a check in worker processes; returns what each has printed."""
-    workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
-    with tempfile.TemporaryDirectory() as folder:
-        processes = []
-        for index in range(count):
-            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-            environment = {**os.environ, "TF_CONFIG": json.dumps(task), "SHARED_FOLDER": folder}
-            command = [sys.executable, __file__, check]
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-            )
-        try:
-            outputs = [process.communicate(timeout=500)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    assert [process.returncode for process in processes] == [0] * count
-    return outputs
 
 
 if "TF_CONFIG" in os.environ:
@@ -426,6 +392,6 @@ def errors():
 
 if __name__ == "__main__":
     if sys.argv[1] == "workers":
-        print("\n".join(in_workers(sys.argv[2])))
+        print("\n".join(in_workers(__file__, sys.argv[2])))
     else:
         globals()[sys.argv[1]]()

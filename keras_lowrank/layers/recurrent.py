@@ -43,7 +43,9 @@ class GatedCell:
         stacked=True,
         **kwargs,
     ):
-        for name in ("kernel", "recurrent"):
+        if not isinstance(units, int) or units <= 0:
+            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
+        for name in _MATRICES:
             refuse(
                 kwargs.get(f"{name}_constraint"),
                 f"{name}_constraint",

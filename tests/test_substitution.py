@@ -1,0 +1,88 @@
+"""What a layer multiplies with while a step has put something in place of its factors."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference.probing import loss_of, make, probe_gradients
+
+from keras_lowrank.factors import Factorization
+from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
+
+
+def test_squared_norm_is_that_of_the_kernel_for_any_factors():
+    layer, _, _ = make("dense 2-D")
+    rng = np.random.default_rng(5)
+    for variable in layer.factors.variables:
+        variable.assign(rng.standard_normal(variable.shape))
+    with tf.GradientTape() as tape:
+        norm = squared_norm(layer.factors)
+    U, S, V = (v.numpy() for v in layer.factors.variables)
+    W = U @ S @ V.T
+    np.testing.assert_allclose(norm, np.sum(W**2))
+    dU, dS, dV = tape.gradient(norm, [v.value for v in layer.factors.variables])
+    np.testing.assert_allclose(dU, 2 * W @ V @ S.T)
+    np.testing.assert_allclose(dS, 2 * U.T @ W @ V)
+    np.testing.assert_allclose(dV, 2 * W.T @ U @ S)
+
+
+def test_squared_norm_inside_a_substitution_is_that_of_the_core():
+    """So a penalty reaches the core alone; the step lifts its gradient to the pair."""
+    layer, _, _ = make("dense 2-D")
+    S = layer.S.numpy()
+    point = layer.factors.read()
+    for kernel in (TangentProbe(point), Product.of(point)):
+        with substitute({layer.factors: kernel}), tf.GradientTape() as tape:
+            tape.watch(kernel.core)
+            norm = squared_norm(layer.factors)
+        np.testing.assert_allclose(norm, np.sum(S**2))
+        np.testing.assert_allclose(tape.gradient(norm, kernel.core), 2 * S)
+    # A product without a core, as an export holds it, leaves the variables to answer.
+    with substitute({layer.factors: Product(tf.zeros([6, 5], tf.float64))}):
+        np.testing.assert_allclose(squared_norm(layer.factors), np.sum(S**2))
+
+
+def test_a_product_holds_any_number_of_matrices_the_last_one_transposed():
+    rng = np.random.default_rng(6)
+    A, B, C, x = (rng.standard_normal(s) for s in ((6, 3), (3, 2), (5, 2), (4, 6)))
+    layer, _, _ = make("dense 2-D")
+    expected = {(A @ B @ C.T).tobytes(): (A, B, C), (A @ B).tobytes(): (A, B.T), A.tobytes(): (A,)}
+    for W, matrices in expected.items():
+        W = np.frombuffer(W).reshape(6, -1)
+        with substitute({layer.factors: Product(*map(tf.constant, matrices))}):
+            y = low_rank_apply(layer.project, layer.factors, tf.constant(x), "float64")
+        np.testing.assert_allclose(y, x @ W, atol=1e-12)
+
+
+def test_substitutions_nest_and_end_with_their_block_even_after_an_error():
+    layer, _, x = make("dense 2-D", use_bias=False)
+    other, _, _ = make("dense 2-D", use_bias=False, seed=1)
+    own = layer(x).numpy()
+
+    def scaled(factor):
+        u, s, v = layer.factors.read()
+        return {layer.factors: Product.of(Factorization(u, factor * s, v))}
+
+    with substitute(scaled(2.0)):
+        with substitute(scaled(3.0)):
+            np.testing.assert_allclose(layer(x), 3 * own)
+        np.testing.assert_allclose(layer(x), 2 * own)
+        with pytest.raises(RuntimeError, match="inside"), substitute(scaled(5.0)):
+            raise RuntimeError("inside")
+        np.testing.assert_allclose(layer(x), 2 * own)
+        # An inner substitution of another layer leaves the outer one in force.
+        with substitute({other.factors: Product.of(layer.factors.read())}):
+            np.testing.assert_allclose(layer(x), 2 * own)
+            np.testing.assert_allclose(other(x), own)
+    np.testing.assert_allclose(layer(x), own)
+
+
+def test_the_bases_of_a_probe_are_copies_that_a_loss_on_the_variables_does_not_reach():
+    layer, _, x = make("dense 2-D")
+    probe = TangentProbe(layer.factors.read())
+    with substitute({layer.factors: probe}), tf.GradientTape() as tape:
+        tape.watch([probe.K, probe.L])
+        loss = loss_of(layer(x)) + tf.reduce_sum(layer.U.value**3) + tf.reduce_sum(layer.V.value)
+    U = layer.U.numpy()
+    K, dU = tape.gradient(loss, [probe.K, layer.U.value])
+    np.testing.assert_allclose(dU, 3 * U**2)
+    np.testing.assert_allclose(K, probe_gradients(layer, x)[0])
