@@ -18,12 +18,12 @@ _NOISE_UNITS = 256.0
 # 256 * 2^-30 is an order of magnitude above sqrt(eps).
 _GRAM_UNIT = 2.0**-30
 
-# Directions down to this size, relative to the largest, have digits to spare in a float32 Gram
-# matrix: it is off by some 1e-7 of its norm, which is 1e-2 of the square of this.
-_DISTINCT = 3e-3
-
-# What a float32 Gram matrix may be off by, relative to its trace.
+# What a float32 Gram matrix may be off by, relative to its norm.
 _GRAM_ROUNDING = 1e-6
+
+# Directions down to this size, relative to the largest, are told apart by a float32 Gram matrix to
+# two digits: its rounding is 2% of the square of this.
+_DISTINCT = 7e-3
 
 # The spectral norm of B^T B - I that a basis is left with, in units of rounding: 7.6e-6 in float32.
 _DEFECT_UNITS = 64.0
@@ -173,7 +173,8 @@ def rough_complement(block, basis, inside, gram, static=False):
     one, energy = identity_like(gram), tf.linalg.trace(gram)
     sound = tf.math.is_finite(tf.reduce_sum(gram)) & (energy > 0.0)
     gram = tf.where(sound, gram / energy, one)
-    factor = tf.linalg.cholesky(gram + _GRAM_ROUNDING * one)
+    largest = spectral_norm(gram)
+    factor = tf.linalg.cholesky(gram + _GRAM_ROUNDING * largest * one)
     inverse = tf.linalg.triangular_solve(factor, one)
     surplus = tf.shape(gram)[0] - _room(block, basis)
 
@@ -183,8 +184,8 @@ def rough_complement(block, basis, inside, gram, static=False):
         leak = tf.matmul(inside, root)
         return Complement(inside, block, root, leak, size * tf.transpose(factor[:, surplus:]))
 
-    # The squares of the largest size and of the inverse of the smallest.
-    largest = tf.maximum(spectral_norm(gram), tf.reduce_sum(tf.square(inside)) / energy)
+    # The squares of the largest size, inside of B too, and of the inverse of the smallest.
+    largest = tf.maximum(largest, tf.reduce_sum(tf.square(inside)) / energy)
     faintest = spectral_norm(tf.matmul(inverse, inverse, transpose_a=True))
     distinct = sound & (surplus == 0) & (_DISTINCT**2 * largest * faintest < 1.0)
     return tf.cond(distinct, from_gram, lambda: complement(block, basis, static))
