@@ -7,7 +7,7 @@ import numpy as np
 from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.graph import graph_layers
-from keras_lowrank.convert.kinds import holds_matrix, kernel_layers, kernel_matrix
+from keras_lowrank.convert.kinds import GatesKernel, holds_matrix, kernel_layers, kernel_matrix
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.layers import LowRankLayer, find_low_rank_layers
 
@@ -50,7 +50,7 @@ def kernels(model, track=iter):
     }
     layers.update((id(layer), (path, layer)) for path, layer in find_low_rank_layers(model).items())
     for path, layer in track(list(layers.values())):
-        kind = type(layer).__name__
+        kind = type(layer.owner if isinstance(layer, GatesKernel) else layer).__name__
         if isinstance(layer, LowRankLayer):
             factors = layer.factors
             values = np.linalg.svd(np.asarray(factors.S), compute_uv=False)

@@ -221,13 +221,13 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 - preprocessing: Keras layer or model that the artefact applies before the model.
                 - class_labels: list of str. A SavedModel then answers
                   `{"scores": outputs, "label": the label of the highest score}`.
-                - report: bool. Also measure the artefact beside the same model at full rank, write
-                  `<filepath>.report.json`, and return the `ExportReport`. Off by default: it takes
-                  a second export, of the full-rank model, and half a second of inferences.
+                - report: bool or None. Measure the artefact beside the same model at full rank and
+                  write `<filepath>.report.json`; return the `ExportReport`: a second export.
+                  None is what `verbose` is, or `False` where whole kernels take more than 1 GiB.
 
         Returns:
-            `ExportReport`, with `report=True`: size, parameters, multiply-adds, median time of an
-            inference, largest difference, accuracy.
+            `ExportReport` (size, parameters, multiply-adds, median time of an inference, largest
+            difference, accuracy) or, without a report, None.
 
         Raises:
             FileExistsError: something is at `filepath` and `overwrite` is `False`.

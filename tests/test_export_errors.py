@@ -167,3 +167,6 @@ def test_a_line_says_what_was_written(tmp_path, format, verbose, capfd):
     make().export(path, format=format, verbose=verbose)
     printed = capfd.readouterr().out
     assert (str(path) in printed and "bytes" in printed) == (verbose is not False)
+    # And a report, unless it is not to say anything.
+    beside = path.with_name(f"{path.name}.report.json")
+    assert ("multiply-adds" in printed) == beside.exists() == (verbose is not False)

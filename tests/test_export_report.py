@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
-from keras_lowrank.export import ExportReport
+from keras_lowrank.export import ExportReport, pipeline
 from keras_lowrank.export.report import Cost
 
 
@@ -46,6 +46,16 @@ def test_costs_are_those_of_the_formulas(tmp_path, format, suffix, capsys):
     with pytest.raises(FileExistsError):
         model.export(path, format, report=True)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_report_that_was_not_asked_for_forms_large_kernels(tmp_path, monkeypatch):
+    inputs = keras.Input((8,))
+    model = LowRankModel(inputs, LowRankDense(6, rank=2)(inputs))
+    monkeypatch.setattr(pipeline, "_LARGEST_TWIN", 8 * 6 * 4 - 1)
+    assert model.export(tmp_path / "1", report=None) is None
+    monkeypatch.setattr(pipeline, "_LARGEST_TWIN", 8 * 6 * 4)
+    assert model.export(tmp_path / "2").path == str(tmp_path / "2")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["1", "2", "2.report.json"]
 
 
 def test_an_older_report_is_not_replaced_unasked(tmp_path):

@@ -4,9 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference.recurrent import KINDS, RANDOM, STEPS, UNITS, N, X, draw
+from reference.recurrent import KINDS, MASK, RANDOM, STEPS, UNITS, N, X, draw
 
-from keras_lowrank import LowRankGRU, LowRankLSTM, LowRankModel, Tolerance, to_keras
+from keras_lowrank import (
+    LowRankDense,
+    LowRankGRU,
+    LowRankLSTM,
+    LowRankModel,
+    Tolerance,
+    to_keras,
+)
 from keras_lowrank.factors import Factorization
 from keras_lowrank.layers import find_low_rank_layers
 
@@ -115,9 +122,33 @@ def test_to_keras_merges_the_kernels():
         assert kinds == [keras.layers.LSTM, keras.layers.GRU]
         assert plain.layers[1].weights[0].path == "lstm/lstm_cell/kernel"
         np.testing.assert_allclose(plain(X), model(X), atol=1e-5)
-    both = LowRankModel(inputs, keras.layers.Bidirectional(LowRankLSTM(UNITS, rank=2))(inputs))
-    with pytest.raises(ValueError, match="What a Bidirectional does.*only its code says"):
-        to_keras(both)
+    wrapped = keras.layers.TimeDistributed(LowRankDense(UNITS, rank=2))(inputs)
+    with pytest.raises(ValueError, match="What a TimeDistributed does.*only its code says"):
+        to_keras(LowRankModel(inputs, wrapped))
+
+
+@KINDS
+@pytest.mark.parametrize("which", ["kernel", "recurrent"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_kernel_without_a_rank_is_plain(kind, which, dtype):
+    low = kind[0](UNITS, rank={which: 2}, stacked=False, dtype=dtype, return_sequences=True)
+    inputs = keras.Input(X.shape[1:])
+    model = LowRankModel(inputs, low(inputs, mask=tf.constant(MASK)))
+    gates = low.cell.gates
+    assert len(model.ranks) == len(gates) and all(f"/{which}" in path for path in model.ranks)
+    plain = kind[1](UNITS, dtype=dtype, return_sequences=True)
+    plain.build(X.shape)
+    plain.cell.kernel.assign(np.concatenate([one.kernel for one in low.cell.kernels], -1))
+    recurrent = [one.kernel for one in low.cell.recurrent_kernels]
+    plain.cell.recurrent_kernel.assign(np.concatenate(recurrent, -1))
+    plain.cell.bias.assign(low.cell.bias)
+    expected = plain(X, mask=tf.constant(MASK))
+    np.testing.assert_allclose(model(X), expected, atol=1e-5 if dtype == "float32" else 5e-3)
+    model.compile(keras.optimizers.SGD(0.1), "mse", integrator="rank_adaptive", truncation=0.1)
+    before = [one.kernel.numpy() for one in (*low.cell.kernels, *low.cell.recurrent_kernels)]
+    model.fit(X, np.ones((*X.shape[:2], UNITS)), verbose=0)
+    after = [one.kernel.numpy() for one in (*low.cell.kernels, *low.cell.recurrent_kernels)]
+    assert all(np.linalg.norm(a - b) > 0 for a, b in zip(after, before))
 
 
 # Errors.

@@ -64,12 +64,13 @@ class GraphCopy:
     def __init__(self, replace):
         self._replace = replace
         self._copies = {}  # by id; in order, so that what a model holds comes before it
+        self._replaced = set()  # of ids
 
     def of(self, model, make=keras.Model):
         """Returns the copy of `model`, made by `make(inputs, outputs, name=...)`."""
         copy = self._graph(model, make)
         for layer, twin in self._copies.values():
-            if type(layer) is type(twin):
+            if id(layer) not in self._replaced:
                 _copy_state(layer, twin)
         # `trainable` reaches into all that a layer holds: the outermost is set first.
         for layer, twin in [(model, copy), *reversed(self._copies.values())]:
@@ -100,6 +101,7 @@ class GraphCopy:
     def _copy(self, layer):
         replaced = self._replace(layer)
         if replaced is not None:
+            self._replaced.add(id(layer))
             return replaced
         if isinstance(layer, keras.Sequential) and is_graph(layer):
             return keras.Sequential([self._layer(one) for one in layer.layers], name=layer.name)
@@ -186,6 +188,7 @@ def _copy_state(layer, twin):
 def _copy_trainable(layer, twin):
     twin.trainable = layer.trainable
     if not is_graph(layer):
-        pairs = zip(keras_internals.all_layers(layer), keras_internals.all_layers(twin))
+        # What a twin holds beside its original's layers is as trainable as what holds it.
+        pairs = zip(keras_internals.sublayers(layer), keras_internals.sublayers(twin))
         for source, target in pairs:
-            target.trainable = source.trainable
+            _copy_trainable(source, target)

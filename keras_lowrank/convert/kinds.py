@@ -17,6 +17,8 @@ from keras_lowrank.layers import (
     LowRankEinsumDense,
     LowRankEmbedding,
     LowRankGroupedQueryAttention,
+    LowRankGRU,
+    LowRankLSTM,
     LowRankMultiHeadAttention,
 )
 from keras_lowrank.layers.attention import projections
@@ -110,7 +112,28 @@ ATTENTION = {
     keras.layers.GroupQueryAttention: LowRankGroupedQueryAttention,
 }
 
+# Layers whose cell holds two kernels, each of all gates.
+GATED = {keras.layers.LSTM: LowRankLSTM, keras.layers.GRU: LowRankGRU}
+
+
+class GatesKernel(NamedTuple):
+    """One of the two kernels of an LSTM or a GRU: what a layer is elsewhere.
+
+    Attributes:
+        owner: the Keras layer.
+        name: str, what Keras calls the kernel.
+    """
+
+    owner: keras.layers.Layer
+    name: str
+
+    @property
+    def kernel(self):
+        return getattr(self.owner.cell, self.name)
+
+
 # A subclass of a Keras layer may compute anything: the very class is asked for.
+_LOW_RANK = {**{kind.plain: kind.low_rank for kind in KINDS}, **ATTENTION, **GATED}
 _BY_PLAIN = {kind.plain: kind for kind in KINDS}
 _BY_LOW_RANK = {kind.low_rank: kind for kind in KINDS}
 
@@ -125,14 +148,33 @@ def is_attention(layer):
     return type(layer) in ATTENTION or type(layer) in ATTENTION.values()
 
 
+def is_gated(layer):
+    """bool, whether the kernels of `layer` are those of the gates in its cell."""
+    return type(layer) in GATED or type(layer) in GATED.values()
+
+
+def directions(layer):
+    """The two layers that a `Bidirectional` runs; none for every other layer."""
+    if type(layer) is not keras.layers.Bidirectional:
+        return []
+    return [layer.forward_layer, layer.backward_layer]
+
+
+def has_several_kernels(layer):
+    """bool, whether `layer` has its kernels in what it holds, each under a path of its own."""
+    inside = directions(layer)
+    return is_attention(layer) or is_gated(layer) or any(map(is_gated, inside))
+
+
 def is_convertible(layer):
     """bool, whether there is a low-rank layer for the class of `layer`."""
-    return type(layer) in _BY_PLAIN or type(layer) in ATTENTION
+    inside = directions(layer)
+    return type(layer) in _LOW_RANK or (inside and all(map(is_convertible, inside)))
 
 
 def holds_matrix(layer):
     """bool, whether `layer` is a plain one whose kernel is a matrix."""
-    if type(layer) not in _BY_PLAIN:
+    if type(layer) not in _BY_PLAIN and not isinstance(layer, GatesKernel):
         return False
     try:
         matricization(layer)
@@ -142,14 +184,29 @@ def holds_matrix(layer):
 
 
 def kernel_layers(path, layer):
-    """`{path: layer}` of what holds the kernels of a layer: itself, or its projections."""
-    if not is_attention(layer):
-        return {path: layer}
-    return {f"{path}/{name}": one for name, one in projections(layer).items()}
+    """`{path: layer}` of what holds the kernels of a layer: itself, or what is inside it.
+
+    Of a plain LSTM or GRU, whose cell is no layer of that kind, the values are `GatesKernel`s.
+    """
+    if has_several_kernels(layer) and directions(layer):
+        both = [kernel_layers(f"{path}/{one.name}", one) for one in directions(layer)]
+        return {**both[0], **both[1]}
+    if is_attention(layer):
+        return {f"{path}/{name}": one for name, one in projections(layer).items()}
+    if is_gated(layer):
+        cell = layer.cell
+        if type(layer) in GATED:
+            inside = [GatesKernel(layer, name) for name in ("kernel", "recurrent_kernel")]
+        else:
+            inside = [*cell.kernels, *cell.recurrent_kernels]
+        return {f"{path}/{cell.name}/{one.name}": one for one in inside}
+    return {path: layer}
 
 
 def kernel_of(layer):
     """The variable that holds the kernel of a plain layer."""
+    if isinstance(layer, GatesKernel):
+        return layer.kernel
     return getattr(layer, kind_of(layer).kernel)
 
 
@@ -177,6 +234,10 @@ def kernel_matrix(layer):
 def unbuilt_twin(layer, rank):
     """A low-rank layer with the arguments of a plain one.
 
+    Args:
+        layer: Keras layer that can be converted, and is no `Bidirectional`.
+        rank: int, or by kernel where it has several: a dict of the low-rank ones.
+
     Raises:
         ValueError: an argument has no meaning without the kernel (a constraint, an L1 penalty,
             groups): the words of the low-rank layer.
@@ -186,7 +247,7 @@ def unbuilt_twin(layer, rank):
             "A quantized layer has no kernel of floats to decompose; convert before quantizing. "
             f"Received: quantization_mode={layer.quantization_mode!r}"
         )
-    return kind_of(layer).low_rank(**_config(layer), rank=rank)
+    return _LOW_RANK[type(layer)](**_config(layer), rank=rank)
 
 
 def plain_arguments(layer):
@@ -207,9 +268,9 @@ def second_arguments(layer):
 
 def _config(layer):
     config = layer.get_config()
-    if "activation" in config:
+    for name in {"activation", "recurrent_activation"} & set(config):
         # Itself: a function without a name does not come back from a config.
-        config["activation"] = layer.activation
+        config[name] = getattr(layer, name)
     if hasattr(layer, "output_padding"):  # older versions of Keras leave it out of the config
         config["output_padding"] = layer.output_padding
     return config

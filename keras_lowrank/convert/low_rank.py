@@ -12,8 +12,10 @@ from keras_lowrank.convert.decomposition import Decomposition
 from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
 from keras_lowrank.convert.kinds import (
     ATTENTION,
+    GATED,
     KINDS,
-    is_attention,
+    GatesKernel,
+    has_several_kernels,
     is_convertible,
     kernel_layers,
     kernel_matrix,
@@ -24,6 +26,7 @@ from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select
 from keras_lowrank.convert.twins import low_rank_twin
 from keras_lowrank.layers.attention import LowRankAttention
+from keras_lowrank.layers.recurrent import GatedLayer
 from keras_lowrank.model import LowRankModel
 
 
@@ -43,8 +46,9 @@ def from_keras(
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
     The kernel W of every Dense, EinsumDense and Embedding layer, of every convolution (Conv1D,
-    Conv2D, Conv3D, Conv2DTranspose), and of every projection in a layer of attention
-    ("attention/query", ...), becomes its best approximation `W_r = U S V^T` (truncated SVD;
+    Conv2D, Conv3D, Conv2DTranspose), of every projection in a layer of attention
+    ("attention/query", ...), and both kernels of an LSTM or GRU ("lstm/lstm_cell/kernel", ...),
+    bidirectional or not, become their best approximation `W_r = U S V^T` (truncated SVD;
     randomised, and within 1% of the least error, where `rank` is small beside a large kernel),
     with the layer's bias and arguments. All else is copied, with weights and statistics: names,
     `trainable`, precision, layers that are used in several places. The model that was given is
@@ -147,7 +151,8 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
 
     Args:
         layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D`, `Conv2DTranspose`,
-            `EinsumDense`, `Embedding`, `MultiHeadAttention` or `GroupQueryAttention`.
+            `EinsumDense`, `Embedding`, `MultiHeadAttention`, `GroupQueryAttention`, `LSTM`, `GRU`,
+            or a `Bidirectional` of the last two.
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
         energy: float in `(0, 1]`, as in `from_keras`. Exactly one of the three must be given.
@@ -206,7 +211,7 @@ def _chosen(model, rule, include, exclude):
             # With what holds the kernels, so that it can be named in the place of all of them.
             candidates.update({path: layer, **kernel_layers(path, layer)})
     chosen = select(candidates, include, exclude)
-    chosen = {path: layer for path, layer in chosen.items() if not is_attention(layer)}
+    chosen = {path: layer for path, layer in chosen.items() if not has_several_kernels(layer)}
     refused = {path: _refusal(layer) for path, layer in chosen.items()}
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
     left = "; ".join(f"{path}: {reason}" for path, reason in refused.items() if reason)
@@ -221,17 +226,18 @@ def _chosen(model, rule, include, exclude):
 
 
 def _names():
-    return ", ".join(cls.__name__ for cls in (*(kind.plain for kind in KINDS), *ATTENTION))
+    return ", ".join(cls.__name__ for cls in (*(kind.plain for kind in KINDS), *ATTENTION, *GATED))
 
 
 def _holds_kernel(layer):
-    if isinstance(layer, LowRankAttention):
+    if isinstance(layer, (LowRankAttention, GatedLayer)):
         return False  # converted, whatever of it is dense
     return is_convertible(layer) or any(map(is_convertible, keras_internals.all_layers(layer)))
 
 
 def _refusal(layer):
     """Why a layer stays as it is, or None."""
+    layer = layer.owner if isinstance(layer, GatesKernel) else layer
     if not is_convertible(layer):
         return (
             f"What a {type(layer).__name__} does with the layers that it holds only its code says; "

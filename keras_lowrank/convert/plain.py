@@ -15,12 +15,15 @@ from keras_lowrank.convert.graph import (
 )
 from keras_lowrank.convert.kinds import (
     ATTENTION,
+    GATED,
+    directions,
     kernel_of,
     kind_of,
     matricization,
     plain_arguments,
     second_arguments,
 )
+from keras_lowrank.convert.twins import bidirectional
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.layers.matricization import Matricization
@@ -46,7 +49,7 @@ def to_keras(model, form="smaller"):
         form: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
             `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
 
-    LSTM and GRU have no form in factors and are merged in every case.
+    LSTM and GRU, bidirectional or not, have no form in factors and are merged in every case.
 
     A kernel regularizer, which is one of `||W||_F^2`, stays with a merged kernel and has no place
     in a factored one; there is a warning.
@@ -74,7 +77,7 @@ def to_keras(model, form="smaller"):
     def replace(layer):
         if isinstance(layer, LowRankAttention):
             return _attention(layer)
-        if isinstance(layer, GatedLayer):
+        if any(isinstance(one, GatedLayer) for one in (layer, *directions(layer))):
             return _merged_gates(layer)
         if not isinstance(layer, LowRankLayer):
             _check_what_it_holds(layer)
@@ -125,15 +128,38 @@ def _merged(layer):
 
 def _merged_gates(layer):
     """The Keras layer of a recurrent one, which has no form in factors."""
-    plain = next(kind for kind in (keras.layers.LSTM, keras.layers.GRU) if isinstance(layer, kind))
-    plain = plain.from_config(plain_arguments(layer))
+    plain = _unbuilt_gates(layer)
     build_like(plain, layer)
-    for name in ("kernel", "recurrent_kernel"):
-        blocks = [np.matmul(*_balanced(one)) for one in getattr(layer.cell, f"{name}s")]
-        getattr(plain.cell, name).assign(np.concatenate(blocks, axis=-1))
-    if plain.cell.bias is not None:
-        plain.cell.bias.assign(layer.cell.bias)
+    both = zip(directions(layer) or [layer], directions(plain) or [plain])
+    for source, target in both:
+        if not isinstance(source, GatedLayer):
+            target.set_weights(source.get_weights())
+            continue
+        for name in ("kernel", "recurrent_kernel"):
+            blocks = [_whole(one) for one in getattr(source.cell, f"{name}s")]
+            getattr(target.cell, name).assign(np.concatenate(blocks, axis=-1))
+        if target.cell.bias is not None:
+            target.cell.bias.assign(source.cell.bias)
     return plain
+
+
+def _unbuilt_gates(layer):
+    if directions(layer):
+        return bidirectional(layer, *map(_unbuilt_gates, directions(layer)))
+    by_low_rank = {low_rank: plain for plain, low_rank in GATED.items()}
+    if not isinstance(layer, GatedLayer):
+        return type(layer).from_config(layer.get_config())
+    if type(layer) not in by_low_rank:
+        raise _unknown(layer)
+    return by_low_rank[type(layer)].from_config(plain_arguments(layer))
+
+
+def _whole(layer):
+    """The kernel of a layer in a cell, low-rank or not."""
+    if not isinstance(layer, LowRankLayer):
+        return np.asarray(layer.kernel)
+    u, s, v = _in_float64(layer)
+    return u @ s @ v.T
 
 
 def _check_what_it_holds(layer):

@@ -5,6 +5,8 @@ import itertools
 
 import keras
 
+from keras_lowrank.convert.kinds import GatesKernel
+
 
 def select(layers, include, exclude):
     """Returns those of `{path: layer}` that are included and not excluded.
@@ -49,10 +51,15 @@ def _test(argument, item):
     if isinstance(item, str):
         return lambda path, layer: matches(path, layer, item)
     if isinstance(item, type) and issubclass(item, keras.layers.Layer):
-        return lambda path, layer: isinstance(layer, item)
+        return lambda path, layer: isinstance(_layer(layer), item)
     if callable(item) and not isinstance(item, type):
-        return lambda path, layer: item(layer)
+        return lambda path, layer: item(_layer(layer))
     raise ValueError(
         f"`{argument}` must hold names, patterns, layer classes or functions of a layer. "
         f"Received: {item!r}"
     )
+
+
+def _layer(holder):
+    """What holds a kernel, as a user knows it: a layer."""
+    return holder.owner if isinstance(holder, GatesKernel) else holder

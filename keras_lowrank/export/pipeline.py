@@ -4,7 +4,12 @@ import pathlib
 import tempfile
 
 from keras_lowrank.export import litert, onnx, parity, saved_model
-from keras_lowrank.export.kernels import count_parameters, deployed_kernels, full_rank_kernels
+from keras_lowrank.export.kernels import (
+    count_parameters,
+    deployed_kernels,
+    full_rank_bytes,
+    full_rank_kernels,
+)
 from keras_lowrank.export.placing import placed, size
 from keras_lowrank.export.report import (
     Cost,
@@ -14,6 +19,9 @@ from keras_lowrank.export.report import (
 )
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served
+
+# Bytes of the whole kernels that a report which nobody asked for may form.
+_LARGEST_TWIN = 2**30
 
 FORMATS = {"tf_saved_model": saved_model, "litert": litert, "tflite": litert, "onnx": onnx}
 
@@ -33,10 +41,13 @@ def export_model(
     accuracy_drop=0.01,
     preprocessing=None,
     class_labels=None,
-    report=False,
+    report=None,
 ):
     """Writes a built Keras model for inference. See `LowRankModel.export`."""
     target = pathlib.Path(filepath)
+    verbose = True if verbose is None else bool(verbose)
+    if report is None:
+        report = verbose and full_rank_bytes(model) <= _LARGEST_TWIN
     kind = _checked_format(format, target)
     served = Served(model, preprocessing, class_labels, input_signature)
     samples = None
@@ -70,7 +81,7 @@ def export_model(
             costs = _costs(kind, served, kernels, made, run)
             report = ExportReport(str(target), format, quantization, *costs, *agreement)
             made.with_name(*beside).write_text(report.json())
-    if verbose or verbose is None:
+    if verbose:
         print(f"Wrote {target}: {format}, {size(target):,} bytes.")
         if report:
             print(report)

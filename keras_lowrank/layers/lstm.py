@@ -82,7 +82,7 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
     Args:
         units, activation, recurrent_activation, use_bias: as in `keras.layers.LSTM`.
         rank: int, None, or a dict with the keys `"kernel"` and `"recurrent"`: the ranks to start
-            with. See `LowRankLayer`.
+            with, as in `LowRankLayer`. A kernel that the dict leaves out is a plain one.
         min_rank, max_rank, truncation: as in `LowRankLayer`; for both matrices, or by such a dict.
         stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
         use_cudnn: `"auto"` or `False`: cuDNN's LSTM multiplies with whole kernels.

@@ -1,5 +1,7 @@
 """What LSTM and GRU share: the matrices of their gates, and the loop around them."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -15,13 +17,14 @@ _MATRICES = "kernel", "recurrent"
 class GatedCell:
     """A Keras cell whose two kernels are low-rank: goes before the Keras cell in a class's bases.
 
-    The kernels are `LowRankDense` layers without a bias: one with the gates' columns side by side,
-    or one for each gate. A subclass says how a step follows from their products.
+    The kernels are `LowRankDense` layers without a bias (or Keras's, where one stays plain): one
+    with the gates' columns side by side, or one for each gate. A subclass says how a step follows
+    from their products.
 
     Args:
         units, activation, recurrent_activation, use_bias: as in the Keras cell.
         rank, min_rank, max_rank, truncation: as in `LowRankLayer`, for both kernels, or a dict with
-            the keys `"kernel"` and `"recurrent"`.
+            the keys `"kernel"` and `"recurrent"`. A kernel without a rank in a dict is a plain one.
         stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
         **kwargs: all other arguments of the Keras cell.
     """
@@ -108,7 +111,9 @@ class GatedCell:
 
     def multiplies_once(self, training):
         """Whether a step is no more than `advance` on one product with the recurrent kernels."""
-        return not (training and 0.0 < self.recurrent_dropout < 1.0)
+        if training and 0.0 < self.recurrent_dropout < 1.0:
+            return False
+        return all(isinstance(layer, LowRankDense) for layer in self.recurrent_kernels)
 
     def step(self, projected, states, training):
         """One step from the `input_product` of its inputs: `(output, new states)`."""
@@ -126,15 +131,20 @@ class GatedCell:
         if not self.stacked:
             names, width = [f"_{gate}" for gate in self.gates], self.units
         stem = "kernel" if which == "kernel" else "recurrent_kernel"
-        return [
-            LowRankDense(
-                width,
-                use_bias=False,
-                kernel_regularizer=regularizer,
+        make = keras.layers.Dense
+        if not isinstance(self.rank, dict) or which in self.rank:
+            make = functools.partial(
+                LowRankDense,
                 rank=_by_matrix("rank", self.rank, None)[which],
                 min_rank=_by_matrix("min_rank", self.min_rank, 1)[which],
                 max_rank=_by_matrix("max_rank", self.max_rank, None)[which],
                 truncation=self.truncation[which],
+            )
+        return [
+            make(
+                width,
+                use_bias=False,
+                kernel_regularizer=regularizer,
                 name=stem + name,
                 dtype=self.dtype_policy,
                 trainable=self.trainable,
@@ -317,28 +327,34 @@ def _product(layers, inputs):
     """The products with the kernels of all gates, side by side.
 
     Args:
-        layers: list of low-rank layers, one for all gates or one for each.
+        layers: list of layers, low-rank or plain, one for all gates or one for each.
         inputs: tensor, or a list of tensors, one for each gate.
     """
     if not isinstance(inputs, list):
-        outputs = [layer.apply_kernel(inputs) for layer in layers]
+        outputs = [_multiply(layer, inputs) for layer in layers]
     elif len(layers) > 1:
-        outputs = [layer.apply_kernel(one) for layer, one in zip(layers, inputs)]
+        outputs = [_multiply(layer, one) for layer, one in zip(layers, inputs)]
     else:
         # One matrix, and other inputs for every gate's columns of it: all inputs as one batch.
         count = len(inputs)
-        blocks = tf.split(layers[0].apply_kernel(tf.concat(inputs, 0)), count, axis=0)
+        blocks = tf.split(_multiply(layers[0], tf.concat(inputs, 0)), count, axis=0)
         outputs = [tf.split(block, count, axis=-1)[i] for i, block in enumerate(blocks)]
     return tf.concat(outputs, -1) if len(outputs) > 1 else outputs[0]
+
+
+def _multiply(layer, inputs):
+    if isinstance(layer, LowRankDense):
+        return layer.apply_kernel(inputs)
+    return keras.ops.matmul(inputs, layer.kernel)
 
 
 def _by_matrix(name, value, default):
     """An argument for each kernel, where it may be one for both."""
     if not isinstance(value, dict) or "class_name" in value:  # the config of a truncation
         return dict.fromkeys(_MATRICES, value)
-    if not set(value) <= set(_MATRICES):
+    if not value or not set(value) <= set(_MATRICES):
         raise ValueError(
-            f"`{name}` must be one value, or a dict with the keys {_MATRICES}. "
+            f"`{name}` must be one value, or a dict with keys among {_MATRICES}. "
             f"Received: {name}={value!r}"
         )
     return {key: value.get(key, default) for key in _MATRICES}
