@@ -162,14 +162,13 @@ def directions(layer):
 
 def has_several_kernels(layer):
     """bool, whether `layer` has its kernels in what it holds, each under a path of its own."""
-    inside = directions(layer)
-    return is_attention(layer) or is_gated(layer) or any(map(is_gated, inside))
+    return is_attention(layer) or is_gated(layer) or any(map(is_gated, directions(layer)))
 
 
 def is_convertible(layer):
     """bool, whether there is a low-rank layer for the class of `layer`."""
     inside = directions(layer)
-    return type(layer) in _LOW_RANK or (inside and all(map(is_convertible, inside)))
+    return type(layer) in _LOW_RANK or (bool(inside) and all(map(is_convertible, inside)))
 
 
 def holds_matrix(layer):
@@ -188,19 +187,18 @@ def kernel_layers(path, layer):
 
     Of a plain LSTM or GRU, whose cell is no layer of that kind, the values are `GatesKernel`s.
     """
-    if has_several_kernels(layer) and directions(layer):
-        both = [kernel_layers(f"{path}/{one.name}", one) for one in directions(layer)]
-        return {**both[0], **both[1]}
+    if not has_several_kernels(layer):
+        return {path: layer}
     if is_attention(layer):
         return {f"{path}/{name}": one for name, one in projections(layer).items()}
-    if is_gated(layer):
-        cell = layer.cell
-        if type(layer) in GATED:
-            inside = [GatesKernel(layer, name) for name in ("kernel", "recurrent_kernel")]
-        else:
-            inside = [*cell.kernels, *cell.recurrent_kernels]
-        return {f"{path}/{cell.name}/{one.name}": one for one in inside}
-    return {path: layer}
+    if directions(layer):
+        gated = {f"{path}/{one.name}": one for one in directions(layer) if is_gated(one)}
+        return {key: one for inside in gated.items() for key, one in kernel_layers(*inside).items()}
+    if type(layer) in GATED:
+        inside = [GatesKernel(layer, name) for name in ("kernel", "recurrent_kernel")]
+    else:
+        inside = [*layer.cell.kernels, *layer.cell.recurrent_kernels]
+    return {f"{path}/{layer.cell.name}/{one.name}": one for one in inside}
 
 
 def kernel_of(layer):
