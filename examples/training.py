@@ -111,6 +111,13 @@ WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Weight decay of SGD.", l
 SCHEDULE = flags.DEFINE_enum(
     "schedule", "constant", ["constant", "cosine"], "The learning rate over the training."
 )
+WARMUP = flags.DEFINE_float(
+    "warmup",
+    0.0,
+    "The share of the training in which a cosine schedule rises, from a tenth of the rate.",
+    0.0,
+    0.9,
+)
 LIMIT = flags.DEFINE_integer(
     "limit", None, "Train on that many images only, for a short run.", lower_bound=1
 )
@@ -286,7 +293,11 @@ class _Experiment:
 def _optimizer(steps):
     rate = LEARNING_RATE.value
     if SCHEDULE.value == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+        rising = round(WARMUP.value * steps)
+        start, peak = (rate / 10.0, rate) if rising else (rate, None)
+        rate = keras.optimizers.schedules.CosineDecay(
+            start, steps - rising, warmup_target=peak, warmup_steps=rising
+        )
     decay = WEIGHT_DECAY.value or None
     return keras.optimizers.SGD(rate, momentum=MOMENTUM.value, weight_decay=decay)
 
@@ -322,6 +333,7 @@ def _settings():
         "batch_size": BATCH_SIZE.value,
         "learning_rate": LEARNING_RATE.value,
         "schedule": SCHEDULE.value,
+        "warmup": WARMUP.value,
         "momentum": MOMENTUM.value,
         "weight_decay": WEIGHT_DECAY.value,
         "pruning": PRUNING.value,
