@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.integrator import Moved
 from keras_lowrank.linalg import (
@@ -130,7 +131,7 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
     def finished():
         rank = near.rank
         u, v = (
-            tf.matmul(basis, a[:, :rank]) + tf.matmul(part, b[:, :rank])
+            row_slices.combined(basis, a[:, :rank], part, b[:, :rank])
             for basis, part, (a, b) in (
                 (factors.U, direction.K, near.left),
                 (factors.V, direction.L, near.right),
@@ -256,7 +257,7 @@ def _least_value(tail, largest):
 
 
 def _gram(block):
-    return tf.matmul(block, block, transpose_a=True)
+    return row_slices.inner(block, block)
 
 
 def _energy(matrix):
