@@ -330,6 +330,8 @@ def _product(one, other):
     """The product of two factors, None standing for 1."""
     if one is None or other is None:
         return one if other is None else other
+    if tf.is_tensor(one) and tf.is_tensor(other):  # a loss scale is float32, whatever the layers
+        one = tf.cast(one, other.dtype)
     return one * other
 
 
