@@ -234,9 +234,12 @@ def orthonormalized(left, core, right):
 
     Bases that pass from step to step collect roundings, and faint directions bring more. Both are
     measured here, by one Gram matrix each. Where the spectral norm of `B^T B - I` or `D^T D - I`
-    may exceed 7.6e-6 (float32), a Householder QR takes B and D apart, which bears columns of any
-    kind, and the small factors go into the core, whose singular value decomposition restores the
-    gauge; else nothing is done.
+    may exceed 7.6e-6 (float32), both are multiplied with the inverse roots of their Gram matrices,
+    and what they leave goes into the core, whose singular value decomposition restores the gauge;
+    else nothing is done.
+
+    A basis that is too far off for that comes out of a Householder QR first, which bears columns of
+    any kind. It is not enough by itself: its own roundings grow with n, to 6e-5 at 200,000 rows.
 
     Args:
         left: almost orthonormal tensor B, shape `(n, r)`.
@@ -246,15 +249,48 @@ def orthonormalized(left, core, right):
     Returns:
         Tuple of tensors `(B, C, D)` of the same shapes.
     """
+    grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
 
     def mended():
-        (left_q, left_r), (right_q, right_r) = tf.linalg.qr(left), tf.linalg.qr(right)
+        left_q, left_in, left_r = _polar(left, grams[0])
+        right_q, right_in, right_r = _polar(right, grams[1])
         p, values, q = signed_svd(tf.matmul(tf.matmul(left_r, core), right_r, transpose_b=True))
-        return tf.matmul(left_q, p), tf.linalg.diag(values), tf.matmul(right_q, q)
+        return (
+            tf.matmul(left_q, tf.matmul(left_in, p)),
+            tf.linalg.diag(values),
+            tf.matmul(right_q, tf.matmul(right_in, q)),
+        )
 
-    grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
     defect = tf.maximum(*(_defect(gram) for gram in grams))
     return tf.cond(defect > 1.0, mended, lambda: (left, core, right))
+
+
+def _polar(basis, gram):
+    """`(Q, T, R)` with `B = Q T R`, where `Q T` is orthonormal and as close to Q as can be."""
+    one = identity_like(gram)
+    off = spectral_norm(gram - one)
+
+    def householder():
+        q, r = tf.linalg.qr(basis)
+        return q, r, tf.matmul(q, q, transpose_a=True)
+
+    # The series leave a third of the cube.
+    near = off < np.finfo(basis.dtype.as_numpy_dtype).eps ** (1 / 3)
+    q, r, gram = tf.cond(near, lambda: (basis, one, gram), householder)
+    inverse, root = roots(gram - one)
+    return q, inverse, tf.matmul(root, r)
+
+
+def roots(e):
+    """`(I + E)^(-1/2)` and `(I + E)^(1/2)` for a small symmetric E, by their series."""
+    one, square = identity_like(e), tf.matmul(e, e)
+    inverse, root = one - 0.5 * e + 0.375 * square, one + 0.5 * e - 0.125 * square
+    if e.dtype == tf.float64:  # a step of Newton doubles the digits
+        inverse = 0.5 * tf.matmul(
+            inverse, 3.0 * one - tf.matmul(tf.matmul(inverse, inverse), one + e)
+        )
+        root = tf.matmul(one + e, inverse)
+    return inverse, root
 
 
 def _defect(gram):

@@ -9,12 +9,14 @@ Every low-rank layer applies its matrix through `low_rank_apply`. What that mult
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.linalg import matmul_last, rows
 from keras_lowrank.tangent_vector import TangentVector, paired
 
@@ -80,10 +82,15 @@ class TangentProbe:
     Args:
         factorization: `Factorization`, the point W.
         keep_calls: bool. Keep what `coupling` needs (x and d of every call) until it is asked for.
+        by_rows: bool. Give the K-part of a layer that does nothing but look up rows as
+            `tf.IndexedSlices`, see `row_slices`.
     """
 
-    def __init__(self, factorization, keep_calls=False):
+    def __init__(self, factorization, keep_calls=False, by_rows=False):
         self.K = tf.identity(factorization.U)
+        # What U is read from as the first factor: a tape would make slices of n rows where it adds
+        # a gradient by rows to that of a transposed application.
+        self._first = tf.identity(factorization.U) if by_rows else self.K
         self.S = tf.identity(factorization.S)
         self.L = tf.identity(factorization.V)
         self.core = tf.identity(factorization.S)
@@ -93,7 +100,8 @@ class TangentProbe:
     @property
     def sources(self):
         """What to differentiate the loss by; `tangent` takes the gradients in this order."""
-        return [self.K, self.S, self.L, self.core]
+        sources = [self.K, self.S, self.L, self.core]
+        return sources if self._first is self.K else [*sources, self._first]
 
     def apply(self, project, inputs, dtype, transposed=False):
         # A batch of vectors, or of sequences of indices, is shorter than a basis as a rule, and
@@ -120,22 +128,28 @@ class TangentProbe:
                     dx = tape.gradient(z, inputs, matmul_last(dv, core, transpose=True))
                 return (
                     dx,
-                    _summed(basis_tape.gradient(z, first, dv), first),
+                    self._of_first(basis_tape.gradient(z, first, dv)),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
                 )
 
             return outputs, gradient
 
-        first, core, last = self.in_type(dtype)
+        k, core, last = self.in_type(dtype)
         if transposed:
-            return apply(inputs, last, tf.transpose(core), first)
-        return apply(inputs, first, core, last)
+            return apply(inputs, last, tf.transpose(core), k)
+        return apply(inputs, tf.cast(self._first, dtype), core, last)
 
     def in_type(self, dtype):
         """`K`, `S` and `L` in the type that products with them are computed in."""
         self._half |= dtype != self.K.dtype
         return [tf.cast(part, dtype) for part in (self.K, self.S, self.L)]
+
+    def _of_first(self, gradient):
+        """The gradient of a basis; that of a gather comes row by row."""
+        if self._first is not self.K:
+            return gradient
+        return row_slices.dense(gradient, self.K.shape[0])
 
     def gradients_at(self, inputs, d, u, v):
         """The gradients of `K`, `S` and `L` by one plain product, from its inputs and its d."""
@@ -148,15 +162,19 @@ class TangentProbe:
 
     def tangent(self, gradients):
         """The tangent gradient, from the gradients of `sources` (None where there is none)."""
-        k, s, l, penalty = gradients
-        if k is None:  # the loss does not depend on the layer
-            k, s, l = (tf.zeros_like(part) for part in (self.K, self.S, self.L))
-        elif self._half:  # its products leave the parts with roundings of their own
-            k, s, l = paired(k, l, self.K, self.L)
+        k, s, l, penalty, *first = gradients
+        parts = [
+            row_slices.collected(part, self.K.shape[0]) for part in (k, *first) if part is not None
+        ]
+        if not parts:  # the loss does not depend on the layer
+            parts, s, l = [tf.zeros_like(self.K)], tf.zeros_like(self.S), tf.zeros_like(self.L)
+        k = functools.reduce(row_slices.plus, parts)
+        if self._half:  # its products leave the parts with roundings of their own
+            k, s, l = paired(row_slices.dense(k), l, self.K, self.L)
         elif not self._core_by_pass:
-            s = tf.matmul(self.K, k, transpose_a=True)
+            s = row_slices.inner(self.K, k)
         if penalty is not None:
-            k += tf.matmul(self.K, penalty)
+            k = row_slices.plus(tf.matmul(self.K, penalty), k)
             s += penalty
             l += tf.matmul(self.L, penalty, transpose_b=True)
         return TangentVector(k, s, l)
@@ -231,14 +249,6 @@ def _in_basis(by_residual, by_basis, added):
     from both sides afterwards they would raise rounding to the square of that.
     """
     return tf.matmul(rows(by_residual), added.root) - tf.matmul(rows(by_basis), added.leak)
-
-
-def _summed(gradient, basis):
-    """The gradient of a basis as a block like it; that of a gather comes row by row."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    count = tf.shape(basis)[0] if basis.shape[0] is None else basis.shape[0]
-    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, count)
 
 
 def low_rank_apply(project, factors, inputs, dtype, transposed=False):

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_lowrank import row_slices
+
 
 class TangentVector(NamedTuple):
     """A tangent vector at `U S V^T`, as its parts.
 
     Attributes:
-        K: tensor `A V`, shape `(n, r)`.
+        K: tensor `A V`, shape `(n, r)`; or its rows, as in `row_slices`, where that is announced.
         S: tensor `U^T A V`, shape `(r, r)`.
         L: tensor `A^T U`, shape `(m, r)`.
     """
@@ -29,16 +31,21 @@ class TangentVector(NamedTuple):
         """`factor * A`, for a number or a scalar tensor."""
         if tf.is_tensor(factor):  # a number takes the precision of the parts by itself
             factor = tf.cast(factor, self.S.dtype)
-        return TangentVector(*(factor * part for part in self))
+        return TangentVector(row_slices.scaled(self.K, factor), factor * self.S, factor * self.L)
 
     def plus(self, other):
         """`A + B`, for B at the same W."""
-        return TangentVector(*(one + two for one, two in zip(self, other)))
+        return TangentVector(row_slices.plus(self.K, other.K), self.S + other.S, self.L + other.L)
 
     def squared_norm(self):
         """`||A||_F^2`; at least 0, also where rounding would have it otherwise."""
-        k, s, l = (tf.reduce_sum(tf.square(part)) for part in self)
+        parts = row_slices.values(self.K), self.S, self.L
+        k, s, l = (tf.reduce_sum(tf.square(part)) for part in parts)
         return tf.maximum(k + l - s, 0.0)
+
+    def dense(self):
+        """The same with K as a tensor."""
+        return self._replace(K=row_slices.dense(self.K))
 
 
 def zeros_at(factors):
@@ -91,8 +98,9 @@ def overlap(direction, old, new, known=()):
 
     Two are enough where the `Overlap` of another D with the same W and W1 is `known`.
     """
-    bases = known[:2] or (_inner(old.U, new.U), _inner(old.V, new.V))
-    return Overlap(*bases, _inner(direction.K, new.U), _inner(direction.L, new.V))
+    inner = row_slices.inner
+    bases = known[:2] or (inner(old.U, new.U), inner(old.V, new.V))
+    return Overlap(*bases, inner(direction.K, new.U), inner(direction.L, new.V))
 
 
 def carried(tangent, old, lies, factor):
@@ -120,14 +128,10 @@ def carried(tangent, old, lies, factor):
     core = tf.matmul(lies.K, v_v, transpose_a=True) + tf.matmul(lies.U, l_v, transpose_a=True)
     k_u = factor * lies.K - tf.matmul(s, u_u, transpose_a=True)
     return TangentVector(
-        tf.matmul(k, v_v) + tf.matmul(old.U, l_v),
+        row_slices.combined(old.U, l_v, k, v_v),
         core,
-        tf.matmul(l, u_u) + tf.matmul(old.V, k_u),
+        row_slices.combined(old.V, k_u, l, u_u),
     )
-
-
-def _inner(one, other):
-    return tf.matmul(one, other, transpose_a=True)
 
 
 def core_in(tangent, old, new):

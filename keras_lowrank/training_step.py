@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_lowrank import keras_internals
+from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.distribution import Replicas
 from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags, choose
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
@@ -190,14 +190,18 @@ class TrainingStep:
 
     def _tangent_gradients(self):
         """One forward and one backward pass; returns the tangent gradients, as of no scale."""
+        integrator = self._model.integrator
+        # Replicas have other rows each, and XLA asks for a number of rows that is known.
+        by_rows = self._rule.takes_rows and integrator.takes_rows
+        by_rows = by_rows and not self.replicated and not self._model.jit_compile
         self._probes = [
-            TangentProbe(point, self._model.integrator.needs_coupling) for point in self._points
+            TangentProbe(point, integrator.needs_coupling, by_rows) for point in self._points
         ]
         sources = [probe.sources for probe in self._probes]
         gradients = iter(self._pass(self._probes, _flat(sources), first=True))
         tangents = [p.tangent([next(gradients) for _ in p.sources]) for p in self._probes]
         tangents = self._summed(tangents)
-        self._note("the gradient of layer", [(t.K, t.L) for t in tangents])
+        self._note("the gradient of layer", [(row_slices.values(t.K), t.L) for t in tangents])
         if self._unscaling is None:
             return tangents
         return [tangent.scaled(self._unscaling) for tangent in tangents]
@@ -269,7 +273,7 @@ class TrainingStep:
         self._finite[f"the loss{when}"] = all_finite(self._loss)
         for variable, gradient in zip(self._model.other_variables, self._other_gradients):
             place = f"the gradient of {variable.path!r}{when}"
-            self._finite[place] = all_finite(_values(gradient))
+            self._finite[place] = all_finite(row_slices.values(gradient))
         return gradients
 
     def _note(self, place, tensors_by_layer):
@@ -326,30 +330,22 @@ def _product(one, other):
     """The product of two factors, None standing for 1."""
     if one is None or other is None:
         return one if other is None else other
+    if tf.is_tensor(one) and tf.is_tensor(other):  # a loss scale is float32, whatever the layers
+        one = tf.cast(one, other.dtype)
     return one * other
-
-
-def _values(gradient):
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _with_values(gradient, values):
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return values
 
 
 def _scaled(gradient, factor):
     """The gradient times a scalar; either may be None."""
     if gradient is None or factor is None:
         return gradient
-    values = _values(gradient)
-    return _with_values(gradient, tf.cast(factor, values.dtype) * values)
+    return row_slices.scaled(gradient, tf.cast(factor, gradient.dtype))
 
 
 def _poisoned(gradient, finite):
     """The gradient where `finite` is true, NaN where it is not."""
     if gradient is None:
         return None
-    values = _values(gradient)
-    return _with_values(gradient, tf.where(finite, values, tf.cast(float("nan"), values.dtype)))
+    values = row_slices.values(gradient)
+    values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
+    return row_slices.with_values(gradient, values)

@@ -8,6 +8,7 @@ from reference.embedding import IDS, Tied, built, cross_entropy, language_model,
 
 from keras_lowrank import LowRankEmbedding, LowRankModel, Tolerance
 from keras_lowrank.linalg import complement
+from keras_lowrank.row_slices import is_slices
 from keras_lowrank.tangent import TangentProbe, substitute
 
 
@@ -114,8 +115,9 @@ def test_a_table_to_start_from_is_cut_to_its_best_approximation():
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+@pytest.mark.parametrize("by_rows", [False, True], ids=["whole", "by rows"])
 @pytest.mark.parametrize("ways", ["in", "back", "both"])
-def test_one_pass_gives_the_tangent_gradient_and_the_corner(ways, traced):
+def test_one_pass_gives_the_tangent_gradient_and_the_corner(ways, by_rows, traced):
     """Of all uses together, against `G` in float64 by a table that is one variable."""
     layer = built(dtype="float64")
     rng = np.random.default_rng(4)
@@ -143,16 +145,18 @@ def test_one_pass_gives_the_tangent_gradient_and_the_corner(ways, traced):
     blocks = [tf.constant(rng.standard_normal((n, 2))) for n in (9, 6)]
 
     def run(vectors):
-        probe = TangentProbe(layer.factors.read(), keep_calls=True)
+        probe = TangentProbe(layer.factors.read(), keep_calls=True, by_rows=by_rows)
         with substitute({layer.factors: probe}), tf.GradientTape() as tape:
             tape.watch([vectors, *probe.sources])
             loss = loss_of(layer, vectors)
-        *parts, dx = tape.gradient(loss, [*probe.sources, vectors], unconnected_gradients="zero")
-        parts[3] = None
+        *parts, dx = tape.gradient(loss, [*probe.sources, vectors])
+        dx = tf.zeros_like(vectors) if dx is None else dx
         U, _, V = layer.factors.read()
         left, right = complement(blocks[0], U), complement(blocks[1], V)
         corner = probe.coupling(left, right)
-        return [*probe.tangent(parts), dx, corner, left.formed(U), right.formed(V)]
+        tangent = probe.tangent(parts)
+        assert is_slices(tangent.K) == (by_rows and ways == "in")
+        return [*tangent.dense(), dx, corner, left.formed(U), right.formed(V)]
 
     K, S, L, dx, corner, Q, Z = (t.numpy() for t in (tf.function(run) if traced else run)(vectors))
     U, _, V = (factor.numpy() for factor in layer.factors.read())

@@ -213,6 +213,20 @@ def test_orthonormalized_mends_when_only_one_basis_is_off():
         np.testing.assert_allclose(matrix(new), matrix((left, core, right)), atol=1e-13)
 
 
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_orthonormalized_mends_a_basis_of_many_rows(error):
+    """Of which a Householder QR in float32 makes none that is good enough, and takes a second."""
+    rng = np.random.default_rng(8)
+    left = tf.linalg.qr(tf.constant(rng.standard_normal((100_000, 8)), tf.float32))[0].numpy()
+    assert defect(left) > 1e-5
+    left[:, 0] += error * left[:, 1]
+    old = [tf.constant(t, tf.float32) for t in (left, np.diag([3.0] + 7 * [2.0]), np.eye(8))]
+    new = orthonormalized(*old)
+    assert defect(new[0]) < 2e-6
+    # The QR is off by its roundings, too.
+    np.testing.assert_allclose(matrix(new), matrix(old), atol=1e-4 if error else 2e-6)
+
+
 def test_orthonormalized_leaves_good_bases_alone():
     rng = np.random.default_rng(7)
     parts = [orthonormal(rng, 9, 3), rng.standard_normal((3, 3)), orthonormal(rng, 7, 3)]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.factors import Factorization
 from keras_lowrank.linalg import Complement, complement, orthonormalized, rotate, signed_svd
 
@@ -32,7 +33,7 @@ def augment(factors, direction, static=False):
     """
     return Augmented(
         factors,
-        complement(direction.K, factors.U, static),
+        complement(row_slices.dense(direction.K), factors.U, static),
         complement(direction.L, factors.V, static),
     )
 

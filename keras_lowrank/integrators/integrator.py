@@ -69,11 +69,15 @@ class Integrator:
             output gradients of every layer are kept to the end of the step.
         needs_core_direction: bool. Whether `step` calls `problem.core_direction`.
         adapts_rank: bool. Whether ranks may change.
+        takes_rows: bool. Whether `step` takes a direction whose K-part is given by its rows
+            (`tf.IndexedSlices`), which is what an embedding has of a batch: an integrator does that
+            leaves K-parts to `retract` and `augment`, or asks for `direction.dense()`.
     """
 
     needs_coupling = False
     needs_core_direction = False
     adapts_rank = True
+    takes_rows = False
 
     def step(self, problem):
         """Returns the matrices after the step, a list of `Moved`."""

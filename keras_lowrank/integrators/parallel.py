@@ -29,6 +29,8 @@ class Parallel(Integrator):
     >>> integrator = Parallel()   # the same as compile(integrator="parallel")
     """
 
+    takes_rows = True
+
     def step(self, problem):
         directions = problem.direction()
         h = problem.step_size

@@ -29,6 +29,7 @@ class RankAdaptive(Integrator):
     """
 
     needs_coupling = True
+    takes_rows = True
 
     def step(self, problem):
         directions, h = problem.direction(), problem.step_size
@@ -42,7 +43,7 @@ class RankAdaptive(Integrator):
                 return truncate(augmented, moved_core(augmented, corner, h), policy)
 
             def rough_corner(gram_k, gram_l):
-                (u, _, v), (k, s, l) = factors, direction
+                (u, _, v), (k, s, l) = factors, direction.dense()
                 left = rough_complement(k, u, s, gram_k, static)
                 right = rough_complement(l, v, tf.transpose(s), gram_l, static)
                 return Corner(left, right, problem.coupling(index, left, right))

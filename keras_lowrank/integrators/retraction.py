@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.integrator import Moved
 from keras_lowrank.linalg import (
@@ -41,6 +42,7 @@ from keras_lowrank.linalg import (
     fix_signs,
     identity_like,
     orthonormalized,
+    roots,
     signed_svd,
     spectral_norm,
 )
@@ -129,7 +131,7 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
     def finished():
         rank = near.rank
         u, v = (
-            tf.matmul(basis, a[:, :rank]) + tf.matmul(part, b[:, :rank])
+            row_slices.combined(basis, a[:, :rank], part, b[:, :rank])
             for basis, part, (a, b) in (
                 (factors.U, direction.K, near.left),
                 (factors.V, direction.L, near.right),
@@ -196,8 +198,8 @@ def nearest(factors, direction, step_size, policy, corner=None):
     e_left, e_right = tf.matmul(x_gram, x), tf.matmul(y_t, gram_y)
     angle = tf.sqrt(tf.maximum(_energy(e_left), _energy(e_right)))
     near = angle <= _LARGEST_ANGLE
-    n_left, _ = _roots(e_left, one)
-    n_right, root_right = _roots(e_right, one)
+    n_left, _ = roots(e_left)
+    n_right, root_right = roots(e_right)
     # What is cut is, in orthonormal coordinates, with the corner D, and R for its coordinates,
     # (I + X X^T)^(1/2) (D - R Y^T) (I + Y Y^T)^(-1/2).
     tail = (rest + tf.sqrt(tf.maximum(tf.reduce_sum(gram_r * e_right), 0.0))) * (1.0 + angle)
@@ -255,7 +257,7 @@ def _least_value(tail, largest):
 
 
 def _gram(block):
-    return tf.matmul(block, block, transpose_a=True)
+    return row_slices.inner(block, block)
 
 
 def _energy(matrix):
@@ -281,18 +283,6 @@ def _improved_inverse(inverse, matrix, one):
     """
     gap = one - tf.matmul(matrix, inverse)
     return inverse + tf.matmul(inverse, gap), tf.square(_energy(gap))
-
-
-def _roots(e, one):
-    """`(I + E)^(-1/2)` and `(I + E)^(1/2)` for a small symmetric E, by their series."""
-    square = tf.matmul(e, e)
-    inverse, root = one - 0.5 * e + 0.375 * square, one + 0.5 * e - 0.125 * square
-    if e.dtype == tf.float64:  # a step of Newton doubles the digits
-        inverse = 0.5 * tf.matmul(
-            inverse, 3.0 * one - tf.matmul(tf.matmul(inverse, inverse), one + e)
-        )
-        root = tf.matmul(one + e, inverse)
-    return inverse, root
 
 
 def _moderate_svd(matrix):

@@ -24,13 +24,14 @@ the tangent space.
 import keras
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
 from keras_lowrank.tangent_vector import preconditioned
 
 
 def mean_squares(gradient):
     """The mean squares of the rows of the K-part and of the L-part: shapes `(n,)`, `(m,)`."""
-    return (tf.reduce_mean(tf.square(part), axis=1) for part in (gradient.K, gradient.L))
+    return (row_slices.mean_squares(part) for part in (gradient.K, gradient.L))
 
 
 def scales(rows, columns, floor):
@@ -55,6 +56,7 @@ class _Adaptive(Rule):
     """What the rules of this file share: the scaling of a momentum, and its projection."""
 
     floor = 0.0
+    takes_rows = True
 
     def scaled_direction(self, momentum, rows, columns, point, share):
         a, b = scales(rows, columns, self.floor)

@@ -15,6 +15,8 @@ class GradientDescent(Rule):
     own step.
     """
 
+    takes_rows = True
+
     def __init__(self, optimizer):
         super().__init__(optimizer)
         self.momentum = float(optimizer.momentum)

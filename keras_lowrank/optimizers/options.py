@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.keras_internals import decays, inner_optimizer
 from keras_lowrank.optimizers.rule import find_rule, known_optimizers
 
@@ -84,7 +85,7 @@ def clip_factors(optimizer, tangents, others):
         return [_at_most(limit, tf.sqrt(t.squared_norm())) for t in tangents], None
     if optimizer.global_clipnorm:
         squares = [t.squared_norm() for t in tangents]
-        squares += [tf.reduce_sum(tf.square(_values(g))) for g in others if g is not None]
+        squares += [tf.reduce_sum(tf.square(row_slices.values(g))) for g in others if g is not None]
         total = tf.sqrt(tf.add_n([tf.cast(square, tf.float32) for square in squares]))
         common = _at_most(optimizer.global_clipnorm, total)
         return [common] * len(tangents), common
@@ -93,10 +94,6 @@ def clip_factors(optimizer, tangents, others):
 
 def _at_most(limit, norm):
     return tf.cast(limit, norm.dtype) / tf.maximum(norm, tf.cast(limit, norm.dtype))
-
-
-def _values(gradient):
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
 def weight_decay(optimizer, variable):

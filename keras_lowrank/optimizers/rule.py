@@ -46,6 +46,9 @@ class Rule:
             All start at zero.
         decay: float. What tangent vectors are multiplied with on their way to the next step, at no
             cost: the mu of `mu P(M)`. Defaults to 1.
+        takes_rows: bool. Whether `direction` takes a gradient whose K-part is given by its rows
+            (`tf.IndexedSlices`), which is what an embedding has of a batch, and puts none into the
+            state: a rule does that works by the methods of `TangentVector`. Defaults to False.
 
     Example, an optimizer whose steps all have the length of the learning rate:
 
@@ -66,6 +69,8 @@ class Rule:
     >>> model.compile(NormalizedSGD(0.01), "mse")
     >>> history = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
     """
+
+    takes_rows = False
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
