@@ -170,7 +170,7 @@ class TangentProbe:
             parts, s, l = [tf.zeros_like(self.K)], tf.zeros_like(self.S), tf.zeros_like(self.L)
         k = functools.reduce(row_slices.plus, parts)
         if self._half:  # its products leave the parts with roundings of their own
-            k, s, l = paired(row_slices.dense(k), l, self.K, self.L)
+            k, s, l = paired(k, l, self.K, self.L)
         elif not self._core_by_pass:
             s = row_slices.inner(self.K, k)
         if penalty is not None:

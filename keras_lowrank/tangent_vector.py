@@ -58,10 +58,11 @@ def paired(k, l, u, v):
 
     `U^T K` and `(V^T L)^T` are one S-part in two places; where they differ, both become their
     mean, which is the nearest pair in the Frobenius norm. An integrator relies on that: it takes
-    the S-part once, and bases would lose orthonormality by the difference.
+    the S-part once, and bases would lose orthonormality by the difference. A K-part that is given
+    by its rows stays as it is, for the nearest pair has all n of them, and the L-part follows it.
 
     Args:
-        k: tensor, shape `(n, r)`.
+        k: tensor, shape `(n, r)`, or its rows.
         l: tensor, shape `(m, r)`.
         u: tensor U with orthonormal columns, shape `(n, r)`.
         v: tensor V with orthonormal columns, shape `(m, r)`.
@@ -69,12 +70,12 @@ def paired(k, l, u, v):
     Returns:
         `TangentVector`.
     """
-    from_k = tf.matmul(u, k, transpose_a=True)
+    s = from_k = row_slices.inner(u, k)
     from_l = tf.matmul(l, v, transpose_a=True)
-    s = 0.5 * (from_k + from_l)
-    return TangentVector(
-        k + tf.matmul(u, s - from_k), s, l + tf.matmul(v, s - from_l, transpose_b=True)
-    )
+    if not row_slices.is_slices(k):
+        s = 0.5 * (from_k + from_l)
+        k += tf.matmul(u, s - from_k)
+    return TangentVector(k, s, l + tf.matmul(v, s - from_l, transpose_b=True))
 
 
 class Overlap(NamedTuple):

@@ -8,6 +8,7 @@ from reference.cases import few, seeds, shapes, start
 from reference.closed_form import orthonormal
 from reference.trajectories import tangent_of, to_tensors
 
+from keras_lowrank import row_slices
 from keras_lowrank.tangent_vector import carried, core_in, overlap, paired, preconditioned
 
 
@@ -61,3 +62,10 @@ def test_a_pair_is_mended_to_the_nearest_one(shape, seed):
     np.testing.assert_allclose(S, (u.T @ k + l.T @ v) / 2, atol=1e-12)
     np.testing.assert_allclose(K - u @ S, k - u @ (u.T @ k), atol=1e-12)
     np.testing.assert_allclose(L - v @ S.T, l - v @ (v.T @ l), atol=1e-12)
+    # Given by its rows, the K-part is left alone.
+    slices = tf.IndexedSlices(tf.constant(k), tf.range(n), tf.constant([n, r]))
+    found, S, L = paired(slices, *map(tf.constant, (l, u, v)))
+    np.testing.assert_array_equal(row_slices.dense(found), k)
+    np.testing.assert_allclose(S, u.T @ k, atol=1e-12)
+    np.testing.assert_allclose(v.T @ L, np.transpose(S), atol=1e-12)
+    np.testing.assert_allclose(L - v @ (v.T @ L), l - v @ (v.T @ l), atol=1e-12)

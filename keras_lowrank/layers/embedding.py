@@ -14,8 +14,9 @@ class LowRankEmbedding(LowRankLayer):
     r"""`keras.layers.Embedding` with the table `W = U S V^T`: `y = U[i] S V^T` for the index i.
 
     Rows of U are looked up and the rest is products with r x r and r x m matrices: neither the
-    table nor its gradient is formed. The gradient of `U[i]` comes row by row and is summed where
-    it meets U, as n x r numbers.
+    table nor its gradient is formed. The gradient of `U[i]` comes row by row, and stays the rows of
+    the batch: gradient descent passes over U once a step, to turn its basis. A momentum has all n
+    rows, because its projection onto the next tangent space has.
 
     Called with `reverse=True` it is the output projection of a language model that shares the
     table (Press and Wolf, arXiv:1608.05859), as in `keras.layers.ReversibleEmbedding`:
