@@ -7,6 +7,7 @@ training; images flipped and shifted at random.
 
     python examples/cifar10.py --full_rank                 # ResNet20 (He et al. 2016, section 4.2)
     python examples/cifar10.py --full_rank --network vgg   # 32-32-64-64-128-128-256, pooled thrice
+    python examples/cifar10.py --full_rank --network vgg --flagfile examples/cifar10.flags
     python examples/cifar10.py --full_rank --network vit   # 4 blocks, 128 wide, on 8 x 8 patches
     python examples/cifar10.py --limit 5000 --epochs 3 --width 8     # a short run on a CPU
 

@@ -191,8 +191,9 @@ class Budget(Truncation):
     that the budget pays for: what is cut is small beside the layer that it is cut from. (Divided
     by the weights that a value costs, `n + m`, or by their root, the same budget was spent on
     small layers, and LeNet5 with 2.3% of its weights was 1.5 points and more behind.)
-    So ranks only fall: start them high. The budget itself falls from the full-rank weights to what
-    was asked for,
+    So ranks only fall: start them high (LeNet5 with 2.9% of its weights, one seed: from half of the
+    ranks 97.9, from more in the largest layer 98.6 as before). The budget itself falls from the
+    full-rank weights to what was asked for,
 
         b(t) = b + (b_full - b) (1 - t / steps)^3,    t = 0 ... steps,
 

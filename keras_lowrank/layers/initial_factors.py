@@ -7,6 +7,8 @@ What matters in a kernel initializer is how much it scales activations: its expe
 
 An isotropic input loses all but r / n of its energy in U and gets it back in S, so activations
 keep the variance that the full-rank layer would have given them, at every rank, in expectation.
+The spectrum is flat: one that falls as 1/i, of the same energy, tells a truncation what to keep
+before anything is learned (under a budget LeNet5's first layer fell to rank 1, and 11% accuracy).
 """
 
 import functools
