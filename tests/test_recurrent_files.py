@@ -159,6 +159,9 @@ def test_a_kernel_without_a_rank_is_plain(kind, which, dtype):
     "argument, words",
     [
         ({"rank": {"kernel": 2, "hidden": 2}}, r"`rank` must be one value, or a dict.*hidden"),
+        ({"rank": {"hidden": 2}}, r"`rank` must be one value, or a dict.*hidden"),
+        ({"rank": {}}, r"`rank` must be one value, or a dict.*Received: rank={}"),
+        ({"max_rank": {"hidden": 2}}, r"`max_rank` must be one value, or a dict.*hidden"),
         ({"rank": 0}, "`rank` must be a positive integer"),
         ({"truncation": {"recurrent": 1.5}}, r"must be in \[0, 1\)"),
         ({"kernel_constraint": "non_neg"}, "`kernel_constraint` must be None"),

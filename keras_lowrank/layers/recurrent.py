@@ -64,9 +64,10 @@ class GatedCell:
             **kwargs,
         )
         self.rank, self.min_rank, self.max_rank = rank, min_rank, max_rank
+        self._ranks = _by_matrix("rank", rank)
         self.truncation = {
             key: None if one is None else get_truncation(one)
-            for key, one in _by_matrix("truncation", truncation, None).items()
+            for key, one in _by_matrix("truncation", truncation).items()
         }
         self.stacked = stacked
         self.kernels = self._matrices("kernel", self.kernel_regularizer)
@@ -132,13 +133,13 @@ class GatedCell:
             names, width = [f"_{gate}" for gate in self.gates], self.units
         stem = "kernel" if which == "kernel" else "recurrent_kernel"
         make = keras.layers.Dense
-        if not isinstance(self.rank, dict) or which in self.rank:
+        if which in self._ranks:
             make = functools.partial(
                 LowRankDense,
-                rank=_by_matrix("rank", self.rank, None)[which],
-                min_rank=_by_matrix("min_rank", self.min_rank, 1)[which],
-                max_rank=_by_matrix("max_rank", self.max_rank, None)[which],
-                truncation=self.truncation[which],
+                rank=self._ranks[which],
+                min_rank=_by_matrix("min_rank", self.min_rank).get(which, 1),
+                max_rank=_by_matrix("max_rank", self.max_rank).get(which),
+                truncation=self.truncation.get(which),
             )
         return [
             make(
@@ -348,8 +349,8 @@ def _multiply(layer, inputs):
     return keras.ops.matmul(inputs, layer.kernel)
 
 
-def _by_matrix(name, value, default):
-    """An argument for each kernel, where it may be one for both."""
+def _by_matrix(name, value):
+    """An argument by kernel, where it may be one for both: a dict of those that have one."""
     if not isinstance(value, dict) or "class_name" in value:  # the config of a truncation
         return dict.fromkeys(_MATRICES, value)
     if not value or not set(value) <= set(_MATRICES):
@@ -357,4 +358,4 @@ def _by_matrix(name, value, default):
             f"`{name}` must be one value, or a dict with keys among {_MATRICES}. "
             f"Received: {name}={value!r}"
         )
-    return {key: value.get(key, default) for key in _MATRICES}
+    return value
