@@ -5,6 +5,7 @@ small (r x r). On two CPU cores a Householder QR of a 5120 x 32 block takes seve
 as the products and the small eigenvalue problem used here.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -249,36 +250,48 @@ def orthonormalized(left, core, right):
     Returns:
         Tuple of tensors `(B, C, D)` of the same shapes.
     """
-    grams = [tf.matmul(basis, basis, transpose_a=True) for basis in (left, right)]
+    borne = _DEFECT_UNITS * np.finfo(core.dtype.as_numpy_dtype).eps
+    one = identity_like(core)
+    excesses = [tf.matmul(basis, basis, transpose_a=True) - one for basis in (left, right)]
+    # In units of what is borne: the eighth power of an excess is no number that float32 holds.
+    defect = tf.maximum(*(spectral_norm(excess / borne) for excess in excesses))
 
     def mended():
-        left_q, left_in, left_r = _polar(left, grams[0])
-        right_q, right_in, right_r = _polar(right, grams[1])
-        p, values, q = signed_svd(tf.matmul(tf.matmul(left_r, core), right_r, transpose_b=True))
-        return (
-            tf.matmul(left_q, tf.matmul(left_in, p)),
-            tf.linalg.diag(values),
-            tf.matmul(right_q, tf.matmul(right_in, q)),
-        )
+        parts = _mended(left.dtype)(left, core, right, *excesses, borne * defect)
+        for part, old in zip(parts, (left, core, right)):
+            part.set_shape(old.shape)
+        return tuple(parts)
 
-    defect = tf.maximum(*(_defect(gram) for gram in grams))
     return tf.cond(defect > 1.0, mended, lambda: (left, core, right))
 
 
-def _polar(basis, gram):
-    """`(Q, T, R)` with `B = Q T R`, where `Q T` is orthonormal and as close to Q as can be."""
-    one = identity_like(gram)
-    off = spectral_norm(gram - one)
+@functools.cache
+def _mended(dtype):
+    """What `orthonormalized` does in rare steps: one function, which no layer has to trace anew."""
 
-    def householder():
-        q, r = tf.linalg.qr(basis)
-        return q, r, tf.matmul(q, q, transpose_a=True)
+    def mended(left, core, right, left_excess, right_excess, defect):
+        def householder():
+            (left_q, left_r), (right_q, right_r) = tf.linalg.qr(left), tf.linalg.qr(right)
+            one = identity_like(core)
+            rest = [tf.matmul(q, q, transpose_a=True) - one for q in (left_q, right_q)]
+            middle = tf.matmul(tf.matmul(left_r, core), right_r, transpose_b=True)
+            return left_q, middle, right_q, *rest
 
-    # The series leave a third of the cube.
-    near = off < np.finfo(basis.dtype.as_numpy_dtype).eps ** (1 / 3)
-    q, r, gram = tf.cond(near, lambda: (basis, one, gram), householder)
-    inverse, root = roots(gram - one)
-    return q, inverse, tf.matmul(root, r)
+        # The series leave a third of the cube.
+        near = defect < np.finfo(dtype.as_numpy_dtype).eps ** (1 / 3)
+        b, middle, d, *rest = tf.cond(
+            near, lambda: (left, core, right, left_excess, right_excess), householder
+        )
+        (left_inverse, left_root), (right_inverse, right_root) = map(roots, rest)
+        p, values, q = signed_svd(tf.matmul(tf.matmul(left_root, middle), right_root))
+        return (
+            tf.matmul(b, tf.matmul(left_inverse, p)),
+            tf.linalg.diag(values),
+            tf.matmul(d, tf.matmul(right_inverse, q)),
+        )
+
+    block, number = tf.TensorSpec([None, None], dtype), tf.TensorSpec([], dtype)
+    return tf.function(mended, input_signature=[block] * 5 + [number], autograph=False)
 
 
 def roots(e):
@@ -291,12 +304,6 @@ def roots(e):
         )
         root = tf.matmul(one + e, inverse)
     return inverse, root
-
-
-def _defect(gram):
-    """An upper bound of `||G - I||_2`, in units of the largest that is borne."""
-    bound = _DEFECT_UNITS * np.finfo(gram.dtype.as_numpy_dtype).eps
-    return spectral_norm((gram - identity_like(gram)) / bound)
 
 
 def spectral_norm(matrix):
