@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference.recurrent import KINDS, MASK, RANDOM, STEPS, UNITS, N, X, draw
+from reference.recurrent import GRU, KINDS, LSTM, MASK, RANDOM, STEPS, UNITS, N, X, draw
 
 from keras_lowrank import (
     LowRankDense,
@@ -127,15 +127,21 @@ def test_to_keras_merges_the_kernels():
         to_keras(LowRankModel(inputs, wrapped))
 
 
-@KINDS
-@pytest.mark.parametrize("which", ["kernel", "recurrent"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
-def test_a_kernel_without_a_rank_is_plain(kind, which, dtype):
-    low = kind[0](UNITS, rank={which: 2}, stacked=False, dtype=dtype, return_sequences=True)
+@pytest.mark.parametrize(
+    "kind, which, dtype, stacked",
+    [
+        (LSTM, "kernel", "mixed_float16", True),
+        (LSTM, "recurrent", "float32", False),
+        (GRU, "kernel", "float32", False),
+        (GRU, "recurrent", "mixed_float16", True),
+    ],
+)
+def test_a_kernel_without_a_rank_is_plain(kind, which, dtype, stacked):
+    low = kind[0](UNITS, rank={which: 2}, stacked=stacked, dtype=dtype, return_sequences=True)
     inputs = keras.Input(X.shape[1:])
     model = LowRankModel(inputs, low(inputs, mask=tf.constant(MASK)))
-    gates = low.cell.gates
-    assert len(model.ranks) == len(gates) and all(f"/{which}" in path for path in model.ranks)
+    assert len(model.ranks) == (1 if stacked else len(low.cell.gates))
+    assert all(f"/{which}" in path for path in model.ranks)
     plain = kind[1](UNITS, dtype=dtype, return_sequences=True)
     plain.build(X.shape)
     plain.cell.kernel.assign(np.concatenate([one.kernel for one in low.cell.kernels], -1))
