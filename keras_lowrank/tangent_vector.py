@@ -143,21 +143,3 @@ def core_in(tangent, old, new):
     l_v = tf.matmul(l, new.V, transpose_a=True) - tf.matmul(s, v_v)
     k_u = tf.matmul(k, new.U, transpose_a=True)
     return tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True)
-
-
-def preconditioned(tangent, point, rows, columns):
-    r"""Projects `B = diag(p) A diag(q)` onto the tangent space that A is in, exactly.
-
-    `B V = diag(p) (A C)` and `B^T U = diag(q) (A^T R)`, with `R = diag(p) U` and `C = diag(q) V`:
-    `A C` and `A^T R` are what `carried` finds for R and C in the place of new bases.
-
-    Args:
-        tangent: `TangentVector` A at `point`.
-        point: `Factorization` W.
-        rows: tensor p, shape `(n,)`.
-        columns: tensor q, shape `(m,)`.
-    """
-    p, q = rows[:, None], columns[:, None]
-    scaled = point._replace(U=p * point.U, V=q * point.V)
-    k, s, l = carried(tangent, point, overlap(tangent, point, scaled), 1.0)
-    return TangentVector(p * k, s, q * l)

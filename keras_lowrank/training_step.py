@@ -289,8 +289,10 @@ class TrainingStep:
             # An optimizer refuses to run without any gradient, and its step must be counted.
             variables = variables or self._model.stand_in
             gradients = [tf.zeros_like(v.value) for v in variables]
-        # A scaling optimizer finds overflow by itself, in the gradients that it sees.
-        gradients = [_poisoned(_scaled(g, self._common_clip), finite) for g in gradients]
+        gradients = [_scaled(g, self._common_clip) for g in gradients]
+        if isinstance(optimizer, keras_internals.LossScaleOptimizer):
+            # It finds overflow by itself, in the gradients that it sees: these tell of all others.
+            gradients = [_poisoned(gradient, finite) for gradient in gradients]
         held = {id(variable) for variable in self._slots.variables}
         own = [v for v in optimizer.variables if id(v) not in held]
         before = Snapshot([*variables, *own])

@@ -9,7 +9,7 @@ from reference.closed_form import orthonormal
 from reference.trajectories import tangent_of, to_tensors
 
 from keras_lowrank import row_slices
-from keras_lowrank.tangent_vector import carried, core_in, overlap, paired, preconditioned
+from keras_lowrank.tangent_vector import carried, core_in, overlap, paired
 
 
 @few
@@ -32,21 +32,6 @@ def test_carrying_projects_the_full_matrix(shape, seed):
     np.testing.assert_allclose(other.K, 2.0 * lies.K, atol=1e-11)
     np.testing.assert_allclose(core_in(tangent, *points), new[0].T @ A @ new[2], atol=1e-12)
     np.testing.assert_allclose(tangent.squared_norm(), np.sum(A**2), rtol=1e-10)
-
-
-@few
-@given(shapes(), seeds)
-def test_preconditioning_projects_the_full_matrix(shape, seed):
-    rng = np.random.default_rng(seed)
-    n, m, r = shape
-    point = start(rng, n, m, r)
-    A = reference.project(rng.standard_normal((n, m)), point)
-    p, q = (rng.uniform(0.1, 10, size) for size in (n, m))
-    result = preconditioned(
-        tangent_of(A, point), to_tensors(point, "float64"), tf.constant(p), tf.constant(q)
-    )
-    for part, right in zip(result, tangent_of(p[:, None] * A * q, point)):
-        np.testing.assert_allclose(part, right, atol=1e-11)
 
 
 @few

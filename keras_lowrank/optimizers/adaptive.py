@@ -12,13 +12,15 @@ and its column, as Adafactor does (Shazeer and Stern, arXiv:1804.04235):
 
     v_ij = p_i q_j / (p q)^(1/2),    p, q the means of all p_i and q_j.
 
-The other way tried keeps the mean squares of the r columns of both parts and carries them by the
-squares of the rotation (as LDAdam does, arXiv:2410.16103). It holds r times as much and did worse:
-LeNet5 with 2.3% of its weights, Adam at 0.002, 10 epochs, one seed: 95.6% against 97.3% on the last
-6,000 training images of MNIST.
+So each row of a K-part is divided by the mean of `v^(1/2)` over the columns, each row of an L-part
+by its mean over the rows, and the pair of the two is mended where they meet (`paired`).
 
-So `M / (v^(1/2) + epsilon)` is `diag(a) M diag(b)`, and the direction is its exact projection onto
-the tangent space.
+Two other ways were tried on LeNet5 with 2.2% of its weights, 6 epochs, on the last 6,000 training
+images of MNIST. `M / v^(1/2)` as a whole matrix, `diag(a) M diag(b)`, and its exact projection onto
+the tangent space: 95.8 +- 1.3% (9 seeds) in place of 97.1 +- 0.2 (3 seeds), at twice the products.
+And the mean squares of the r columns of both parts, carried by the squares of the rotation (as
+LDAdam does, arXiv:2410.16103), which holds r times as much: 1.7 points below that matrix (one seed,
+10 epochs).
 """
 
 import keras
@@ -26,7 +28,7 @@ import tensorflow as tf
 
 from keras_lowrank import row_slices
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
-from keras_lowrank.tangent_vector import preconditioned
+from keras_lowrank.tangent_vector import paired
 
 
 def mean_squares(gradient):
@@ -34,33 +36,37 @@ def mean_squares(gradient):
     return (row_slices.mean_squares(part) for part in (gradient.K, gradient.L))
 
 
-def scales(rows, columns, floor):
-    """`(a, b)` with `a_i b_j = 1 / v_ij^(1/2)`, each factor of v raised by `floor`.
+def halves(rows, columns, floor):
+    """`(x, y)` with `x_i y_j = v_ij^(1/2)`, each of the two raised by `floor`.
 
     Args:
         rows: tensor of mean squares, shape `(n,)`.
         columns: the same, shape `(m,)`.
-        floor: float, in the unit of the gradient: where v is zero, `a b = 1 / floor`.
+        floor: float, in the unit of the gradient: where v is zero, `x y = floor`.
     """
     tiny = tf.cast(1e-37, rows.dtype)
     all_rows, all_columns = (tf.reduce_mean(part) + tiny for part in (rows, columns))
     # Each half has the unit of a gradient, so that the floor means the same in both.
     unit = all_rows**0.25 * all_columns**0.25
     return (
-        tf.math.rsqrt(unit * tf.sqrt(part / mean) + floor)
+        tf.sqrt(unit * tf.sqrt(part / mean) + floor)
         for part, mean in ((rows, all_rows), (columns, all_columns))
     )
 
 
 class _Adaptive(Rule):
-    """What the rules of this file share: the scaling of a momentum, and its projection."""
+    """What the rules of this file share: the running squares, and the scaling of a momentum."""
 
     floor = 0.0
     takes_rows = True
 
     def scaled_direction(self, momentum, rows, columns, point, share):
-        a, b = scales(rows, columns, self.floor)
-        return Direction(preconditioned(momentum, point, a, b), share, a, b)
+        x, y = halves(rows, columns, self.floor)
+        a, b = 1.0 / x, 1.0 / y
+        # Dense, for the mean of the two S-parts is in all rows of K.
+        k = (a / tf.reduce_mean(y))[:, None] * row_slices.dense(momentum.K)
+        l = (b / tf.reduce_mean(x))[:, None] * momentum.L
+        return Direction(paired(k, l, point.U, point.V), share, a, b)
 
     def averages(self, state, gradient, rate):
         """The running means of the mean squares, which forget by `rate` a step."""

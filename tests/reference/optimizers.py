@@ -42,11 +42,15 @@ def _mean_squares(G, factors):
 
 
 def _divided(M, p, q, floor, factors):
-    """`M / (v^(1/2) + floor)`, each half of v apart, in the tangent space."""
+    """The tangent vector nearest to M V and M^T U with rows divided by the means of v^(1/2)."""
+    U, _, V = factors
     unit = (p.mean() * q.mean()) ** 0.25
-    a = unit * np.sqrt(p / p.mean()) + floor
-    b = unit * np.sqrt(q / q.mean()) + floor
-    return project(M / np.sqrt(np.outer(a, b)), factors)
+    halves = (unit * np.sqrt(p / p.mean()) + floor, unit * np.sqrt(q / q.mean()) + floor)
+    v_root = np.sqrt(np.outer(*halves))
+    K, L = (M @ V) / v_root.mean(1)[:, None], (M.T @ U) / v_root.mean(0)[:, None]
+    S = (U.T @ K + L.T @ V) / 2
+    outside_K, outside_L = K - U @ (U.T @ K), L - V @ (V.T @ L)
+    return U @ S @ V.T + outside_K @ V.T + U @ outside_L.T
 
 
 def adam(beta_1=0.9, beta_2=0.999, epsilon=1e-7):
