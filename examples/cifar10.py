@@ -1,13 +1,13 @@
-"""ResNet20, a VGG-like network and a vision transformer on CIFAR-10, beside their full-rank twins.
+"""ResNet20, VGG and a vision transformer on CIFAR-10, beside their full-rank twins.
 
 All kernels are low-rank but those of the first convolution, which has three channels to read, and
 of the last layer, which has ten units; in the transformer the first one too, which reads patches.
-Momentum, a learning rate that falls to zero, a budget of weights that is met after a quarter of the
-training; images flipped and shifted at random.
+Momentum or Adam, a learning rate that falls to zero, a budget of weights that is met after a
+quarter of the training; images flipped and shifted at random.
 
     python examples/cifar10.py --full_rank                 # ResNet20 (He et al. 2016, section 4.2)
     python examples/cifar10.py --full_rank --network vgg   # 32-32-64-64-128-128-256, pooled thrice
-    python examples/cifar10.py --full_rank --network vgg --flagfile examples/cifar10.flags
+    python examples/cifar10.py --full_rank --network vgg11 --flagfile examples/cifar10.flags
     python examples/cifar10.py --full_rank --network vit   # 4 blocks, 128 wide, on 8 x 8 patches
     python examples/cifar10.py --limit 5000 --epochs 3 --width 8     # a short run on a CPU
 
@@ -30,17 +30,20 @@ flags.set_default(training.COMPRESSION, ["60", "85"])
 flags.set_default(training.SEEDS, 1)
 flags.set_default(training.MOMENTUM, 0.9)
 flags.set_default(training.SCHEDULE, "cosine")
-NETWORK = flags.DEFINE_enum("network", "resnet20", ["resnet20", "vgg", "vit"], "The network.")
+NETWORK = flags.DEFINE_enum(
+    "network", "resnet20", ["resnet20", "vgg", "vgg11", "vit"], "The network."
+)
 WIDTH = flags.DEFINE_integer(
     "width",
     None,
-    "Channels of the first layers, 16 in ResNet20 and 32 in VGG; of all of the transformer, 128, "
-    "and there a multiple of 4.",
+    "Channels of the first layers, 16 in ResNet20 and 32 in both VGG; of all of the transformer, "
+    "128, and there a multiple of 4.",
     lower_bound=1,
 )
 NETWORKS = {
     "resnet20": ("ResNet20", cifar10_networks.resnet20),
     "vgg": ("A VGG-like network", cifar10_networks.vgg),
+    "vgg11": ("VGG11", cifar10_networks.vgg11),
     "vit": ("A vision transformer", cifar10_networks.vit),
 }
 

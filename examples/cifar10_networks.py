@@ -44,6 +44,19 @@ def vgg(layers, width=32):
     return layers.model(inputs, keras.layers.Dense(10)(x))
 
 
+def vgg11(layers, width=32):
+    """Configuration A of Simonyan and Zisserman (arXiv:1409.1556), its three dense layers one."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
+    for stage, (channels, count) in enumerate([(1, 1), (2, 1), (4, 2), (8, 2), (8, 2)]):
+        conv = layers.conv if stage else keras.layers.Conv2D
+        for _ in range(count):
+            x = conv(channels * width, 3, padding="same", use_bias=False)(x)
+            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        x = keras.layers.MaxPooling2D()(x)
+    return layers.model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+
+
 def vit(layers, width=128):
     """As "Better plain ViT baselines" (arXiv:2205.01580): fixed positions, pooled by the mean."""
     inputs = keras.Input((32, 32, 3))

@@ -105,9 +105,10 @@ flags.register_validator(
     "must be positive integers, separated by commas",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Learning rate of SGD.", lower_bound=0.0)
+OPTIMIZER = flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "The optimizer.")
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Its learning rate.", lower_bound=0.0)
 MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Momentum of SGD.", 0.0, 1.0)
-WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Weight decay of SGD.", lower_bound=0.0)
+WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Its weight decay.", lower_bound=0.0)
 SCHEDULE = flags.DEFINE_enum(
     "schedule", "constant", ["constant", "cosine"], "The learning rate over the training."
 )
@@ -299,6 +300,8 @@ def _optimizer(steps):
             start, steps - rising, warmup_target=peak, warmup_steps=rising
         )
     decay = WEIGHT_DECAY.value or None
+    if OPTIMIZER.value == "adam":
+        return keras.optimizers.Adam(rate, weight_decay=decay)
     return keras.optimizers.SGD(rate, momentum=MOMENTUM.value, weight_decay=decay)
 
 
@@ -331,6 +334,7 @@ def _settings():
         "start_ranks": start_ranks(),
         "factorization": FACTORIZATION.value,
         "batch_size": BATCH_SIZE.value,
+        "optimizer": OPTIMIZER.value,
         "learning_rate": LEARNING_RATE.value,
         "schedule": SCHEDULE.value,
         "warmup": WARMUP.value,

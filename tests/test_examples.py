@@ -1,6 +1,7 @@
 """What the examples share: one network by every method, its batches, and the merging of runs."""
 
 import importlib
+import itertools
 import pathlib
 
 import keras
@@ -95,6 +96,19 @@ def test_the_vision_transformer_is_one_network_by_every_method(example):
     # No two patches share a position.
     positions = networks._positions(8, 8, 16).reshape(64, 16)
     assert len(np.unique(positions.round(3), axis=0)) == 64
+    assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
+
+
+def test_vgg11_has_eight_convolutions_and_a_head_by_every_method(example):
+    networks, methods = example("cifar10_networks"), example("methods")
+    low, full = (networks.vgg11(by, width=4) for by in (methods.LowRank([]), methods.FullRank()))
+    two = networks.vgg11(methods.TwoFactor(list(low.ranks.values())), width=4)
+    channels = [3, 4, 8, 16, 16, 32, 32, 32, 32]
+    weights = sum(9 * n * m for n, m in itertools.pairwise(channels)) + 32 * 10
+    counts = count_weights(low)
+    assert len(low.ranks) == 7
+    assert count_weights(full).full == counts.full == weights
+    assert count_weights(two).full == counts.factored
     assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
 
 

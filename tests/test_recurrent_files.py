@@ -155,6 +155,8 @@ def test_a_kernel_without_a_rank_is_plain(kind, which, dtype, stacked):
     model.fit(X, np.ones((*X.shape[:2], UNITS)), verbose=0)
     after = [one.kernel.numpy() for one in (*low.cell.kernels, *low.cell.recurrent_kernels)]
     assert all(np.linalg.norm(a - b) > 0 for a, b in zip(after, before))
+    config = kind[0](UNITS, rank={which: 2}, truncation=0.2).get_config()
+    assert list(kind[0].from_config(config).cell.truncation) == [which]
 
 
 # Errors.
@@ -167,6 +169,10 @@ def test_a_kernel_without_a_rank_is_plain(kind, which, dtype, stacked):
         ({"rank": {"kernel": 2, "hidden": 2}}, r"`rank` must be one value, or a dict.*hidden"),
         ({"rank": {"hidden": 2}}, r"`rank` must be one value, or a dict.*hidden"),
         ({"rank": {}}, r"`rank` must be one value, or a dict.*Received: rank={}"),
+        *(
+            ({"rank": {"recurrent": 2}, name: {"kernel": one}}, rf"`{name}` must be for.*{name}=")
+            for name, one in (("min_rank", 1), ("max_rank", 3), ("truncation", 0.1))
+        ),
         ({"max_rank": {"hidden": 2}}, r"`max_rank` must be one value, or a dict.*hidden"),
         ({"rank": 0}, "`rank` must be a positive integer"),
         ({"truncation": {"recurrent": 1.5}}, r"must be in \[0, 1\)"),

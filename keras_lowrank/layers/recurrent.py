@@ -65,9 +65,11 @@ class GatedCell:
         )
         self.rank, self.min_rank, self.max_rank = rank, min_rank, max_rank
         self._ranks = _by_matrix("rank", rank)
+        self._min_ranks = self._by_low_rank("min_rank", min_rank)
+        self._max_ranks = self._by_low_rank("max_rank", max_rank)
         self.truncation = {
             key: None if one is None else get_truncation(one)
-            for key, one in _by_matrix("truncation", truncation).items()
+            for key, one in self._by_low_rank("truncation", truncation).items()
         }
         self.stacked = stacked
         self.kernels = self._matrices("kernel", self.kernel_regularizer)
@@ -137,8 +139,8 @@ class GatedCell:
             make = functools.partial(
                 LowRankDense,
                 rank=self._ranks[which],
-                min_rank=_by_matrix("min_rank", self.min_rank).get(which, 1),
-                max_rank=_by_matrix("max_rank", self.max_rank).get(which),
+                min_rank=self._min_ranks.get(which, 1),
+                max_rank=self._max_ranks.get(which),
                 truncation=self.truncation.get(which),
             )
         return [
@@ -152,6 +154,17 @@ class GatedCell:
             )
             for name in names
         ]
+
+    def _by_low_rank(self, name, value):
+        """`_by_matrix` for the kernels that are low-rank; what is for another one is refused."""
+        by_matrix = _by_matrix(name, value)
+        plain = {key for key, one in by_matrix.items() if one is not None} - set(self._ranks)
+        if plain and by_matrix is value:
+            raise ValueError(
+                f"`{name}` must be for kernels that have a rank: the others are plain ones. "
+                f"Received: rank={self.rank!r}, {name}={value!r}"
+            )
+        return {key: by_matrix[key] for key in by_matrix if key in self._ranks}
 
     def _share_of(self, initializer, n, index):
         """What draws a gate's kernel as the initializer draws its columns of all gates' kernel."""
