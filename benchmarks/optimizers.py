@@ -1,11 +1,13 @@
 """What do momentum and Adam cost beside a plain gradient step?
 
-784-5120-5120-5120-5120-10 unless told otherwise, on one batch of random numbers: two plain factors
-of Keras and `parallel`, each by plain SGD, SGD with momentum 0.9, and Adam. The models take turns;
-ratios are those of the same round to the plain step of the same method, medians over the rounds.
+784-5120-5120-5120-5120-10 unless told otherwise, or with `--network embedding` a table of 200,000 x
+512 and sequences of 32 indices, on one batch of random numbers: two plain factors of Keras and
+`parallel`, each by plain SGD, SGD with momentum 0.9, and Adam. The models take turns; ratios are
+those of the same round to the plain step of the same method, medians over the rounds.
 
     python benchmarks/optimizers.py
     python benchmarks/optimizers.py --widths 784,784,784,784 --ranks 128
+    python benchmarks/optimizers.py --network embedding --ranks 64
 """
 
 import keras
@@ -14,7 +16,8 @@ import networks
 import reporting
 from absl import flags
 
-WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden layers.")
+NETWORK = flags.DEFINE_enum("network", "dense", ["dense", "embedding"], "What to train.")
+WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32"], "Ranks; each gives its own rows.")
 BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds; in each, every model once.", lower_bound=1)
@@ -28,6 +31,12 @@ _OPTIMIZERS = {
 }
 
 
+def _build(method, rank, optimizer):
+    if NETWORK.value == "embedding":
+        return networks.embedding(method, rank, optimizer=optimizer)
+    return networks.dense(method, reporting.numbers(WIDTHS), rank, optimizer)
+
+
 def main(_):
     keys = [
         (method, rank, optimizer)
@@ -37,7 +46,7 @@ def main(_):
     ]
     steps = {}
     for method, rank, optimizer in keys:
-        model = networks.dense(method, reporting.numbers(WIDTHS), rank, _OPTIMIZERS[optimizer]())
+        model = _build(method, rank, _OPTIMIZERS[optimizer]())
         steps[method, rank, optimizer] = measuring.TrainingSteps(model, BATCH.value)
     seconds = measuring.seconds_in_turns(steps, ROUNDS.value, STEPS.value)
     rows = []
@@ -65,9 +74,10 @@ def main(_):
         "ratio_to_sgd": "{:.2f}",
         "ratio_to_two_factor": "{:.2f}",
     }
+    name = "optimizers" if NETWORK.value == "dense" else f"optimizers_{NETWORK.value}"
     title = f"A training step by optimizer, batch {BATCH.value}"
     settings = {"widths": reporting.numbers(WIDTHS), "batch": BATCH.value, "rounds": ROUNDS.value}
-    reporting.report("optimizers", title, rows, columns, steps=STEPS.value, **settings)
+    reporting.report(name, title, rows, columns, steps=STEPS.value, **settings)
 
 
 if __name__ == "__main__":
