@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     "save_freq, stops, way",
     [
-        ("epoch", [13], {}),
+        pytest.param("epoch", [13], {}, marks=pytest.mark.slow),
         (3, [5, 23], {}),  # in the midst of the first epoch, then of the third
         (2, [12], {"steps_per_execution": 2}),
     ],

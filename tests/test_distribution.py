@@ -26,6 +26,7 @@ def test_two_devices_agree_with_one():
     assert output.count("2 replicas") == 3
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one_over_100_steps_of_rank_adaptive():
     assert "4 replicas, 100 steps, float64" in run("four")
 

@@ -139,7 +139,6 @@ OPTIMIZERS = {
 }
 if hasattr(keras.optimizers, "Muon"):
     OPTIMIZERS["muon"] = lambda: keras.optimizers.Muon(0.01)
-NAMED = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,17 @@ def test_every_optimizer_trains_with_orthonormal_bases(name, integrator):
         assert max(defect(layer.U.numpy()), defect(layer.V.numpy())) < 1e-5
 
 
-@NAMED
+# The others hold no other kind of state than these four.
+_KINDS_OF_STATE = ("momentum", "adam", "accumulation", "loss scale")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in _KINDS_OF_STATE else pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)
 def test_training_resumed_from_a_file_is_training_not_interrupted(name, tmp_path):
     """Bit for bit, with ranks that changed before the file was written."""
     model = make(OPTIMIZERS[name](), truncation=0.6)
