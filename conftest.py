@@ -15,16 +15,22 @@ import tensorflow as tf
 
 import keras_lowrank
 
-# Whenever Python collects garbage, it need not look through all of TensorFlow.
-gc.collect()
-gc.freeze()
+
+@pytest.fixture(autouse=True, scope="module")
+def short_collections():
+    """A collection of garbage looks through what one file of tests has made, and no more.
+
+    TensorFlow keeps every graph that was traced with a custom gradient. In the end a collection
+    that looks through all of them takes tens of seconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Layer names, random numbers and the precision policy do not depend on the test before."""
-    # Left to Python, a collection comes when there is garbage. Here one would come before every
-    # test and, with the traces of all tests before it to look through, take up to three seconds.
+    # No collection before every test; Python's own come when there is garbage.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     before = keras.config.dtype_policy()

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.traces import rare
+
 # A direction smaller than this many units of rounding, relative to the whole block, is noise: a
 # block is a sum over a batch, and comes with some ten roundings itself.
 _NOISE_UNITS = 256.0
@@ -189,7 +191,7 @@ def rough_complement(block, basis, inside, gram, static=False):
     largest = tf.maximum(largest, tf.reduce_sum(tf.square(inside)) / energy)
     faintest = spectral_norm(tf.matmul(inverse, inverse, transpose_a=True))
     distinct = sound & (surplus == 0) & (_DISTINCT**2 * largest * faintest < 1.0)
-    return tf.cond(distinct, from_gram, lambda: complement(block, basis, static))
+    return tf.cond(distinct, from_gram, rare(lambda: complement(block, basis, static)))
 
 
 def _room(block, basis):
@@ -291,7 +293,12 @@ def _mended(dtype):
         )
 
     block, number = tf.TensorSpec([None, None], dtype), tf.TensorSpec([], dtype)
-    return tf.function(mended, input_signature=[block] * 5 + [number], autograph=False)
+    return tf.function(
+        mended,
+        input_signature=[block] * 5 + [number],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
 
 
 def roots(e):

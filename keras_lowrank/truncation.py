@@ -332,6 +332,23 @@ class Policy(NamedTuple):
         """bool, whether the rank is known to stay before the singular values are."""
         return isinstance(self.truncation, KeepRank)
 
+    def parts(self):
+        """Returns `(kind, tensors)`: policies of one kind decide alike, given the same tensors."""
+        attributes = vars(self.truncation)
+        tensors = {name: value for name, value in attributes.items() if tf.is_tensor(value)}
+        ranks = {"min_rank": self.min_rank, "max_rank": self.max_rank}
+        bounds = {n: tf.convert_to_tensor(rank) for n, rank in ranks.items() if rank is not None}
+        # Whatever else decides must be the very same object, for it need not compare or hash.
+        others = frozenset((n, id(value)) for n, value in attributes.items() if n not in tensors)
+        kind = type(self.truncation), frozenset(tensors), others, frozenset(bounds)
+        return kind, {"truncation": tensors, "bounds": bounds}
+
+    def of_parts(self, tensors):
+        """A policy of the same kind, with tensors in the form that `parts` has them in."""
+        truncation = copy.copy(self.truncation)
+        vars(truncation).update(tensors["truncation"])
+        return self._replace(truncation=truncation, **tensors["bounds"])
+
     def rank(self, singular_values, current):
         available = tf.shape(singular_values)[0]
         most = available if self.max_rank is None else tf.minimum(self.max_rank, available)

@@ -7,6 +7,8 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from keras_lowrank.compression import count_weights
 
@@ -134,6 +136,30 @@ def test_batches_go_on_where_other_epochs_ended(example):
         np.testing.assert_array_equal(y, other_y)
         np.testing.assert_array_equal(x, other_x)
     assert not np.array_equal(whole[0][0][1], whole[1][0][1])
+
+
+def test_the_optimizer_and_its_schedule_are_those_of_the_flags(example):
+    training = example("training")
+    settings = {"learning_rate": 0.5, "schedule": "cosine", "warmup": 0.25, "weight_decay": 0.1}
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        with flagsaver.flagsaver(**settings, optimizer="adam"):
+            adam = training._optimizer(40)
+        with flagsaver.flagsaver(**settings, optimizer="sgd", momentum=0.8):
+            sgd = training._optimizer(40)
+        constant = training._optimizer(40)
+    assert (type(adam), type(sgd)) == (keras.optimizers.Adam, keras.optimizers.SGD)
+    assert sgd.momentum == 0.8
+    for optimizer in (adam, sgd):
+        assert optimizer.weight_decay == 0.1
+        rates = []
+        for step in (0, 10, 25, 40):
+            optimizer.iterations.assign(step)
+            rates.append(float(optimizer.learning_rate))
+        # From a tenth of the rate, in a quarter of the steps; halfway down, and at the end.
+        np.testing.assert_allclose(rates, [0.05, 0.5, 0.25, 0.0], atol=1e-6)
+    assert (type(constant), constant.weight_decay) == (keras.optimizers.SGD, None)
+    assert float(constant.learning_rate) == pytest.approx(0.05)
 
 
 def _report(seeds, accuracy=0.9, **settings):

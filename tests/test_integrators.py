@@ -121,7 +121,7 @@ def test_small_singular_values_do_not_slow_a_step_down(name, kind, n, m, r):
     "name, noise, steps",
     [
         *((name, noise, 10_000) for name in CLASSES for noise in (0.0, 0.3)),
-        ("parallel", 0.02, 100_000),
+        pytest.param("parallel", 0.02, 100_000, marks=pytest.mark.slow),
     ],
 )
 def test_bases_stay_orthonormal_over_many_float32_steps(name, noise, steps):

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.integrators.retraction import retract
+from keras_lowrank.traces import shared
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -35,15 +36,16 @@ class Parallel(Integrator):
         directions = problem.direction()
         h = problem.step_size
 
-        def general(factors, direction, policy):
-            augmented = augment(factors, direction, policy.keeps_rank)
-            corner = tf.zeros(
-                [tf.shape(augmented.left.root)[1], tf.shape(augmented.right.root)[1]],
-                factors.S.dtype,
-            )
-            return truncate(augmented, moved_core(augmented, corner, h), policy)
+        @shared
+        def move(factors, direction, policy):
+            def general():
+                augmented = augment(factors, direction, policy.keeps_rank)
+                corner = tf.zeros(
+                    [tf.shape(augmented.left.root)[1], tf.shape(augmented.right.root)[1]],
+                    factors.S.dtype,
+                )
+                return truncate(augmented, moved_core(augmented, corner, h), policy)
 
-        return [
-            retract(problem, f, d, p, lambda f=f, d=d, p=p: general(f, d, p))
-            for f, d, p in zip(problem.factors, directions, problem.policies)
-        ]
+            return retract(problem, factors, direction, policy, general)
+
+        return list(map(move, problem.factors, directions, problem.policies))

@@ -47,6 +47,7 @@ from keras_lowrank.linalg import (
     spectral_norm,
 )
 from keras_lowrank.tangent_vector import Overlap, overlap
+from keras_lowrank.traces import rare
 
 # What X and Y may leave of their equations, in units of rounding relative to ||A||_F: less than
 # the singular value decomposition of W^ would, since a remainder of one sign adds up over steps.
@@ -141,11 +142,11 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
         lies = tuple(part[:, :rank] for part in near.overlap)
         return tf.cond(
             problem.check_bases,
-            lambda: measured(Factorization(*orthonormalized(*new))),
+            rare(lambda: measured(Factorization(*orthonormalized(*new)))),
             lambda: Moved(new, Overlap(*lies) if problem.wants_overlap else ()),
         )
 
-    return tf.cond(near.valid, finished, lambda: measured(otherwise()))
+    return tf.cond(near.valid, finished, rare(lambda: measured(otherwise())))
 
 
 def nearest(factors, direction, step_size, policy, corner=None):
@@ -227,7 +228,7 @@ def nearest(factors, direction, step_size, policy, corner=None):
         return sure, ranks[0], tf.matmul(n_left, p), tf.linalg.diag(values), tf.matmul(n_right, q)
 
     sure, rank, left, core, right = tf.cond(
-        steady, lambda: (steady, current, n_left, core, n_right), diagonalized
+        steady, lambda: (steady, current, n_left, core, n_right), rare(diagonalized)
     )
     if policy.keeps_rank:  # the same number, but one that XLA can see before the branch is taken
         rank = policy.rank(diagonal, current)

@@ -1,0 +1,146 @@
+"""One trace for all matrices of a step, and branches that stay out of the graph."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference.closed_form import orthonormal
+
+from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, Truncation
+from keras_lowrank.factors import Factorization
+from keras_lowrank.integrators import retraction
+from keras_lowrank.integrators.integrator import Moved
+from keras_lowrank.tangent_vector import TangentVector
+from keras_lowrank.traces import rare, shared
+from keras_lowrank.truncation import Policy
+
+
+class Halving(Truncation):
+    """A rule with an attribute that is neither a tensor nor hashable."""
+
+    def __init__(self, parts):
+        self.parts_of_rank = parts
+
+    def rank(self, singular_values, current):
+        return current // self.parts_of_rank[0]
+
+
+def matrix(n, m, r, dtype="float32"):
+    rng = np.random.default_rng(n)
+    u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
+    values = np.diag(2.0 ** -np.arange(r))
+    factors = Factorization(*(tf.constant(part, dtype) for part in (u, values, v)))
+    direction = TangentVector(*(tf.constant(part, dtype) for part in (u, values, v)))
+    return factors, direction
+
+
+def cut(factors, direction, policy):
+    """A stand-in for a step: it depends on every argument."""
+    values = tf.linalg.diag_part(factors.S)
+    rank = policy.rank(values, tf.shape(values)[0])
+    u, _, v = factors
+    return Moved(Factorization(u[:, :rank], direction.S[:rank, :rank], 2.0 * v[:, :rank]))
+
+
+def in_a_graph(matrices, policies):
+    """What `shared` makes of matrices, the rows they have in the graph, and how many traces."""
+    traced, rows = [], []
+
+    @tf.function
+    def step():
+        def counted(*arguments):
+            traced.append(arguments)
+            return cut(*arguments)
+
+        move = shared(counted)
+        moves = [move(*one, policy) for one, policy in zip(matrices, policies)]
+        rows.extend((move.factors.U.shape[0], move.factors.V.shape[0]) for move in moves)
+        return moves
+
+    return step(), rows, len(traced)
+
+
+def check(moves, matrices, policies):
+    for move, one, policy in zip(moves, matrices, policies, strict=True):
+        for ours, right in zip(move.factors, cut(*one, policy).factors, strict=True):
+            np.testing.assert_array_equal(ours, right)
+
+
+MATRICES = [matrix(9, 5, 4), matrix(7, 8, 3), matrix(6, 6, 6)]
+
+
+@pytest.mark.parametrize(
+    "policies, traces",
+    [
+        ([Policy(Tolerance(0.3))] * 3, 1),
+        ([Policy(KeepRank(), min_rank) for min_rank in (1, 2, 3)], 1),
+        ([Policy(KeepRank(), 1, max_rank) for max_rank in (2, 3, None)], 2),
+        ([Policy(Tolerance(0.3)), Policy(Tolerance(0.1)), Policy(KeepRank())], 3),
+        ([Policy(Halving([parts])) for parts in (1, 2, 3)], 3),
+    ],
+)
+def test_a_step_is_traced_once_for_all_that_decide_alike(policies, traces):
+    moves, rows, count = in_a_graph(MATRICES, policies)
+    check(moves, MATRICES, policies)
+    assert rows == [(9, 5), (7, 8), (6, 6)]  # variables ask for them
+    assert count == traces
+
+
+def test_ranks_that_were_allotted_one_by_one_share_a_trace():
+    matrices = [factors for factors, _ in MATRICES]
+    allotted = Budget(weights=120, steps=1).plan(matrices, tf.constant(1.0), (0, 0))
+    policies = [Policy(truncation) for truncation in allotted]
+    moves, _, count = in_a_graph(MATRICES, policies)
+    check(moves, MATRICES, policies)
+    assert count == 1
+    assert len({int(tf.shape(move.factors.S)[0]) for move in moves}) > 1
+
+
+def test_types_have_a_trace_each():
+    matrices = [matrix(9, 5, 4), matrix(9, 5, 4, "float64")]
+    policies = [Policy(KeepRank())] * 2
+    moves, _, count = in_a_graph(matrices, policies)
+    check(moves, matrices, policies)
+    assert count == 2
+
+
+def test_eagerly_every_matrix_is_moved_by_itself():
+    seen = []
+    move = shared(lambda *arguments: seen.append(arguments[0]) or cut(*arguments))
+    policy = Policy(KeepRank())
+    check([move(*one, policy) for one in MATRICES], MATRICES, [policy] * 3)
+    assert all(factors is one[0] for factors, one in zip(seen, MATRICES))
+
+
+def test_a_network_traces_a_step_of_the_parallel_integrator_once(monkeypatch):
+    nearest, calls = retraction.nearest, []
+    monkeypatch.setattr(
+        retraction, "nearest", lambda *arguments: calls.append(1) or nearest(*arguments)
+    )
+    x = inputs = keras.Input((6,))
+    for units in (8, 5, 7, 6):
+        x = LowRankDense(units, rank=3)(x)
+    model = LowRankModel(inputs, x)
+    model.compile("sgd", "mse", truncation=0.1)
+    model.fit(np.ones((4, 6)), np.ones((4, 6)), verbose=0)
+    assert len(calls) == 1
+
+
+def test_a_rare_branch_stays_out_of_the_graph():
+    @tf.function(autograph=False)
+    def choose(x, often):
+        return tf.cond(often, lambda: x, rare(lambda: tf.linalg.det(x) * x))
+
+    x = tf.constant([[3.0, 1.0], [1.0, 1.0]])
+    np.testing.assert_array_equal(choose(x, tf.constant(True)), x)
+    np.testing.assert_allclose(choose(x, tf.constant(False)), 2.0 * x, rtol=1e-6)
+    library = choose.get_concrete_function(x, tf.constant(True)).graph.as_graph_def().library
+    (home,) = [f for f in library.function if any(n.op == "MatrixDeterminant" for n in f.node_def)]
+    assert home.attr["_noinline"].b
+
+
+def test_a_rare_branch_is_itself_eagerly():
+    def branch():
+        raise AssertionError
+
+    assert rare(branch) is branch
