@@ -12,19 +12,23 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 import keras_lowrank
 
+# Whenever Python collects garbage, it need not look through all of TensorFlow.
+gc.collect()
+gc.freeze()
 
-@pytest.fixture(autouse=True, scope="module")
-def short_collections():
-    """A collection of garbage looks through what one file of tests has made, and no more.
 
-    TensorFlow keeps every graph that was traced with a custom gradient. In the end a collection
-    that looks through all of them takes tens of seconds.
+def pytest_configure(config):
+    """Leaves the optimisation of graphs to the slow tests.
+
+    Most graphs run a few times here, and to optimise them takes a third of all the time. The slow
+    tests, and all trainings in processes of their own, run what users run.
     """
-    gc.collect()
-    gc.freeze()
+    if config.option.markexpr == "not slow":
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +40,11 @@ def fresh_keras():
     before = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(before)
+    # TensorFlow keeps every custom gradient by a name of its own, and with it the whole graph that
+    # it was traced in: 20 MB a model, and 20 GB in the end.
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """How long does `fit` take to its first step?
 
-TensorFlow traces a step and optimises its graph before it runs for the first time. Networks of 4 and
-of 16 hidden layers, 256 neurons each, at full rank, with two plain factors and by two integrators:
-the seconds of a first `fit` of two steps, the models made anew in every round, and medians.
+TensorFlow traces a step and optimises its graph before it runs for the first time. Networks of 4
+and of 16 hidden layers, 256 neurons each, at full rank, with two plain factors and by two
+integrators: the seconds of a first `fit` of two steps, models made anew in every round, medians.
 
     python benchmarks/first_step.py
 """

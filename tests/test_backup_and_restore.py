@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory):
     [
         pytest.param("epoch", [13], {}, marks=pytest.mark.slow),
         (3, [5, 23], {}),  # in the midst of the first epoch, then of the third
-        (2, [12], {"steps_per_execution": 2}),
+        pytest.param(2, [12], {"steps_per_execution": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_goes_on_bit_for_bit(save_freq, stops, way, undisturbed, tmp_path):

@@ -36,6 +36,7 @@ def test_replicas_that_would_decide_otherwise_follow_the_first_and_share_faults(
     assert "rank 2 in all" in output and "undone in all" in output
 
 
+@pytest.mark.slow
 def test_scaling_clipping_and_sparse_gradients_are_those_of_one_device():
     assert "mixed_float16" in run("mixed")
 

@@ -2,24 +2,22 @@
 
 import importlib
 import itertools
-import pathlib
 
 import keras
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
+from example_programs import EXAMPLES, imported
 
 from keras_lowrank.compression import count_weights
 
-_EXAMPLES = str(pathlib.Path(__file__).parent.parent / "examples")
 RANKS = [4, 5]
 
 
 @pytest.fixture
 def example(monkeypatch):
     """Imports a module of the examples, which import each other by name."""
-    monkeypatch.syspath_prepend(_EXAMPLES)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     pytest.importorskip("rich", reason="the examples need the packages in the extra `examples`")
     return importlib.import_module
 
@@ -138,11 +136,9 @@ def test_batches_go_on_where_other_epochs_ended(example):
     assert not np.array_equal(whole[0][0][1], whole[1][0][1])
 
 
-def test_the_optimizer_and_its_schedule_are_those_of_the_flags(example):
-    training = example("training")
+def test_the_optimizer_and_its_schedule_are_those_of_the_flags():
     settings = {"learning_rate": 0.5, "schedule": "cosine", "warmup": 0.25, "weight_decay": 0.1}
-    with flagsaver.flagsaver():
-        flags.FLAGS.mark_as_parsed()
+    with imported("training", "frontier", "image_data") as training:
         with flagsaver.flagsaver(**settings, optimizer="adam"):
             adam = training._optimizer(40)
         with flagsaver.flagsaver(**settings, optimizer="sgd", momentum=0.8):

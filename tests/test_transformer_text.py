@@ -1,12 +1,8 @@
 """The transformer example: its texts, its network, and what it reports, on a tiny task."""
 
 import contextlib
-import importlib
 import io
 import json
-import pathlib
-import re
-import sys
 
 import keras
 import numpy as np
@@ -15,28 +11,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import flags
 from absl.testing import flagsaver
-
-_EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+from example_programs import imported
 
 
 @pytest.fixture(scope="module")
 def example():
-    """The example's module; its flags stand in for those of the same names elsewhere."""
-    pytest.importorskip("rich", reason="the examples need the packages in the extra `examples`")
-    source = (_EXAMPLES / "transformer_text.py").read_text()
-    names = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
-    others = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
-    for name in others:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.mark_as_parsed()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(_EXAMPLES))
-        yield importlib.import_module("transformer_text")
-    del sys.modules["transformer_text"]
-    for name in names:
-        delattr(flags.FLAGS, name)
-    for name, flag in others.items():
-        flags.FLAGS[name] = flag
+    with imported("transformer_text") as module:
+        yield module
 
 
 SMALL = {
