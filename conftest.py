@@ -24,7 +24,7 @@ gc.freeze()
 def pytest_configure(config):
     """Leaves the optimisation of graphs to the slow tests.
 
-    Most graphs run a few times here, and to optimise them takes a third of all the time. The slow
+    Most graphs run a few times here, and to optimise them takes a tenth of all the time. The slow
     tests, and all trainings in processes of their own, run what users run.
     """
     if config.option.markexpr == "not slow":

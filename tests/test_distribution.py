@@ -41,6 +41,7 @@ def test_scaling_clipping_and_sparse_gradients_are_those_of_one_device():
     assert "mixed_float16" in run("mixed")
 
 
+@pytest.mark.slow
 def test_only_the_tangent_gradient_travels():
     assert run("traffic").count("bytes a step") == 3
 

@@ -33,7 +33,8 @@ def test_fixed_rank_compiles_and_trains_the_same():
     np.testing.assert_allclose(losses(with_jit), losses(without), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["Adam", pytest.param("Muon", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Adam", "Muon"])
 def test_fixed_rank_compiles_with_moments(name):
     if not hasattr(keras.optimizers, name):
         pytest.skip("Keras < 3.10 has no Muon")

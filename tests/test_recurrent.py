@@ -257,7 +257,10 @@ def one_way(gru, model):
     return model(inputs, keras.layers.Dense(2)(gru(inputs))), [gru]
 
 
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
+@pytest.mark.parametrize(
+    "integrator",
+    ["parallel", pytest.param("rank_adaptive", marks=pytest.mark.slow), "fixed_rank"],
+)
 def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
     options = {
         "recurrent_regularizer": keras.regularizers.L2(0.01),

@@ -72,7 +72,14 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
     assert after["first"][-1] < before["first"][-1]
 
 
-@pytest.mark.parametrize("way", [{}, {"steps_per_execution": 4}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {},
+        pytest.param({"steps_per_execution": 4}, marks=pytest.mark.slow),
+        {"run_eagerly": True},
+    ],
+)
 def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     model = make(Tolerance(lambda step: 0.3 * step), own=0.1)
     model.compile("adam", "mse", truncation=model.truncation, **way)
