@@ -335,10 +335,10 @@ class Policy(NamedTuple):
     def parts(self):
         """Returns `(kind, tensors)`: policies of one kind decide alike, given the same tensors."""
         attributes = vars(self.truncation)
-        tensors = {name: value for name, value in attributes.items() if tf.is_tensor(value)}
+        tensors = {n: value for n, value in attributes.items() if isinstance(value, tf.Tensor)}
         ranks = {"min_rank": self.min_rank, "max_rank": self.max_rank}
-        bounds = {n: tf.convert_to_tensor(rank) for n, rank in ranks.items() if rank is not None}
-        # Whatever else decides must be the very same object, for it need not compare or hash.
+        bounds = {n: tf.cast(rank, tf.int32) for n, rank in ranks.items() if rank is not None}
+        # Whatever else decides must be the very same object: it need not compare or hash.
         others = frozenset((n, id(value)) for n, value in attributes.items() if n not in tensors)
         kind = type(self.truncation), frozenset(tensors), others, frozenset(bounds)
         return kind, {"truncation": tensors, "bounds": bounds}

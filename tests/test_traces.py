@@ -25,6 +25,16 @@ class Halving(Truncation):
         return current // self.parts_of_rank[0]
 
 
+class Counting(Truncation):
+    """A rule that reads a variable, and writes it."""
+
+    def __init__(self):
+        self.calls = tf.Variable(0)
+
+    def rank(self, singular_values, current):
+        return tf.minimum(self.calls.assign_add(1).read_value(), current)
+
+
 def matrix(n, m, r, dtype="float32"):
     rng = np.random.default_rng(n)
     u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
@@ -94,6 +104,13 @@ def test_ranks_that_were_allotted_one_by_one_share_a_trace():
     check(moves, MATRICES, policies)
     assert count == 1
     assert len({int(tf.shape(move.factors.S)[0]) for move in moves}) > 1
+
+
+def test_a_rule_may_hold_a_variable():
+    rule = Counting()
+    moves, _, count = in_a_graph(MATRICES, [Policy(rule)] * 3)
+    assert [len(move.factors.S) for move in moves] == [1, 2, 3]
+    assert (count, int(rule.calls)) == (1, 3)
 
 
 def test_types_have_a_trace_each():
