@@ -29,13 +29,15 @@ def imported(name, *with_flags):
     for flag in others:
         delattr(flags.FLAGS, flag)
     flags.FLAGS.mark_as_parsed()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module(name)
-    for module in modules:
-        del sys.modules[module]
-    sys.modules.update(held)
-    for flag in names:
-        delattr(flags.FLAGS, flag)
-    for flag, other in others.items():
-        flags.FLAGS[flag] = other
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(EXAMPLES))
+            yield importlib.import_module(name)
+    finally:  # a test that fails leaves the flags of all others as they were
+        for module in modules:
+            sys.modules.pop(module, None)
+        sys.modules.update(held)
+        for flag in names.intersection(flags.FLAGS):
+            delattr(flags.FLAGS, flag)
+        for flag, other in others.items():
+            flags.FLAGS[flag] = other
