@@ -259,6 +259,21 @@ def test_the_direction_of_adam_does_not_depend_on_the_bases(shape, seed):
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("rank", [1, 4, 30])
+def test_a_step_of_adam_is_as_long_as_that_of_keras_at_every_rank(rank):
+    rng = np.random.default_rng(rank)
+    factors, lengths = start(rng, 60, 30, rank), []
+    point = to_tensors(factors, "float64")
+    for _ in range(20):
+        tangent = tangent_of(rng.standard_normal((60, 30)), factors)
+        rule, squares = adaptive.Adagrad(keras.optimizers.Adagrad()), adaptive.mean_squares(tangent)
+        direction = rule.scaled_direction(tangent, *squares, point, 1.0).tangent
+        lengths.append(float(direction.squared_norm()) ** 0.5)
+    # Every entry of a dense kernel would move by about 1. The norm of a row of few random numbers
+    # is not its mean, which the two fourth roots leave in.
+    assert np.mean(lengths) == pytest.approx((60 * 30) ** 0.5, rel=0.15)
+
+
 def test_weight_decay_shrinks_s_and_leaves_what_is_excluded():
     def shrunk(**excluded):
         optimizer = SGD(0.5, weight_decay=0.1)

@@ -46,7 +46,8 @@ def _divided(M, p, q, floor, factors):
     U, _, V = factors
     unit = (p.mean() * q.mean()) ** 0.25
     halves = (unit * np.sqrt(p / p.mean()) + floor, unit * np.sqrt(q / q.mean()) + floor)
-    v_root = np.sqrt(np.outer(*halves))
+    n, m, r = len(U), len(V), U.shape[1]
+    v_root = np.sqrt(np.outer(*halves) * r * (n + m - r) / (n * m))
     K, L = (M @ V) / v_root.mean(1)[:, None], (M.T @ U) / v_root.mean(0)[:, None]
     S = (U.T @ K + L.T @ V) / 2
     outside_K, outside_L = K - U @ (U.T @ K), L - V @ (V.T @ L)
