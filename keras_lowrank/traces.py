@@ -9,6 +9,7 @@ and the branches out of the graph. They change nothing in what is computed.
 import tensorflow as tf
 
 from keras_lowrank import row_slices
+from keras_lowrank.truncation import Policy
 
 
 def rare(branch):
@@ -24,34 +25,40 @@ def rare(branch):
     return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
 
 
-def shared(move):
-    """Returns `move`, traced once for all matrices of a step that it treats alike.
+def shared(function):
+    """Returns `function`, traced once for all matrices of a step that it treats alike.
 
     Args:
-        move: callable `(factors, direction, policy) -> Moved`. All else that it depends on has to
-            be the same for all matrices.
+        function: callable of nests of tensors and of `Policy`s, that returns a nest of tensors. All
+            else that it depends on has to be the same for all matrices. Where it is first called
+            inside of a branch, it must not depend on any other tensor of the graph.
     """
     traces = {}
 
-    def moved(factors, direction, policy):
+    def traced(*arguments):
         # Slices have to know the number of rows, which is that of one matrix.
-        if tf.executing_eagerly() or row_slices.is_slices(direction.K):
-            return move(factors, direction, policy)
-        kind, tensors = policy.parts()
-        arguments = factors, direction, tensors
-        flat = tf.nest.flatten(arguments)
-        key = kind, tuple(tensor.dtype for tensor in flat)
+        if tf.executing_eagerly() or any(map(row_slices.is_slices, tf.nest.flatten(arguments))):
+            return function(*arguments)
+        kinds, tensors = zip(*map(_parts, arguments))
+        flat = tf.nest.flatten(tensors)
+        key = kinds, tuple(tensor.dtype for tensor in flat)
         if key not in traces:
 
             def of_tensors(*flat):
-                factors, direction, tensors = tf.nest.pack_sequence_as(arguments, flat)
-                return move(factors, direction, policy.of_parts(tensors))
+                parts = tf.nest.pack_sequence_as(tensors, flat)
+                whole = [
+                    argument.of_parts(part) if isinstance(argument, Policy) else part
+                    for argument, part in zip(arguments, parts)
+                ]
+                return function(*whole)
 
             specs = [tf.TensorSpec([None] * len(tensor.shape), tensor.dtype) for tensor in flat]
             traces[key] = tf.function(of_tensors, autograph=False).get_concrete_function(*specs)
-        result = traces[key](*flat)
-        result.factors.U.set_shape([factors.U.shape[0], None])
-        result.factors.V.set_shape([factors.V.shape[0], None])
-        return result
+        return traces[key](*flat)
 
-    return moved
+    return traced
+
+
+def _parts(argument):
+    """`(kind, tensors)` of an argument, as `Policy.parts`."""
+    return argument.parts() if isinstance(argument, Policy) else (None, argument)

@@ -58,13 +58,13 @@ def refused():
 def by_products(factors, direction, policy, corner=None):
     """The result of the near way alone; eager, so that the other way is not even traced."""
     problem = step_of(step_size(factors), wants_overlap=True)
-    given_corner = corner and (lambda *grams: corner)
-    moved = retract(problem, factors, direction, policy, refused, given_corner)
-    return moved.factors
+    step = factors, direction, policy
+    near = corner and (lambda: nearest(*step, problem.step_size, corner))
+    return retract(problem, *step, refused, near).factors
 
 
 def is_near(factors, direction, policy):
-    return bool(nearest(factors, direction, step_size(factors), policy).valid)
+    return bool(nearest(factors, direction, policy, step_size(factors)).valid)
 
 
 @few
@@ -130,7 +130,7 @@ def test_a_short_step_with_a_corner_lands_on_the_best_approximation(
     assert max(defect(new.U), defect(new.V)) <= 64 * np.finfo(dtype).eps
     tail = np.linalg.norm(values[r:])
     growing = Policy(Tolerance(0.99 * tail, relative=False))
-    assert not nearest(factors, direction, step_size(factors), growing, lambda *grams: corner).valid
+    assert not nearest(factors, direction, growing, step_size(factors), corner).valid
 
 
 @pytest.mark.parametrize("n, m, r", [(6, 6, 6), (5, 9, 5), (9, 5, 5), (1, 7, 1), (7, 1, 1)])

@@ -8,7 +8,7 @@ from reference.closed_form import orthonormal
 
 from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, Truncation
 from keras_lowrank.factors import Factorization
-from keras_lowrank.integrators import retraction
+from keras_lowrank.integrators import fixed_rank, rank_adaptive, retraction
 from keras_lowrank.integrators.integrator import Moved
 from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.traces import rare, shared
@@ -53,8 +53,8 @@ def cut(factors, direction, policy):
 
 
 def in_a_graph(matrices, policies):
-    """What `shared` makes of matrices, the rows they have in the graph, and how many traces."""
-    traced, rows = [], []
+    """What `shared` makes of matrices, and how many traces."""
+    traced = []
 
     @tf.function
     def step():
@@ -63,11 +63,9 @@ def in_a_graph(matrices, policies):
             return cut(*arguments)
 
         move = shared(counted)
-        moves = [move(*one, policy) for one, policy in zip(matrices, policies)]
-        rows.extend((move.factors.U.shape[0], move.factors.V.shape[0]) for move in moves)
-        return moves
+        return [move(*one, policy) for one, policy in zip(matrices, policies)]
 
-    return step(), rows, len(traced)
+    return step(), len(traced)
 
 
 def check(moves, matrices, policies):
@@ -90,9 +88,8 @@ MATRICES = [matrix(9, 5, 4), matrix(7, 8, 3), matrix(6, 6, 6)]
     ],
 )
 def test_a_step_is_traced_once_for_all_that_decide_alike(policies, traces):
-    moves, rows, count = in_a_graph(MATRICES, policies)
+    moves, count = in_a_graph(MATRICES, policies)
     check(moves, MATRICES, policies)
-    assert rows == [(9, 5), (7, 8), (6, 6)]  # variables ask for them
     assert count == traces
 
 
@@ -100,7 +97,7 @@ def test_ranks_that_were_allotted_one_by_one_share_a_trace():
     matrices = [factors for factors, _ in MATRICES]
     allotted = Budget(weights=120, steps=1).plan(matrices, tf.constant(1.0), (0, 0))
     policies = [Policy(truncation) for truncation in allotted]
-    moves, _, count = in_a_graph(MATRICES, policies)
+    moves, count = in_a_graph(MATRICES, policies)
     check(moves, MATRICES, policies)
     assert count == 1
     assert len({int(tf.shape(move.factors.S)[0]) for move in moves}) > 1
@@ -108,7 +105,7 @@ def test_ranks_that_were_allotted_one_by_one_share_a_trace():
 
 def test_a_rule_may_hold_a_variable():
     rule = Counting()
-    moves, _, count = in_a_graph(MATRICES, [Policy(rule)] * 3)
+    moves, count = in_a_graph(MATRICES, [Policy(rule)] * 3)
     assert [len(move.factors.S) for move in moves] == [1, 2, 3]
     assert (count, int(rule.calls)) == (1, 3)
 
@@ -116,7 +113,7 @@ def test_a_rule_may_hold_a_variable():
 def test_types_have_a_trace_each():
     matrices = [matrix(9, 5, 4), matrix(9, 5, 4, "float64")]
     policies = [Policy(KeepRank())] * 2
-    moves, _, count = in_a_graph(matrices, policies)
+    moves, count = in_a_graph(matrices, policies)
     check(moves, matrices, policies)
     assert count == 2
 
@@ -129,18 +126,30 @@ def test_eagerly_every_matrix_is_moved_by_itself():
     assert all(factors is one[0] for factors, one in zip(seen, MATRICES))
 
 
-def test_a_network_traces_a_step_of_the_parallel_integrator_once(monkeypatch):
-    nearest, calls = retraction.nearest, []
-    monkeypatch.setattr(
-        retraction, "nearest", lambda *arguments: calls.append(1) or nearest(*arguments)
-    )
+@pytest.mark.parametrize(
+    "integrator, module, names",
+    [
+        ("parallel", retraction, ["nearest"]),
+        ("rank_adaptive", rank_adaptive, ["augment", "grams", "nearest", "truncate"]),
+        ("fixed_rank", fixed_rank, ["augment"]),
+    ],
+)
+def test_a_network_traces_a_step_once(integrator, module, names, monkeypatch):
+    calls = []
+
+    def counted(name):
+        function = getattr(module, name)
+        return lambda *args, **options: calls.append(name) or function(*args, **options)
+
+    for name in names:
+        monkeypatch.setattr(module, name, counted(name))
     x = inputs = keras.Input((6,))
     for units in (8, 5, 7, 6):
         x = LowRankDense(units, rank=3)(x)
     model = LowRankModel(inputs, x)
-    model.compile("sgd", "mse", truncation=0.1)
+    model.compile("sgd", "mse", integrator=integrator)
     model.fit(np.ones((4, 6)), np.ones((4, 6)), verbose=0)
-    assert len(calls) == 1
+    assert sorted(calls) == names
 
 
 def test_a_rare_branch_stays_out_of_the_graph():

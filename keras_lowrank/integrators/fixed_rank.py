@@ -7,6 +7,7 @@ from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import augment
 from keras_lowrank.integrators.integrator import Integrator, Moved
 from keras_lowrank.linalg import orthonormalized, rotate, signed_qr
+from keras_lowrank.traces import shared
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -32,7 +33,8 @@ class FixedRank(Integrator):
     def step(self, problem):
         directions = problem.direction()
         h = problem.step_size
-        moved = [_new_bases(f, d, h) for f, d in zip(problem.factors, directions)]
+        new_bases = shared(lambda factors, direction: _new_bases(factors, direction, h))
+        moved = list(map(new_bases, problem.factors, directions))
         cores = problem.core_direction(moved)
         return [Moved(f._replace(S=f.S - tf.cast(h, c.dtype) * c)) for f, c in zip(moved, cores)]
 

@@ -3,10 +3,11 @@
 import keras
 import tensorflow as tf
 
-from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
+from keras_lowrank.integrators.augmentation import Augmented, augment, moved_core, truncate
 from keras_lowrank.integrators.integrator import Integrator
-from keras_lowrank.integrators.retraction import Corner, retract
+from keras_lowrank.integrators.retraction import Corner, grams, nearest, retract
 from keras_lowrank.linalg import rough_complement
+from keras_lowrank.traces import shared
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -34,35 +35,52 @@ class RankAdaptive(Integrator):
     def step(self, problem):
         directions, h = problem.direction(), problem.step_size
 
+        @shared
+        def augmented(factors, direction, policy):
+            # In all replicas of one shape, whichever directions each of them takes for noise.
+            return augment(factors, direction, problem.replicated or policy.keeps_rank)
+
+        @shared
+        def roughly_augmented(factors, direction, policy):
+            (u, _, v), (k, s, l) = factors, direction.dense()
+            known, static = grams(direction), policy.keeps_rank
+            left = rough_complement(k, u, s, known[0], static)
+            right = rough_complement(l, v, tf.transpose(s), known[1], static)
+            return Augmented(factors, left, right), known
+
+        @shared
+        def near(factors, direction, policy, corner, known=None):
+            return nearest(factors, direction, policy, h, corner, known)
+
+        truncated = shared(truncate)
+
         def phase_s_and_truncation(index, factors, direction, policy):
-            static = policy.keeps_rank
+            step = factors, direction, policy
 
-            def general():
-                augmented = augment(factors, direction, static)
-                corner = problem.coupling(index, augmented.left, augmented.right)
-                return truncate(augmented, moved_core(augmented, corner, h), policy)
-
-            def rough_corner(gram_k, gram_l):
-                (u, _, v), (k, s, l) = factors, direction.dense()
-                left = rough_complement(k, u, s, gram_k, static)
-                right = rough_complement(l, v, tf.transpose(s), gram_l, static)
+            def corner_of(augmented):
+                _, left, right = augmented
                 return Corner(left, right, problem.coupling(index, left, right))
 
-            if problem.replicated:
-                # One corner for both ways, ahead of the branch between them; of a shape that is
-                # the same in all replicas, whichever directions each of them takes for noise.
-                augmented = augment(factors, direction, static=True)
-                corner = problem.coupling(index, augmented.left, augmented.right)
-                core = moved_core(augmented, corner, h)
-                return retract(
-                    problem,
-                    factors,
-                    direction,
-                    policy,
-                    lambda: truncate(augmented, core, policy),
-                    lambda *_: Corner(augmented.left, augmented.right, corner),
-                )
-            return retract(problem, factors, direction, policy, general, rough_corner)
+            def general():
+                exact = augmented(*step)
+                return truncated(exact, moved_core(exact, corner_of(exact).block, h), policy)
+
+            def by_products():
+                rough, known = roughly_augmented(*step)
+                return near(*step, corner_of(rough), known)
+
+            if not problem.replicated:
+                return retract(problem, *step, general, by_products)
+            # One corner for both ways, ahead of the branch between them.
+            exact = augmented(*step)
+            corner = corner_of(exact)
+            core = moved_core(exact, corner.block, h)
+            return retract(
+                problem,
+                *step,
+                lambda: truncated(exact, core, policy),
+                lambda: near(*step, corner),
+            )
 
         matrices = zip(problem.factors, directions, problem.policies)
         return [phase_s_and_truncation(index, *matrix) for index, matrix in enumerate(matrices)]

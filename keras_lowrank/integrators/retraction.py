@@ -104,8 +104,8 @@ class Near(NamedTuple):
     overlap: Overlap
 
 
-def retract(problem, factors, direction, policy, otherwise, corner=None):
-    """Returns the truncation of `W - h (P(D) + corner)` at the rank that the policy chooses.
+def retract(problem, factors, direction, policy, otherwise, near=None):
+    """Returns the truncation of `W - h D` at the rank that the policy chooses.
 
     Args:
         problem: `Problem`, for what is common to all its matrices: h, whether to see to it that
@@ -114,9 +114,8 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
         direction: `TangentVector` D.
         policy: `Policy`.
         otherwise: callable that returns a `Factorization`, the same by the general way.
-        corner: callable that returns a `Corner`, what the step has outside of the tangent space,
-            or None. It is given the Gram matrices of what `D V` and `D^T U` add. It enters in
-            second order, so its bases may be rough.
+        near: callable that returns the `Near` of the step, or None: what `nearest` has of
+            `W - h P(D)`.
 
     Returns:
         `Moved`.
@@ -127,7 +126,7 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
 
     if not policy.by_tail:
         return measured(otherwise())
-    near = nearest(factors, direction, problem.step_size, policy, corner)
+    near = near() if near else nearest(factors, direction, policy, problem.step_size)
 
     def finished():
         rank = near.rank
@@ -149,22 +148,37 @@ def retract(problem, factors, direction, policy, otherwise, corner=None):
     return tf.cond(near.valid, finished, rare(lambda: measured(otherwise())))
 
 
-def nearest(factors, direction, step_size, policy, corner=None):
-    """Returns the `Near` of a step: r x r products and, in few steps, an eigenvalue problem."""
-    s, (k, inside, l) = factors.S, direction
+def grams(direction):
+    """The Gram matrices `(r, r)` of what `D V` adds to U, and `D^T U` to V."""
+    k, inside, l = direction
+    # These differences may cancel; what they are off by is rounding beside A^T A.
+    return _gram(k) - _gram(inside), _gram(l) - tf.matmul(inside, inside, transpose_b=True)
+
+
+def nearest(factors, direction, policy, step_size, corner=None, known_grams=None):
+    """Returns the `Near` of a step: r x r products and, in few steps, an eigenvalue problem.
+
+    Args:
+        factors: `Factorization` of W.
+        direction: `TangentVector` D.
+        policy: `Policy`.
+        step_size: scalar tensor h.
+        corner: `Corner`, what the step has outside of the tangent space, or None. It enters in
+            second order, so its bases may be rough.
+        known_grams: what `grams` returns, where the caller has it.
+    """
+    s, inside = factors.S, direction.S
     h = tf.cast(step_size, s.dtype)
     one = identity_like(s)
     a = s - h * inside
-    # These differences may cancel; what they are off by is rounding beside A^T A.
-    gram_k = _gram(k) - _gram(inside)
-    gram_l = _gram(l) - tf.matmul(inside, inside, transpose_b=True)
+    gram_k, gram_l = known_grams or grams(direction)
     gram_r, gram_q = h * h * gram_k, h * h * gram_l
 
     m_q = m_r_t = None
     rest = tf.zeros([], s.dtype)
     if corner is not None:
         # With R = -h (D V)_new: M Q^T Q and (M^T R^T R)^T, and the norm of R M Q^T.
-        left, right, block = corner(gram_k, gram_l)
+        left, right, block = corner
         m_q = -h * tf.matmul(left.root, tf.matmul(block, right.outside))
         m_r_t = -h * tf.matmul(
             tf.matmul(left.outside, block, transpose_a=True), right.root, transpose_b=True

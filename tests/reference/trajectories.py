@@ -187,8 +187,7 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
     def loop(u, s, v):
         rank = tf.shape(s)[0]
         state = (tf.constant(0), u, s, v, tf.zeros([2], tf.float64), rank, rank)
-        n, m = target.shape
-        shapes = ((), (n, None), (None, None), (m, None), (2,), (), ())
+        shapes = ((), (None, None), (None, None), (None, None), (2,), (), ())
         shapes = tuple(tf.TensorShape(shape) for shape in shapes)
         return tf.while_loop(lambda i, *_: i < steps, body, state, shapes)[-3:]
 
