@@ -50,7 +50,7 @@ INTEGRATOR = flags.DEFINE_enum(
 )
 EPOCHS = flags.DEFINE_integer("epochs", 15, "Epochs of every run.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Pairs in a batch.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 4e-3, "Highest one of Adam.", lower_bound=0.0)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Highest one of Adam.", lower_bound=0.0)
 DATA_SEED = flags.DEFINE_integer(
     "data_seed", 1, "What texts are generated from. The settings were chosen on those of 0."
 )
