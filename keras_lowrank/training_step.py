@@ -153,9 +153,6 @@ class TrainingStep:
         """A step from gradients: the new matrices, and the state of the optimizer for them."""
         self._tangents, self._old_slots = tangents, slots
         moves = self._model.integrator.step(self)
-        for point, moved in zip(self._points, moves):  # a shared trace knows no number of rows
-            moved.factors.U.set_shape([point.U.shape[0], None])
-            moved.factors.V.set_shape([point.V.shape[0], None])
         carried = [
             self._slots.carried(state, point, moved, direction.tangent, self._rule.decay)
             for state, point, moved, direction in zip(
