@@ -107,6 +107,8 @@ class Near(NamedTuple):
 def retract(problem, factors, direction, policy, otherwise, near=None):
     """Returns the truncation of `W - h D` at the rank that the policy chooses.
 
+    What a step has outside of the tangent space is in both `otherwise` and `near`, or in neither.
+
     Args:
         problem: `Problem`, for what is common to all its matrices: h, whether to see to it that
             the new bases are orthonormal, whether their overlap is wanted.

@@ -20,8 +20,10 @@ they meet (`paired`).
 All of it is multiplied by `(n m / (r (n + m - r)))^(1/2)`. A step of Keras's rule has entries of
 the size of the learning rate h, and with them the norm `h (n m)^(1/2)`; of the n m dimensions of a
 matrix its tangent space has `r (n + m - r)`, so that entries of that size make a shorter step
-there. Multiplied, a step is as long at every rank, and at full rank it is what it was. Measured on
-LeNet5 with 2.2% of its weights, 4 epochs, at Keras's rate of 0.001: 96.8%, and 95.0% without it.
+there. Multiplied, a step is about as long at every rank: exactly so for a gradient of equal mean
+squares, by up to a quarter shorter for one of rank 1 in the tangent space. At full rank the factor
+is 1. Measured on LeNet5 with 2.2% of its weights, 4 epochs, at Keras's rate of 0.001: 96.8%, and
+95.0% without it.
 
 Measured likewise, each at the best of its rates and without that factor (more of it, and other
 networks, in benchmarks/README.md):
