@@ -24,8 +24,14 @@ class Truncation:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "rank" in vars(cls) and "bounds" not in vars(cls):
-            cls.bounds = Truncation.bounds  # those inherited are of another rule
+        if "rank" in vars(cls):  # what is inherited beside it is of another rule
+            for name in ("bounds", "by_tail"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(Truncation, name))
+
+    def together_with(self, other):
+        """Whether `plan` decides at once for the layers of this truncation and of another one."""
+        return other is self
 
     def plan(self, matrices, step, others):
         """Returns the truncations that hold for one step, one for each matrix.
@@ -183,92 +189,6 @@ class KeepRank(Truncation):
         return True, True
 
 
-@keras.saving.register_keras_serializable("keras_lowrank")
-class Budget(Truncation):
-    r"""Spends a number of weights on the layers, by their singular values.
-
-    At every step each layer keeps the singular values `s_i > c ||W||_F`, with the smallest common c
-    that the budget pays for: what is cut is small beside the layer that it is cut from. (Divided
-    by the weights that a value costs, `n + m`, or by their root, the same budget was spent on
-    small layers, and LeNet5 with 2.3% of its weights was 1.5 points and more behind.)
-    So ranks only fall: start them high (LeNet5 with 2.9% of its weights, one seed: from half of the
-    ranks 97.9, from more in the largest layer 98.6 as before). The budget itself falls from the
-    full-rank weights to what was asked for,
-
-        b(t) = b + (b_full - b) (1 - t / steps)^3,    t = 0 ... steps,
-
-    fast at first and slowly towards its end (the cubic of Zhu and Gupta, arXiv:1710.01878), and is
-    kept from then on. Let it be met early: what counts is the training at the ranks that stay
-    (LeNet5 with 2.3% of its weights, 10 epochs, met after 60, 40, 25 and 15% of them: 97.6, 98.1,
-    98.3 and 98.1%). Every layer keeps its `min_rank`, whatever the budget.
-
-    Args:
-        weights: int or None, the number of weights of the whole model to arrive at, counted as
-            `Compression.factored` does: `r (n + m)` a low-rank layer, and all other kernels.
-        compression: float or None, in its place: the share of the full-rank weights to save, in
-            percent.
-        steps: int, the number of training steps until it is met.
-
-    Raises:
-        ValueError: both or none of `weights` and `compression`, or one outside its range.
-
-    Example:
-
-    >>> truncation = Budget(compression=90.0, steps=2000)
-    """
-
-    by_tail = True
-
-    def __init__(self, weights=None, compression=None, *, steps):
-        if (weights is None) == (compression is None):
-            raise ValueError(
-                "A budget is either `weights` or `compression`. "
-                f"Received: weights={weights!r}, compression={compression!r}"
-            )
-        if compression is None:
-            _check_budget("weights", weights, 1, math.inf)
-        else:
-            _check_budget("compression", compression, 0, 100)
-        _check_budget("steps", steps, 1, math.inf)
-        self.weights, self.compression, self.steps = weights, compression, steps
-
-    def plan(self, matrices, step, others):
-        sizes = [f.U.shape[0] + f.V.shape[0] for f in matrices]
-        full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in matrices)
-        weights = self.weights
-        if weights is None:
-            weights = (1.0 - self.compression / 100.0) * full
-        goal = tf.maximum(tf.cast(weights - others[1], tf.float32), 0.0)
-        left = tf.maximum(1.0 - step / self.steps, 0.0)
-        start = tf.cast(full - others[0], tf.float32)
-        allowed = goal + tf.maximum(start - goal, 0.0) * left**3
-        # A step leaves a core diagonal, or nearly so while all of its rank is kept.
-        energies = [tf.square(tf.linalg.diag_part(factors.S)) for factors in matrices]
-        shares = [tf.math.divide_no_nan(e, tf.reduce_sum(e)) for e in energies]
-        return [_Capped(rank) for rank in spend(shares, sizes, allowed)]
-
-    def rank(self, singular_values, current):
-        return current
-
-    def get_config(self):
-        return {"weights": self.weights, "compression": self.compression, "steps": self.steps}
-
-
-class _Capped(Truncation):
-    """At most a rank that was allotted to a layer for one step."""
-
-    by_tail = True
-
-    def __init__(self, cap):
-        self._cap = cap
-
-    def rank(self, singular_values, current):
-        return tf.minimum(current, self._cap)
-
-    def bounds(self, values, tail, slack, current):
-        return current <= self._cap, True
-
-
 def _outside_its_range(relative, received):
     rule = "A relative tolerance `tau` must be in [0, 1)"
     if not relative:
@@ -278,36 +198,6 @@ def _outside_its_range(relative, received):
 
 def _rank(factors):
     return tf.cast(tf.shape(factors.S)[0], tf.float32)
-
-
-def spend(shares, sizes, allowed):
-    """The ranks that a number of weights pays for, largest shares first.
-
-    Args:
-        shares: list of float tensors: for each layer, what each of its singular values has of the
-            layer's energy `||W||_F^2`.
-        sizes: list of int, the weights that a singular value of each layer costs.
-        allowed: float or scalar tensor, the number of weights.
-
-    Returns:
-        List of int32 scalar tensors. A layer that nothing is left for has rank 0.
-    """
-    # In float64, which counts the weights of a large model to the last one.
-    costs = [tf.fill(tf.shape(s), tf.cast(size, tf.float64)) for s, size in zip(shares, sizes)]
-    owners = tf.concat([tf.fill(tf.shape(s), index) for index, s in enumerate(shares)], axis=0)
-    order = tf.argsort(tf.concat(shares, axis=0), direction="DESCENDING", stable=True)
-    spent = tf.cumsum(tf.gather(tf.concat(costs, axis=0), order))
-    count = tf.math.count_nonzero(spent <= tf.cast(allowed, tf.float64))
-    paid = tf.gather(owners, order)[:count]
-    return [tf.math.count_nonzero(paid == i, dtype=tf.int32) for i in range(len(shares))]
-
-
-def _check_budget(name, value, low, high):
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value < high:
-        raise ValueError(
-            f"`{name}` of a budget must be a number in [{low}, {high}). Received: {name}={value!r}"
-        )
 
 
 class Policy(NamedTuple):
@@ -330,7 +220,7 @@ class Policy(NamedTuple):
     @property
     def keeps_rank(self):
         """bool, whether the rank is known to stay before the singular values are."""
-        return isinstance(self.truncation, KeepRank)
+        return type(self.truncation).rank is KeepRank.rank
 
     def parts(self):
         """Returns `(kind, tensors)`: policies of one kind decide alike, given the same tensors."""
@@ -374,9 +264,11 @@ def plan(policies, matrices, step, others):
         step: scalar float tensor, the number of the step: 1, 2, ...
         others: `(full, factored)`, the weights of the model beside these matrices.
     """
-    planned = list(policies)
-    for truncation in {id(p.truncation): p.truncation for p in policies}.values():
-        group = [i for i, p in enumerate(policies) if p.truncation is truncation]
+    planned, remaining = list(policies), list(range(len(policies)))
+    while remaining:
+        truncation = policies[remaining[0]].truncation
+        group = [i for i in remaining if policies[i].truncation.together_with(truncation)]
+        remaining = [i for i in remaining if i not in group]
         outside = [f for i, f in enumerate(matrices) if i not in group]
         full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in outside)
         held = others[1] + sum(_rank(f) * (f.U.shape[0] + f.V.shape[0]) for f in outside)

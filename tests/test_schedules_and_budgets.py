@@ -125,7 +125,8 @@ def test_a_budget_keeps_the_largest_shares_that_it_can_pay_for(seed, count, shar
     matrices = [with_values(*shape, v) for shape, v in zip(shapes.tolist(), values)]
     others = (50, 20)
     full = others[0] + sum(n * m for n, m in shapes)
-    weights = max(1, round(share * full))
+    least = others[1] + int(shapes.sum())
+    weights = max(least, round(share * full))
     caps = Budget(weights=weights, steps=10).plan(matrices, tf.constant(10.0), others)
     ranks = [int(cap.rank(None, 99)) for cap in caps]
     # By hand: the values of all layers in the order of their share, while there is money.
@@ -200,7 +201,9 @@ def test_a_budget_comes_back_from_its_config(tmp_path):
         ({"weights": 0, "steps": 5}, r"`weights`.*\[1, inf\).*weights=0"),
         ({"weights": "9", "steps": 5}, "`weights`.*weights='9'"),
         ({"compression": 100, "steps": 5}, r"`compression`.*\[0, 100\).*compression=100"),
+        ({"compression": 0.9, "steps": 5}, "in percent.*compression=0.9"),
         ({"compression": 90, "steps": 0}, "`steps`.*steps=0"),
+        ({"compression": 90, "steps": 5.5}, "`steps` .* an integer.*steps=5.5"),
         ({"compression": 90, "steps": True}, "`steps`.*steps=True"),
         ({"compression": 90, "steps": None}, "`steps`.*steps=None"),
     ],
@@ -208,3 +211,45 @@ def test_a_budget_comes_back_from_its_config(tmp_path):
 def test_a_budget_outside_its_range_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         Budget(**arguments)
+
+
+def test_layers_that_shared_a_budget_share_it_after_loading(tmp_path):
+    def budget():
+        return Budget(weights=60, steps=1)
+
+    inputs = keras.Input((8,))
+    x = LowRankDense(8, rank=4, truncation=budget(), name="a")(inputs)
+    model = LowRankModel(inputs, LowRankDense(8, rank=4, truncation=budget(), name="b")(x))
+    model.save(tmp_path / "model.keras")
+    for one in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        one.compile("sgd", "mse")
+        one.fit(np.ones((16, 8)), np.ones((16, 8)), verbose=0, epochs=2)
+        assert sum(one.ranks.values()) == 3  # of 16 weights each
+
+
+def test_a_budget_reads_a_core_that_is_diagonal_up_to_a_rotation():
+    """As `fixed_rank` may leave it, or weights that were set."""
+    turned = with_values(10, 10, [1.0, 1.0, 1.0, 1.0])
+    turned = turned._replace(S=tf.reverse(turned.S, [0]))
+    falling = with_values(10, 10, [1.0, 0.1, 0.05, 0.01])
+    caps = Budget(weights=100, steps=1).plan([turned, falling], tf.constant(2.0), (0, 0))
+    assert [int(cap.rank(None, 99)) for cap in caps] == [4, 1]
+
+
+def test_a_budget_below_rank_one_everywhere_is_refused():
+    model = make(Budget(weights=20, steps=8))
+    with pytest.raises(ValueError, match=r"at least \d+ weights, which rank 1.*'weights': 20"):
+        ranks_in_fit(model, 1)
+
+
+def test_a_rule_of_ones_own_inherits_nothing_of_the_rule_that_it_replaces():
+    class Odd(Tolerance):
+        def rank(self, singular_values, current):
+            return tf.math.count_nonzero(singular_values > 0.5, dtype=tf.int32)
+
+    class Frozen(KeepRank):
+        def rank(self, singular_values, current):
+            return tf.constant(1)
+
+    assert not Odd(0.1).by_tail and not Frozen().by_tail
+    assert Policy(KeepRank()).keeps_rank and not Policy(Frozen()).keeps_rank

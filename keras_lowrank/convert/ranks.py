@@ -4,8 +4,9 @@ import math
 
 import tensorflow as tf
 
+from keras_lowrank.budget import spend
 from keras_lowrank.convert.selection import matches, unknown
-from keras_lowrank.truncation import Tolerance, spend
+from keras_lowrank.truncation import Tolerance
 
 
 class Rule:
