@@ -28,6 +28,16 @@ class Factorization(NamedTuple):
     V: tf.Tensor
 
 
+def has_orthonormal_bases(factorization):
+    """Scalar bool tensor: U and V have orthonormal columns, as well as a step needs them."""
+    good = []
+    for basis in (factorization.U, factorization.V):
+        gram = tf.matmul(basis, basis, transpose_a=True)
+        off = gram - tf.eye(tf.shape(gram)[0], dtype=gram.dtype)
+        good.append(tf.reduce_all(tf.abs(off) <= _ORTHONORMAL))  # false for NaN
+    return good[0] & good[1]
+
+
 class RankVariable(keras.Variable):
     """A Keras variable some of whose extents are the rank and may change.
 
@@ -182,8 +192,7 @@ class Factors:
         """
         present = self.read()
         self.check_shapes(*(tensor.shape for tensor in present))
-        defects = [np.abs(b.numpy().T @ b.numpy() - np.eye(b.shape[1])).max() for b in present[::2]]
-        if max(defects) <= _ORTHONORMAL:
+        if has_orthonormal_bases(present):
             return False
         self.assign(orthonormalized(*present))
         return True
@@ -193,6 +202,15 @@ class Factors:
         self._taken_by = weakref.ref(training)
         for variable in self.variables:
             variable.assigned_outside = False
+
+    def check_trainable(self, path):
+        """Raises ValueError where only some of the factors of the layer at `path` are trainable."""
+        frozen = [variable.name for variable in self.variables if not variable.trainable]
+        if frozen:
+            raise ValueError(
+                "U, S and V of a low-rank layer are trained together. Freeze the layer, by "
+                f"`layer.trainable = False`. Received: frozen factors {frozen} in layer {path!r}"
+            )
 
     def check_shapes(self, u, s, v):
         """Raises ValueError unless the shapes are those of one matrix of this size."""

@@ -98,6 +98,16 @@ class FaultRecord:
         )
 
 
+class Findings(dict):
+    """Whether values are finite, scalar bool tensors by the place where the values came up."""
+
+    def note(self, place, *tensors):
+        """Notes whether every entry of every tensor is finite. None counts as finite."""
+        finite = all_finite(*tensors)
+        # Places are named by paths, which need not be unique: of one name all must be finite.
+        self[place] = self[place] & finite if place in self else finite
+
+
 def choose(condition, values, others):
     """`values` where the scalar bool tensor `condition` is true, else `others`; copies nothing."""
     return tf.cond(condition, lambda: list(values), lambda: list(others)) if values else []

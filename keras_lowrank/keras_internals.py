@@ -117,7 +117,8 @@ def build_for_training(model, batch, build_optimizer):
             on all trainable variables.
     """
     if not all(layer.built for layer in model._flatten_layers()):
-        model(tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), batch[0]))
+        inputs = tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), batch[0])
+        call_in_training(model, inputs)
     build_optimizer()
     model._symbolic_build(data_batch=batch)
 
@@ -170,9 +171,12 @@ def hold(optimizer, variables):
         optimizer._track_variable(variable)
 
 
-def decays(optimizer, variable):
-    """Whether `weight_decay` of `optimizer` is meant for `variable`."""
-    return optimizer._use_weight_decay(variable)
+def decays(optimizer, variables, name):
+    """Whether `weight_decay` of `optimizer` is meant for `variables`, and for one of that name."""
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    if pattern is not None and pattern.search(name):
+        return False
+    return all(optimizer._use_weight_decay(variable) for variable in variables)
 
 
 def track_loss(model, loss, inputs):

@@ -111,8 +111,9 @@ class TangentProbe:
         @tf.custom_gradient
         def apply(inputs, first, core, last):
             # One tape each: the two adjoints are asked for with different arguments, and a tape of
-            # both would run both every time.
-            with tf.GradientTape() as tape, tf.GradientTape() as basis_tape:
+            # both would run both every time. Persistent, for a loss that takes gradients itself.
+            tape, basis_tape = (tf.GradientTape(persistent=True) for _ in range(2))
+            with tape, basis_tape:
                 if inputs.dtype.is_floating:  # indices have no gradient
                     tape.watch(inputs)
                 basis_tape.watch(first)
@@ -127,7 +128,7 @@ class TangentProbe:
                 if inputs.dtype.is_floating:
                     dx = tape.gradient(z, inputs, matmul_last(dv, core, transpose=True))
                 return (
-                    dx,
+                    _first_order(dx),
                     self._of_first(basis_tape.gradient(z, first, dv)),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
@@ -139,6 +140,11 @@ class TangentProbe:
         if transposed:
             return apply(inputs, last, tf.transpose(core), k)
         return apply(inputs, tf.cast(self._first, dtype), core, last)
+
+    def forget_calls(self):
+        """Drops what was kept for `coupling`: of gradients that are not those of the step."""
+        if self._calls is not None:
+            self._calls.clear()
 
     def in_type(self, dtype):
         """`K`, `S` and `L` in the type that products with them are computed in."""
@@ -160,13 +166,18 @@ class TangentProbe:
         x, z, d, dv = map(rows, (inputs, z, d, dv))
         return [tf.matmul(a, b, transpose_a=True) for a, b in ((x, dv), (z, dv), (d, z))]
 
+    def reached(self, gradients):
+        """Whether the loss depends on what the layer puts out; `gradients` as in `tangent`."""
+        k, _, _, _, *first = gradients
+        return any(part is not None for part in (k, *first))
+
     def tangent(self, gradients):
         """The tangent gradient, from the gradients of `sources` (None where there is none)."""
         k, s, l, penalty, *first = gradients
         parts = [
             row_slices.collected(part, self.K.shape[0]) for part in (k, *first) if part is not None
         ]
-        if not parts:  # the loss does not depend on the layer
+        if not self.reached(gradients):
             parts, s, l = [tf.zeros_like(self.K)], tf.zeros_like(self.S), tf.zeros_like(self.L)
         k = functools.reduce(row_slices.plus, parts)
         if self._half:  # its products leave the parts with roundings of their own
@@ -316,7 +327,7 @@ def low_rank_recurrence(matrices, loop, inputs, dtype):
             sides = [matmul_last(matmul_last(h, a), b, transpose=True) for a, b in fixed]
             return tf.concat(sides, -1)
 
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             tape.watch(inputs)
             results, h = loop(multiply, True, *inputs)
 
@@ -330,11 +341,31 @@ def low_rank_recurrence(matrices, loop, inputs, dtype):
                 for probe, (u, _, v), block in zip(kernels, parts, blocks)
                 for part in probe.gradients_at(h, block, u, v)
             ]
-            return [d, *others, *found]
+            return [*map(_first_order, (d, *others)), *found]
 
         return results, gradient
 
     return run(*inputs, *(part for probe in kernels for part in probe.in_type(dtype)))
+
+
+def _first_order(gradient):
+    """A gradient by inputs, that no gradient may be taken of; None for None."""
+    if gradient is None:
+        return None
+
+    @tf.custom_gradient
+    def first_order(gradient):
+        def refuse(_):
+            raise ValueError(
+                "The loss must not depend on a gradient through a low-rank layer: its own gradient "
+                "would be one of U, S and V, and not one on the manifold. Put "
+                "`tf.stop_gradient` around the gradient that the loss is computed from, take "
+                "differences of outputs in its place, or train such a network as a `keras.Model`."
+            )
+
+        return tf.identity(gradient), refuse
+
+    return first_order(gradient)
 
 
 def squared_norm(factors):

@@ -1,10 +1,12 @@
 """One training step of a Keras model: its passes, as the `Problem` that an integrator solves."""
 
+import warnings
+
 import tensorflow as tf
 
 from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.distribution import Replicas
-from keras_lowrank.faults import Snapshot, all_finite, all_finite_flags, choose
+from keras_lowrank.faults import Findings, Snapshot, all_finite_flags, choose
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
 from keras_lowrank.optimizers.state import ACCUMULATED
 from keras_lowrank.tangent import Product, TangentProbe, substitute
@@ -31,6 +33,8 @@ class TrainingStep:
         self.replicated = self._replicas.count > 1
         self._rule, self._slots = model.rule, model.optimizer_state
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
+        for path, layer in layers.items():
+            layer.factors.check_trainable(path)
         self._points = [layer.factors.read() for layer in layers.values()]
         # Everything that a forward pass may change: statistics, seeds of dropout.
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
@@ -183,7 +187,7 @@ class TrainingStep:
 
     def _after_decay(self, layer):
         """What decoupled weight decay, as Keras has it, leaves of W; None for all of it."""
-        decay = weight_decay(self._optimizer, layer.S)
+        decay = weight_decay(self._optimizer, layer)
         if not decay:
             return None
         return tf.cast(1.0 - decay * self._learning_rate, layer.S.dtype)
@@ -199,12 +203,36 @@ class TrainingStep:
         ]
         sources = [probe.sources for probe in self._probes]
         gradients = iter(self._pass(self._probes, _flat(sources), first=True))
-        tangents = [p.tangent([next(gradients) for _ in p.sources]) for p in self._probes]
+        gradients = [[next(gradients) for _ in p.sources] for p in self._probes]
+        self._check_reached(gradients)
+        tangents = [probe.tangent(own) for probe, own in zip(self._probes, gradients)]
         tangents = self._summed(tangents)
         self._note("the gradient of layer", [(row_slices.values(t.K), t.L) for t in tangents])
         if self._unscaling is None:
             return tangents
         return [tangent.scaled(self._unscaling) for tangent in tangents]
+
+    def _check_reached(self, gradients):
+        """As Keras has it: a layer without a gradient is worth a warning, none at all an error."""
+        lost = [
+            path
+            for path, probe, own in zip(self._layers, self._probes, gradients)
+            if not probe.reached(own)
+        ]
+        others = [gradient for own in gradients for gradient in own] + self._other_gradients
+        if all(gradient is None for gradient in others):
+            raise ValueError(
+                "The loss must depend on a variable of the model. No gradients provided for any "
+                f"variable. Received: a loss that depends on none of the layers {lost}"
+            )
+        if lost:
+            warnings.warn(
+                f"Gradients do not exist for the low-rank layers {lost}: the loss does not depend "
+                "on what they put out, and they are not trained by it. If it should, they may be "
+                "called under `keras.RematScope` or `tf.recompute_grad`, which lose the gradient "
+                "on the manifold.",
+                stacklevel=2,
+            )
 
     def _second_pass(self, factors):
         """The gradients of the cores at new matrices."""
@@ -246,20 +274,24 @@ class TrainingStep:
             share = self._replicas.share(self._x)
             own = loss if share is None else tf.cast(share, loss.dtype) * loss
             scaled = model.optimizer.scale_loss(own)
+        for probe in self._probes:  # a loss may have taken gradients of its own
+            probe.forget_calls()
         gradients = tape.gradient(scaled, [*sources, *others, *owned])
         cut, end = len(sources), len(sources) + len(others)
         if any(gradient is not None for gradient in gradients[end:]):
             raise ValueError(
                 "A loss term must not depend on the variables U, S or V of a low-rank layer: its "
                 "gradient is not one on the manifold and would be ignored. Use "
-                "`kernel_regularizer` (L2), or a term on the layer's outputs."
+                "`kernel_regularizer` (L2), or a term on the layer's outputs. Nor may a layer be "
+                "called in a `tf.function` of its own, which holds on to the variables that it was "
+                "traced with: leave the decorator out, the step is one traced function anyway."
             )
         self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
         self._other_gradients, self._loss = gradients[cut:end], own
         if first:
             keras_internals.track_loss(model, loss, self._x)
             self._y_pred = y_pred
-            self._finite = {}
+            self._finite = Findings()
         scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
         self._unscaling = 1.0 / self._scale if scales else None
         return gradients[:cut]
@@ -270,16 +302,16 @@ class TrainingStep:
             (gradients, self._other_gradients, self._loss)
         )
         # A second pass starts from what the first has found, and must not hide its findings.
-        self._finite[f"the loss{when}"] = all_finite(self._loss)
+        self._finite.note(f"the loss{when}", self._loss)
         for variable, gradient in zip(self._model.other_variables, self._other_gradients):
             place = f"the gradient of {variable.path!r}{when}"
-            self._finite[place] = all_finite(row_slices.values(gradient))
+            self._finite.note(place, row_slices.values(gradient))
         return gradients
 
     def _note(self, place, tensors_by_layer):
         """Notes for every layer whether its tensors are finite."""
         for path, tensors in zip(self._layers, tensors_by_layer):
-            self._finite[f"{place} {path!r}"] = all_finite(*tensors)
+            self._finite.note(f"{place} {path!r}", *tensors)
 
     def _update_others(self, finite):
         """Lets the compiled optimizer update the other variables, once; returns how they were."""
@@ -306,11 +338,10 @@ class TrainingStep:
         Returns:
             Scalar bool tensor, whether all are.
         """
-        finite = {
-            f"the new value of {v.path!r}": all_finite(v.value)
-            for v in variables
-            if "float" in str(v.dtype)
-        }
+        finite = Findings()
+        for variable in variables:
+            if "float" in str(variable.dtype):
+                finite.note(f"the new value of {variable.path!r}", variable.value)
         finite = self._replicas.all(finite)
         self._finite.update(finite)
         return all_finite_flags(finite)

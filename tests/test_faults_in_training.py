@@ -222,3 +222,37 @@ def test_factors_of_different_ranks_raise_before_a_step():
     layer.U.assign(np.eye(6, 3))
     model.train_on_batch(X, Y)
     assert_whole(model)
+
+
+@pytest.mark.parametrize("bad", [(True, False), (False, True)])
+def test_nan_in_one_of_two_variables_of_equal_paths_is_found(bad):
+    class Shift(keras.layers.Layer):
+        def __init__(self, bad, **options):
+            super().__init__(**options)
+            self.bad = bad
+
+        def build(self, input_shape):
+            self.shift = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="w")
+
+        def call(self, inputs):
+            return inputs + (keras.ops.sqrt(self.shift) if self.bad else self.shift)
+
+    inputs = x = keras.Input((8,))
+    for one in bad:
+        inner = keras.Input((8,))
+        x = keras.Model(inner, Shift(one, name="shift")(inner))(x)
+    model = LowRankModel(inputs, LowRankDense(8, rank=3)(x))
+    model.compile("sgd", "mse")
+    with pytest.raises(FloatingPointError, match=r"gradient of 'shift/w'"):
+        model.fit(np.ones((8, 8)), np.ones((8, 8)), verbose=0)
+    assert all(np.isfinite(v.numpy()).all() for v in model.trainable_variables)
+
+
+def test_factors_that_are_frozen_one_by_one_raise():
+    inputs = keras.Input((8,))
+    layer = LowRankDense(8, rank=3, name="low")
+    model = LowRankModel(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    layer.U.trainable = False
+    with pytest.raises(ValueError, match=r"trained together.*\['U'\] in layer 'low'"):
+        model.fit(np.ones((8, 8)), np.ones((8, 8)), verbose=0)

@@ -300,8 +300,9 @@ def test_what_is_excluded_from_weight_decay_is_known():
     optimizer = keras.optimizers.SGD(0.1, weight_decay=0.1)
     kept, left = keras.Variable(1.0, name="kept"), keras.Variable(1.0, name="left")
     optimizer.exclude_from_weight_decay(var_list=[kept.value], var_names=["kept"])
-    assert not keras_internals.decays(optimizer, kept), MOVED
-    assert keras_internals.decays(optimizer, left), MOVED
+    assert not keras_internals.decays(optimizer, [left, kept], "kernel"), MOVED
+    assert not keras_internals.decays(optimizer, [left], "kept"), MOVED
+    assert keras_internals.decays(optimizer, [left], "kernel"), MOVED
 
 
 def test_hooks_of_training_under_a_strategy_are_where_they_were():

@@ -292,8 +292,9 @@ def test_weight_decay_shrinks_s_and_leaves_what_is_excluded():
     layer, (s, kernel) = shrunk()
     np.testing.assert_allclose(layer.kernel, 0.95 * kernel, atol=1e-6)
     np.testing.assert_allclose(np.sort(np.diag(layer.S)), 0.95 * np.sort(np.diag(s)), atol=1e-6)
-    layer, (_, kernel) = shrunk(var_names=["S"])
-    np.testing.assert_allclose(layer.kernel, kernel, atol=1e-6)
+    for name in ("S", "U", "kernel"):
+        layer, (_, kernel) = shrunk(var_names=[name])
+        np.testing.assert_allclose(layer.kernel, kernel, atol=1e-6)
 
 
 @pytest.mark.parametrize(

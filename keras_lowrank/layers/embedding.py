@@ -65,6 +65,8 @@ class LowRankEmbedding(LowRankLayer):
     [(1000, 4), (4, 4), (32, 4)]
     """
 
+    replaces = "embeddings"
+
     def __init__(
         self,
         input_dim,

@@ -38,6 +38,8 @@ class LowRankLayer(keras.layers.Layer):
         ValueError: an argument outside its range.
     """
 
+    replaces = "kernel"  # the name that the weight has in the layer of Keras
+
     def __init__(
         self,
         *,
@@ -228,6 +230,11 @@ def find_low_rank_layers(model):
     return found
 
 
+def find_built_layers(model):
+    """Returns those of `find_low_rank_layers` that have factors: the model has called them."""
+    return {path: layer for path, layer in find_low_rank_layers(model).items() if layer.built}
+
+
 def set_weights(layer, weights):
     """`layer.set_weights(weights)` across ranks: sizes other than the rank must fit.
 
@@ -240,7 +247,8 @@ def set_weights(layer, weights):
             f"`set_weights` of {layer.name!r} needs {len(variables)} arrays, one for each of its "
             f"weights. Received: {len(weights)} arrays"
         )
-    shapes = {variable.path: tuple(value.shape) for variable, value in zip(variables, weights)}
+    # By identity: layers of equal names, in two models inside this one, have equal paths.
+    shapes = {id(variable): tuple(value.shape) for variable, value in zip(variables, weights)}
     owners = {id(v): one.factors for one in _with_self(layer) for v in one.factors.variables}
     checked = set()
     for variable, value in zip(variables, weights):
@@ -253,16 +261,14 @@ def set_weights(layer, weights):
                 )
         elif factors not in checked:
             checked.add(factors)
-            factors.check_shapes(*(shapes[v.path] for v in factors.variables))
+            factors.check_shapes(*(shapes[id(v)] for v in factors.variables))
     for variable, value in zip(variables, weights):
         variable.assign(value)
 
 
 def _with_self(layer):
-    layers = list(find_low_rank_layers(layer).values())
-    if isinstance(layer, LowRankLayer):
-        layers.append(layer)
-    return [one for one in layers if one.built]
+    own = [layer] if isinstance(layer, LowRankLayer) and layer.built else []
+    return [*find_built_layers(layer).values(), *own]
 
 
 def _check_ranks(rank, min_rank, max_rank):

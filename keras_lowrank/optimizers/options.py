@@ -96,8 +96,11 @@ def _at_most(limit, norm):
     return tf.cast(limit, norm.dtype) / tf.maximum(norm, tf.cast(limit, norm.dtype))
 
 
-def weight_decay(optimizer, variable):
-    """The decay of the weight behind a variable: a float, 0 where it is excluded."""
-    if not optimizer.weight_decay or not decays(optimizer, variable):
+def weight_decay(optimizer, layer):
+    """The decay of the matrix of a low-rank layer: a float, 0 where it is excluded.
+
+    Excluded is a layer by each of its factors, and by the name that its weight has in Keras.
+    """
+    if not optimizer.weight_decay or not decays(optimizer, layer.factors.variables, layer.replaces):
         return 0.0
     return float(optimizer.weight_decay)

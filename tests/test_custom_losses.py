@@ -1,0 +1,131 @@
+"""Losses that take gradients themselves, and gradients that get lost on the way to a layer."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_lowrank import LowRankDense, LowRankLSTM, LowRankModel
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((16, 8)).astype("float32")
+Y = rng.standard_normal((16, 8)).astype("float32")
+
+INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
+# The second pass of the other finds other inputs, at other matrices.
+ONE_PASS = pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+
+
+def squared_error(y, y_pred):
+    return tf.reduce_mean(tf.square(y - y_pred))
+
+
+def perturbed(model, x, y):
+    """The fast gradient sign method (arXiv:1412.6572): inputs moved to where the loss is higher."""
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = squared_error(y, model(x, training=True))
+    return tf.stop_gradient(x + 0.5 * tf.sign(tape.gradient(loss, x)))
+
+
+class Adversarial(LowRankModel):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return squared_error(y, self(perturbed(self, x, y), training=True))
+
+
+class GradientPenalty(LowRankModel):
+    """Outputs and inputs of one application are differentiated twice."""
+
+    stop = staticmethod(tf.stop_gradient)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = squared_error(y, self(x, training=True))
+        slope = self.stop(tape.gradient(loss, x))
+        return loss * (1.0 + tf.reduce_sum(tf.square(slope)))
+
+
+def make(model_class=LowRankModel, integrator="parallel", layer=None):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    layer = layer or LowRankDense(8, rank=2, use_bias=False)
+    model = model_class(inputs, layer(inputs))
+    model.compile(keras.optimizers.SGD(1.0), "mse", integrator=integrator, truncation=0.0)
+    return model
+
+
+@ONE_PASS
+def test_adversarial_training_is_training_on_the_inputs_it_finds(integrator):
+    model, plain = make(Adversarial, integrator), make(integrator=integrator)
+    plain.train_on_batch(perturbed(plain, X, Y), Y)
+    model.train_on_batch(X, Y)
+    np.testing.assert_allclose(model.layers[-1].kernel, plain.layers[-1].kernel, atol=1e-6)
+
+
+@ONE_PASS
+def test_a_loss_may_be_weighed_by_a_gradient_that_is_stopped(integrator):
+    model, plain = make(GradientPenalty, integrator), make(integrator=integrator)
+    x = tf.convert_to_tensor(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = squared_error(Y, plain(x))
+    weight = 1.0 + float(np.sum(np.square(tape.gradient(loss, x))))
+    plain.compile(keras.optimizers.SGD(weight), "mse", integrator=integrator, truncation=0.0)
+    plain.train_on_batch(X, Y)
+    model.train_on_batch(X, Y)
+    np.testing.assert_allclose(model.layers[-1].kernel, plain.layers[-1].kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_loss_of_a_gradient_of_the_network_is_refused(recurrent):
+    class NotStopped(GradientPenalty):
+        stop = staticmethod(tf.identity)
+
+    inputs = keras.Input((8,))
+    model = NotStopped(inputs, LowRankDense(8, rank=2)(inputs))
+    x, y = X, Y
+    if recurrent:
+        inputs = keras.Input((4, 2))
+        model = NotStopped(inputs, LowRankLSTM(8, rank=2)(inputs))
+        x = X.reshape(16, 4, 2)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"must not depend on a gradient.*stop_gradient"):
+        model.train_on_batch(x, y)
+
+
+@INTEGRATORS
+def test_a_layer_whose_gradient_is_lost_is_named_in_a_warning(integrator):
+    with keras.RematScope(mode="full"):
+        lost = LowRankDense(8, rank=2, activation="tanh", name="lost")
+    inputs = keras.Input((8,))
+    model = LowRankModel(inputs, LowRankDense(8, rank=3, name="kept")(lost(inputs)))
+    model.compile("sgd", "mse", integrator=integrator)
+    with pytest.warns(UserWarning, match=r"do not exist.*\['lost'\].*RematScope"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_loss_of_nothing_raises_as_in_keras():
+    model = make()
+    model.compile("sgd", lambda y, y_pred: tf.reduce_mean(y - tf.stop_gradient(y_pred)))
+    with pytest.raises(ValueError, match=r"No gradients provided for any variable.*low_rank_dense"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_layer_in_a_traced_function_of_its_own_is_refused_with_the_cause():
+    class Traced(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = LowRankDense(8, rank=3)
+
+        def build(self, input_shape):
+            self.inner.build(input_shape)
+
+        @tf.function
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    model = make(layer=Traced())
+    with pytest.raises(ValueError, match=r"`tf.function` of its own"):
+        model.fit(X, Y, verbose=0)
