@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
 class Compression(NamedTuple):
@@ -52,7 +52,7 @@ def count_weights(model):
             "The weights of a model can be counted once it is built. Call it on a batch, or "
             f"`build` it. Received: an unbuilt model {model.name!r}"
         )
-    layers = [layer for layer in find_low_rank_layers(model).values() if layer.built]
+    layers = find_built_layers(model).values()
     full = factored = deployed = training = _count_dense(model, layers)
     for n, m, rank in ((one.factors.n, one.factors.m, one.factors.rank) for one in layers):
         full += n * m
@@ -68,7 +68,7 @@ def count_weights(model):
 def count_others(model, layers):
     """`(full, factored)`: the weights of a model beside some of its low-rank layers."""
     chosen = {id(layer) for layer in layers}
-    built = [layer for layer in find_low_rank_layers(model).values() if layer.built]
+    built = find_built_layers(model).values()
     rest = [layer.factors for layer in built if id(layer) not in chosen]
     dense = _count_dense(model, built)
     full = dense + sum(factors.n * factors.m for factors in rest)

@@ -9,7 +9,8 @@ from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.graph import graph_layers
 from keras_lowrank.convert.kinds import GatesKernel, holds_matrix, kernel_layers, kernel_matrix
 from keras_lowrank.convert.ranks import Rule
-from keras_lowrank.layers import LowRankLayer, find_low_rank_layers
+from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -48,12 +49,12 @@ def kernels(model, track=iter):
         for holder in graph_layers(model).items()
         for path, layer in kernel_layers(*holder).items()
     }
-    layers.update((id(layer), (path, layer)) for path, layer in find_low_rank_layers(model).items())
+    layers.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
     for path, layer in track(list(layers.values())):
         kind = type(layer.owner if isinstance(layer, GatesKernel) else layer).__name__
         if isinstance(layer, LowRankLayer):
             factors = layer.factors
-            values = np.linalg.svd(np.asarray(factors.S), compute_uv=False)
+            values = factors.singular_values()
             yield Kernel(path, kind, (factors.n, factors.m), factors.rank, values)
         elif holds_matrix(layer):
             matrix = kernel_matrix(layer)

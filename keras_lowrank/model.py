@@ -12,7 +12,7 @@ from keras_lowrank.distribution import check_steps_per_execution, check_strategy
 from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.layers.low_rank_layer import set_weights
+from keras_lowrank.layers.low_rank_layer import find_built_layers, set_weights
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.optimizers.rule import TANGENT
 from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
@@ -91,7 +91,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             truncation = get_truncation(truncation)
             optimizer = keras.optimizers.get(optimizer)
             check_strategy(keras_internals.inner_optimizer(optimizer))
-            if self._trained_layers():
+            if any(layer.trainable for layer in find_low_rank_layers(self).values()):
                 rule_for(optimizer, integrator)
             self.integrator = integrator
             self._tell_layers_of_jit()
@@ -122,6 +122,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         return keras_internals.per_host(logs)
 
     def make_train_function(self, force=False):
+        # Every `fit` and `train_on_batch` comes here first, and before it others may have trained
+        # the layers, in traced code that the host does not see.
+        if self.optimizer_state is not None:
+            self.optimizer_state.doubt()
         if self.train_function is not None and not force:
             return self.train_function
         check_steps_per_execution(self.steps_per_execution, self.distribute_strategy)
@@ -132,9 +136,11 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             known = self._prepared or self.run_eagerly
             if not known and (batch := keras_internals.batch_of(iterator)) is not None:
                 self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                if self._choose_jit():  # layers that were made just now do not bear it
+                    return self.make_train_function(force=True)(iterator)
             if self.optimizer_state is not None:
-                self._settle_factors()
                 self.optimizer_state.follow_ranks()
+                self.optimizer_state.settle()
             logs = run(iterator)
             if self.run_eagerly:  # the step itself has assigned the factors where the host sees it
                 for layer in self._trained_layers().values():
@@ -153,7 +159,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
     @property
     def ranks(self):
         """The present ranks, `{path of the layer: int}`."""
-        return {path: one.factors.rank for path, one in self._layers_by_path().items() if one.built}
+        return {path: layer.factors.rank for path, layer in find_built_layers(self).items()}
 
     def freeze_ranks(self):
         """From here on every rank stays what it is. Costs one more trace of the train function."""
@@ -251,6 +257,20 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         """
         return export_model(self, filepath, format, verbose, input_signature, overwrite, **options)
 
+    def save(self, filepath, *args, **kwargs):
+        """Saves the model as Keras does, in the format `.keras`.
+
+        Raises:
+            ValueError: a path that asks for the older HDF5 format.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "A low-rank model is saved in a file that ends in `.keras`: the older HDF5 format "
+                "loses ranks, integrator and truncation. For the weights alone use `save_weights`. "
+                f"Received: filepath={filepath}"
+            )
+        super().save(filepath, *args, **kwargs)
+
     def save_weights(self, filepath, *args, **kwargs):
         """Saves the weights as Keras does; a `.weights.h5` file gets a checksum of its contents."""
         super().save_weights(filepath, *args, **kwargs)
@@ -292,12 +312,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
     @property
     def other_variables(self):
         """The trainable variables that are no factors: those the compiled optimizer updates."""
-        factors = {
-            id(v)
-            for layer in self._layers_by_path().values()
-            if layer.built
-            for v in layer.factors.variables
-        }
+        layers = find_built_layers(self).values()
+        factors = {id(v) for layer in layers for v in layer.factors.variables}
         return [v for v in self.trainable_variables if id(v) not in factors]
 
     def policies(self, layers, matrices, step):
@@ -327,11 +343,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         """What the optimizer updates in a model that has no other variables: one idle number."""
         return [self._stand_in_holder.variable]
 
-    def _layers_by_path(self):
-        return find_low_rank_layers(self)
-
     def _trained_layers(self):
-        return {path: layer for path, layer in self._layers_by_path().items() if layer.trainable}
+        return {path: one for path, one in find_built_layers(self).items() if one.trainable}
 
     def prepare(self, batch):
         """Makes every variable that a train step needs, given the first batch of training."""
@@ -349,10 +362,12 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
     def build_optimizer(self):
         """Makes the variables of the optimizer, of which the factors have their own kind."""
         layers = self._trained_layers()
-        if not layers or self.optimizer is None:
+        if self.optimizer is None:
             return
         if not self.optimizer.built:
             self.optimizer.build(self.other_variables or self.stand_in)
+        if not layers:
+            return
         # What the optimizer keeps for the factors, beside what it keeps for all else.
         self.rule = rule_for(self.optimizer, self.integrator)
         for path in layers:
@@ -365,32 +380,22 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
 
     def _tell_layers_of_jit(self):
         static = self._ranks_frozen or not self.integrator.adapts_rank
-        for layer in self._layers_by_path().values():
+        for layer in find_low_rank_layers(self).values():
             layer.supports_jit = static
 
-    def _settle_factors(self):
-        """Makes what someone else has assigned fit for a step, which relies on its form."""
-        changed, state = [], self.optimizer_state
-        for path, layer in self._trained_layers().items():
-            if state.holds(path) and not layer.factors.left_by(state):
-                if layer.factors.orthonormalize():
-                    changed.append(path)
-                state.forget_stale(path)
-                layer.factors.taken_by(state)
-        if changed:
-            warnings.warn(
-                "The columns of U and V must be orthonormal. They were made so, W unchanged, in "
-                f"the layers {changed}. Received: other bases, by assignment or from a file",
-                stacklevel=2,
-            )
+    def _choose_jit(self):
+        """Decides anew whether XLA compiles the functions; returns whether that has changed."""
+        before = self.jit_compile
+        self._tell_layers_of_jit()
+        keras_internals.choose_jit(self, self._wanted_jit)
+        return self.jit_compile != before
 
     def _set_frozen(self, frozen):
         if frozen == self._ranks_frozen:
             return
         self._ranks_frozen = frozen
         if self.compiled:
-            self._tell_layers_of_jit()
-            keras_internals.choose_jit(self, self._wanted_jit)
+            self._choose_jit()
         if self.compiled and self.train_function is not None:
             self.make_train_function(force=True)
 

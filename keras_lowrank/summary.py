@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_lowrank.compression import count_weights
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
 def print_ranks(model, line_length=None, print_fn=None):
@@ -22,7 +22,7 @@ def print_ranks(model, line_length=None, print_fn=None):
         print_fn: callable that takes the text, or None to print as Keras does: to the console, or
             to the log where `keras.config.disable_interactive_logging` is in force.
     """
-    layers = {path: one.factors for path, one in find_low_rank_layers(model).items() if one.built}
+    layers = {path: layer.factors for path, layer in find_built_layers(model).items()}
     if not layers or not model.built:
         return
     table = Table(box=rich.box.SIMPLE_HEAD, width=line_length)

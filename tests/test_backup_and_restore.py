@@ -212,3 +212,16 @@ def test_survives_thirty_kills_at_random_times(tmp_path):
     run = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     print(run.stdout)
+
+
+def test_a_fit_after_one_that_had_nothing_left_to_do_begins_at_its_beginning(tmp_path):
+    def fitted(model, **arguments):
+        return model.fit(np.ones((8, 8)), np.ones((8, 8)), verbose=0, **arguments).epoch
+
+    for expected in ([0, 1], []):
+        inputs = keras.Input((8,))
+        model = LowRankModel(inputs, LowRankDense(8, rank=3)(inputs))
+        model.compile("sgd", "mse")
+        backup = callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+        assert fitted(model, epochs=2, callbacks=[backup]) == expected
+    assert fitted(model, epochs=3) == [0, 1, 2]

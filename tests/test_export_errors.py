@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import LowRankDense, LowRankLSTM, LowRankModel
 from keras_lowrank.export import parity, pipeline, saved_model
 
 EVERY = pytest.mark.parametrize("format", ["tf_saved_model", "litert"])
@@ -44,12 +44,31 @@ def test_litert_path_without_its_suffix_raises(tmp_path, format):
 
 
 def test_unbuilt_model_raises(tmp_path):
-    class Unbuilt(LowRankModel):
-        def call(self, inputs):
-            return inputs
+    class Subclassed(LowRankModel):
+        def __init__(self):
+            super().__init__()
+            self.low = LowRankDense(6, rank=2)
 
-    with pytest.raises(ValueError, match=r"built|input_signature"):
-        Unbuilt().export(tmp_path / "1")
+        def call(self, inputs):
+            return self.low(inputs)
+
+    with pytest.raises(ValueError, match="exported once it is built"):
+        Subclassed().export(tmp_path / "model")
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name, format", [("model.tflite", "litert"), ("model.onnx", "onnx")])
+def test_a_folder_that_is_named_as_a_file_raises(tmp_path, name, format):
+    with pytest.raises(ValueError, match=rf"{name[5:]}' goes with format='{format}'"):
+        make().export(tmp_path / name)
+    assert contents(tmp_path) == {}
+
+
+def test_a_loop_of_a_recurrent_layer_raises_with_what_litert_needs(tmp_path):
+    inputs = keras.Input((4, 3))
+    model = LowRankModel(inputs, LowRankLSTM(6, rank=2)(inputs))
+    with pytest.raises(ValueError, match=r"builtin operation.*`unroll=True`"):
+        model.export(tmp_path / "model.tflite", format="litert")
     assert contents(tmp_path) == {}
 
 

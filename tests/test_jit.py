@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import LowRankDense, LowRankModel, LowRankMultiHeadAttention
 
 
 def data():
@@ -62,3 +62,20 @@ def test_frozen_ranks_compile_and_train_the_same(integrator):
     assert not with_jit.jit_compile
     losses(with_jit)
     assert with_jit.get_compile_config()["jit_compile"] is True
+
+
+def test_layers_that_are_made_when_the_model_is_built_are_asked_too():
+    class Attending(LowRankModel):
+        def __init__(self):
+            super().__init__()
+            self.attention = LowRankMultiHeadAttention(2, 4, rank=3)
+
+        def call(self, inputs):
+            return self.attention(inputs, inputs)
+
+    model = Attending()
+    model.compile("sgd", "mse", jit_compile=True)
+    x = np.ones((4, 5, 8), "float32")
+    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
+        model.fit(x, x, verbose=0)
+    assert not model.jit_compile

@@ -346,3 +346,37 @@ def test_summary_shows_the_present_shapes():
         warnings.simplefilter("error")
         model.summary(print_fn=lambda text, **_: lines.append(text))
     assert str(8 * 4 + 16 + 12 * 4 + 12) in "\n".join(lines)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_layer_that_is_never_called_is_left_out(run_eagerly):
+    class Spare(LowRankModel):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = LowRankDense(8, rank=2), LowRankDense(3, rank=2)
+
+        def call(self, inputs):
+            return self.used(inputs)
+
+    model = Spare()
+    model.compile("sgd", "mse", run_eagerly=run_eagerly)
+    model.fit(X, X, verbose=0)
+    assert list(model.ranks) == ["low_rank_dense"]
+
+
+def test_a_layer_that_is_called_in_training_alone_is_trained():
+    class Auxiliary(LowRankModel):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = LowRankDense(8, rank=2), LowRankDense(8, rank=2)
+
+        def call(self, inputs, training=False):
+            x = self.body(inputs)
+            return x + self.head(x) if training else x
+
+    model = Auxiliary()
+    model.compile("sgd", "mse")
+    model.fit(X, X, verbose=0)
+    before = model.head.kernel.numpy()
+    model.fit(X, X, verbose=0)
+    assert np.any(model.head.kernel.numpy() != before)

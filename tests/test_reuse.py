@@ -202,3 +202,39 @@ def test_a_trained_base_is_taken_over_and_tuned(whole, tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
+@INTEGRATORS
+@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+def test_a_layer_that_a_plain_model_trains_in_between_is_made_fit_again(integrator, way):
+    """The steps of the plain model are traced: no assignment is seen on the host."""
+
+    def trained(announce):
+        keras.utils.set_random_seed(0)  # of the initializers of the layer
+        low = LowRankDense(8, rank=6, name="low")
+        model = make(low, integrator=integrator, truncation=0.0)
+        fit(model, shuffle=False)
+        plain = keras.Model(model.input, low.output)
+        plain.compile(keras.optimizers.SGD(0.5), "mse")
+        plain.fit(X, X, epochs=10, shuffle=False, verbose=0)
+        if announce:
+            low.set_weights(low.get_weights())
+        with pytest.warns(UserWarning, match="must be orthonormal"):
+            model.train_on_batch(X, Y) if way == "train_on_batch" else fit(model, 1, shuffle=False)
+        assert_orthonormal(low)
+        return low.get_weights()
+
+    for one, other in zip(trained(False), trained(True), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_layer_frozen_without_compile_still_trains_on_orthonormal_bases():
+    """Keras's rule: until the next `compile` the step is the one that was traced."""
+    model = make()
+    fit(model)
+    low = model.get_layer("low")
+    low.trainable = False
+    low.set_weights([2.0 * low.get_weights()[0], *low.get_weights()[1:]])
+    with pytest.warns(UserWarning, match="must be orthonormal"):
+        fit(model)
+    assert_orthonormal(low)

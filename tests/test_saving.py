@@ -386,3 +386,43 @@ def test_clone_model_is_a_fresh_model_of_the_same_kind():
     twin.fit(X, Y, verbose=0)
     for new, old in zip(model.get_weights(), before):
         np.testing.assert_array_equal(new, old)
+
+
+def nested_twins():
+    """Two models inside one, whose layers have the same names, and so their variables the paths."""
+
+    def branch(units):
+        inputs = keras.Input((8,))
+        return keras.Model(inputs, LowRankDense(units, rank=4, name="hidden")(inputs))
+
+    inputs = keras.Input((8,))
+    return LowRankModel(inputs, keras.layers.Concatenate()([branch(8)(inputs), branch(6)(inputs)]))
+
+
+def test_weights_of_layers_with_equal_paths_go_out_and_in():
+    model, other = nested_twins(), nested_twins()
+    other.set_weights(model.get_weights())
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5"])
+def test_the_older_format_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=rf"ends in `.keras`.*{name}"):
+        functional().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_optimizer_of_a_model_with_frozen_layers_comes_back(tmp_path):
+    inputs = keras.Input((8,))
+    frozen = LowRankDense(8, rank=3)
+    frozen.trainable = False
+    model = LowRankModel(inputs, keras.layers.Dense(8)(frozen(inputs)))
+    model.compile("adam", "mse")
+    with pytest.warns(UserWarning, match="no trainable low-rank layer"):
+        model.fit(np.ones((8, 8)), np.ones((8, 8)), epochs=3, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").optimizer
+    for one, two in zip(model.optimizer.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert int(again.iterations) == 3

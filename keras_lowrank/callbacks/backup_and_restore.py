@@ -160,6 +160,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         return self.model.distribute_strategy.extended.should_checkpoint
 
     def on_train_end(self, logs=None):
+        keras_internals.start_at_epoch(self.model, None)  # where no epoch was left to begin
         if self._writes():
             super().on_train_end(logs)
 

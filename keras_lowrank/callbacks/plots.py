@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
 def plot_ranks(history, ax=None):
@@ -51,7 +51,7 @@ def plot_spectrum(model, layers=None, ax=None):
         ImportError: matplotlib is not installed.
         ValueError: a path that is none of the model's.
     """
-    found = {path: one for path, one in find_low_rank_layers(model).items() if one.built}
+    found = find_built_layers(model)
     unknown = set(layers or ()) - set(found)
     if unknown:
         raise ValueError(

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -44,5 +44,5 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 saved = compression.saved(getattr(compression, name))
                 tf.summary.scalar(f"compression/{name}", saved)
             if self.histogram_freq and epoch % self.histogram_freq == 0:
-                for path, layer in find_low_rank_layers(self.model).items():
+                for path, layer in find_built_layers(self.model).items():
                     tf.summary.histogram(f"singular_values/{path}", layer.factors.singular_values())

@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 from keras_lowrank.tangent import Product
 
 
@@ -24,7 +24,7 @@ def full_rank_kernels(model):
 
 def full_rank_bytes(model):
     """What the kernels of the full-rank twin take."""
-    layers = find_low_rank_layers(model).values()
+    layers = find_built_layers(model).values()
     return sum(one.factors.n * one.factors.m * tf.as_dtype(one.S.dtype).size for one in layers)
 
 
@@ -43,7 +43,7 @@ def count_parameters(layers, kernels):
 
 def _kernels(model, as_pair):
     kernels = {}
-    for layer in find_low_rank_layers(model).values():
+    for layer in find_built_layers(model).values():
         u, s, v = layer.factors.read()
         pair = (tf.matmul(u, s), v)
         if not as_pair(layer.factors.n, layer.factors.m, layer.factors.rank):

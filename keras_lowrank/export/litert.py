@@ -57,7 +57,9 @@ def _convert(converter, quantization):
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             "LiteRT must have a builtin operation for all that the model computes with "
-            f"quantization={quantization!r}. Received: {reason[:300]}"
+            f"quantization={quantization!r}: recurrent layers need `unroll=True`, and half "
+            f"precision is for training (load the weights into a model without a dtype policy). "
+            f"Received: {reason[:300]}"
         ) from error
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import SCORES
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 # Largest difference between an artefact and the model, relative to outputs above 1.
 TOLERANCE = 1e-4
@@ -170,7 +170,7 @@ def _root_mean_square(values):
 
 def _tolerance(model):
     """1e-4; where the model computes in half precision, what its roundings can add up to."""
-    types = {layer.compute_dtype for layer in find_low_rank_layers(model).values()}
+    types = {layer.compute_dtype for layer in find_built_layers(model).values()}
     coarse = [tf.as_dtype(name) for name in types if name in ("float16", "bfloat16")]
     units = [
         16 * float(np.finfo(kind.as_numpy_dtype).eps) if kind != tf.bfloat16 else 2.0**-3

@@ -49,6 +49,11 @@ def export_model(
     if report is None:
         report = verbose and full_rank_bytes(model) <= _LARGEST_TWIN
     kind = _checked_format(format, target)
+    if not model.built:
+        raise ValueError(
+            "A model can be exported once it is built. Call it on a batch, or `build` it. "
+            f"Received: an unbuilt model {model.name!r}"
+        )
     served = Served(model, preprocessing, class_labels, input_signature)
     samples = None
     if representative_data is not None:
@@ -96,6 +101,12 @@ def _checked_format(format, target):
         raise ValueError(
             f"`filepath` must end in {suffix!r} for format={format!r}. Received: {target}"
         )
+    for name, kind in FORMATS.items():
+        if not suffix and kind.SUFFIX and target.suffix == kind.SUFFIX:
+            raise ValueError(
+                f"A path that ends in {target.suffix!r} goes with format={name!r}; "
+                f"format={format!r} writes a folder. Received: {target}"
+            )
     return FORMATS[format]
 
 

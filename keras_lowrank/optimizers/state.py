@@ -1,10 +1,12 @@
 """What the rule of an optimizer keeps for every low-rank layer: variables of the optimizer."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.factors import RankVariable
+from keras_lowrank.factors import RankVariable, has_orthonormal_bases
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
 from keras_lowrank.tangent_vector import TangentVector, carried, overlap, zeros_at
 
@@ -24,6 +26,7 @@ class OptimizerState:
     def __init__(self, kinds):
         self._kinds = kinds
         self._factors, self._variables = {}, {}
+        self._doubted, self._unfit = False, None
 
     @classmethod
     def of(cls, optimizer, layers, kinds):
@@ -43,16 +46,14 @@ class OptimizerState:
                 slots = {name: _make(kinds[name], name, path, layer.factors) for name in kinds}
                 state._variables[path] = slots
                 keras_internals.hold(optimizer, [v for slot in slots.values() for v in slot])
+        # Traced: before every `train_on_batch` it must take a small part of the time of a step.
+        state._unfit = tf.function(state._unfit_flags)
         return state
 
     @property
     def variables(self):
         """All variables."""
         return [v for slots in self._variables.values() for slot in slots.values() for v in slot]
-
-    def holds(self, path):
-        """Whether a layer is one of those that the model was compiled to train."""
-        return path in self._variables
 
     def read(self, path):
         """The state of one layer: a dict from name to `TangentVector` or tensor."""
@@ -109,7 +110,41 @@ class OptimizerState:
                     for variable, value in zip(variables, zeros_at(factors.read())):
                         variable.assign(value)
 
-    def forget_stale(self, path):
+    def doubt(self):
+        """Has `settle` look at all factors: the host does not see what traced code assigns."""
+        self._doubted = True
+
+    def settle(self):
+        """Makes what someone else has assigned fit for a step, which relies on its form."""
+        changed = []
+        unfit = [path for path, factors in self._factors.items() if not factors.left_by(self)]
+        if self._doubted and not unfit:
+            unfit = [path for path, flag in zip(self._factors, self._unfit()) if flag]
+        elif self._doubted:
+            unfit = list(self._factors)
+        self._doubted = False
+        for path in unfit:
+            if self._factors[path].orthonormalize():
+                changed.append(path)
+            self._forget_stale(path)
+            self._factors[path].taken_by(self)
+        if changed:
+            warnings.warn(
+                "The columns of U and V must be orthonormal. They were made so, W unchanged, in "
+                f"the layers {changed}. Received: other bases, by assignment or from a file",
+                stacklevel=3,
+            )
+
+    def _unfit_flags(self):
+        """For every layer whether its bases or its tangent vectors are not fit for a step."""
+        flags = []
+        for path, factors in self._factors.items():
+            point = factors.read()
+            stale = [_is_stale(value, point) for value in self.read(path).values()]
+            flags.append(tf.reduce_any([~has_orthonormal_bases(point), *stale]))
+        return flags
+
+    def _forget_stale(self, path):
         """Forgets tangent vectors of a layer that are in no tangent space at its matrix.
 
         Someone has assigned its factors, and not these: steps from both would leave the bases far
@@ -126,13 +161,13 @@ class OptimizerState:
 def _is_stale(value, point):
     if not isinstance(value, TangentVector):
         return False
-    if value.S.shape != point.S.shape:
+    if not value.S.shape.is_compatible_with(point.S.shape):
         return True
     # Both parts must have the S-part that is kept; roundings and drifted bases leave some 1e-5.
     by_k = tf.matmul(point.U, value.K, transpose_a=True)
     by_l = tf.matmul(value.L, point.V, transpose_a=True)
     off = tf.norm(by_k - value.S) + tf.norm(by_l - value.S)
-    return bool(off > 1e-4 * (tf.norm(value.K) + tf.norm(value.L)))
+    return off > 1e-4 * (tf.norm(value.K) + tf.norm(value.L))
 
 
 def _make(kind, name, path, factors):
