@@ -185,6 +185,8 @@ class _Goal(NamedTuple):
     compression: float | None = None
 
     def truncation(self, steps):
+        if INTEGRATOR.value == "fixed_rank":
+            return keras_lowrank.KeepRank()
         if self.compression is None:
             return keras_lowrank.Tolerance(self.tolerance)
         return keras_lowrank.Budget(

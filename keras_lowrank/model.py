@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import checksum, integrators, keras_internals
+from keras_lowrank.budget import Budget
 from keras_lowrank.compression import count_others, count_weights
 from keras_lowrank.distribution import check_steps_per_execution, check_strategy
 from keras_lowrank.export import export_model
@@ -65,9 +66,9 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
 
         Args:
-            optimizer: str or Keras optimizer. It moves the factors too, with its learning rate,
-                momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop, Adagrad, Muon, or
-                one with a rule of your own (`keras_lowrank.optimizers`).
+            optimizer: str or Keras optimizer, `"sgd"` by default. It moves the factors too, with
+                its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop,
+                Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
             loss: as in Keras.
             integrator: str or `Integrator`. `"parallel"`, the default, needs one gradient and keeps
                 nothing of a layer's inputs: the least time and memory, at the accuracy of
@@ -75,7 +76,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 sees the gradient outside of the tangent space, so that a rank which starts too low
                 grows sooner. `"fixed_rank"` keeps the ranks, and takes two passes.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
-                all layers that do not carry their own.
+                all layers that do not carry their own. `"fixed_rank"` asks for none.
             jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is
                 used with `"fixed_rank"` and from `freeze_ranks` on; as long as ranks may change,
                 Keras falls back to running without, and says so.
@@ -90,6 +91,11 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             integrator = integrators.get(integrator)
             truncation = get_truncation(truncation)
             optimizer = keras.optimizers.get(optimizer)
+            if isinstance(truncation, Budget) and not integrator.adapts_rank:
+                raise ValueError(
+                    "A `Budget` is met by ranks that change: use integrator='parallel' or "
+                    f"'rank_adaptive'. Received: integrator={type(integrator).__name__}"
+                )
             check_strategy(keras_internals.inner_optimizer(optimizer))
             if any(layer.trainable for layer in find_low_rank_layers(self).values()):
                 rule_for(optimizer, integrator)

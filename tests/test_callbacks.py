@@ -304,3 +304,18 @@ def test_summary_of_a_model_that_is_not_built_is_keras_s():
     lines = []
     Subclassed().summary(print_fn=lambda text, **_: lines.append(text))
     assert "unbuilt" in "".join(lines) and "Saved" not in "".join(lines)
+
+
+@pytest.mark.parametrize("kind", ["RankHistory", "CompressionLogger", "FreezeRanks"])
+def test_a_callback_that_reads_ranks_refuses_a_model_without(kind):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, LowRankDense(3, rank=2)(inputs))
+    model.compile("sgd", "mse")
+    watch = getattr(callbacks, kind)(**({"epoch": 1} if kind == "FreezeRanks" else {}))
+    with pytest.raises(ValueError, match=rf"`{kind}` needs a `LowRankModel`.*Functional"):
+        fit(model, watch)
+
+
+def test_a_plot_of_ranks_refuses_what_is_no_history():
+    with pytest.raises(ValueError, match="drawn from a `RankHistory`.*LowRankModel"):
+        callbacks.plot_ranks(make())

@@ -253,3 +253,9 @@ def test_a_rule_of_ones_own_inherits_nothing_of_the_rule_that_it_replaces():
 
     assert not Odd(0.1).by_tail and not Frozen().by_tail
     assert Policy(KeepRank()).keeps_rank and not Policy(Frozen()).keeps_rank
+
+
+def test_a_budget_needs_ranks_that_change():
+    model = make(Budget(weights=300, steps=8))
+    with pytest.raises(ValueError, match="ranks that change.*FixedRank"):
+        model.compile("sgd", "mse", integrator="fixed_rank", truncation=model.truncation)

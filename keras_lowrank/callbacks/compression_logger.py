@@ -1,11 +1,10 @@
 """Compression and ranks among the logs of training."""
 
-import keras
-
+from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.callbacks.next_execution import replace_next_execution
 
 
-class CompressionLogger(keras.callbacks.Callback):
+class CompressionLogger(LowRankCallback):
     """Adds the compression, and the ranks if asked for, to the logs of every batch and epoch.
 
     The progress bar, the history that `fit` returns, `ModelCheckpoint`, `CSVLogger`,

@@ -1,9 +1,9 @@
 """Freezing the ranks in the course of training."""
 
-import keras
+from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 
 
-class FreezeRanks(keras.callbacks.Callback):
+class FreezeRanks(LowRankCallback):
     """Freezes the ranks once they have settled, or at an epoch.
 
     Calls `LowRankModel.freeze_ranks`: from there on no rank changes, nothing is truncated, and

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_lowrank.callbacks.rank_history import RankHistory
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
@@ -17,8 +18,13 @@ def plot_ranks(history, ax=None):
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: nothing has been recorded.
+        ValueError: no history, or nothing has been recorded.
     """
+    if not isinstance(history, RankHistory):
+        raise ValueError(
+            "Ranks are drawn from a `RankHistory` that was passed to `fit` as a callback. "
+            f"Received: {history!r}"
+        )
     if not history.epochs:
         raise ValueError(
             "A rank history must hold a record to be drawn: pass it to `fit` as a callback first. "

@@ -2,12 +2,11 @@
 
 import csv
 
-import keras
-
+from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.keras_internals import completed_steps
 
 
-class RankHistory(keras.callbacks.Callback):
+class RankHistory(LowRankCallback):
     """Records the ranks of all low-rank layers, every epoch or every so many steps.
 
     Args:

@@ -6,10 +6,11 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
-class TensorBoard(keras.callbacks.TensorBoard):
+class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
     """`keras.callbacks.TensorBoard` that writes the ranks, the compression and the spectra too.
 
     At the end of every epoch it writes the scalars `rank/` and the path of the layer, and
