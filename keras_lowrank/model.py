@@ -141,8 +141,9 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         def train_function(iterator):
             known = self._prepared or self.run_eagerly
             if not known and (batch := keras_internals.batch_of(iterator)) is not None:
+                built = self.built
                 self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
-                if self._choose_jit():  # layers that were made just now do not bear it
+                if not built and self._choose_jit():  # layers made just now do not bear it
                     return self.make_train_function(force=True)(iterator)
             if self.optimizer_state is not None:
                 self.optimizer_state.follow_ranks()

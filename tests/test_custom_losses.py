@@ -95,6 +95,7 @@ def test_a_loss_of_a_gradient_of_the_network_is_refused(recurrent):
         model.train_on_batch(x, y)
 
 
+@pytest.mark.skipif(not hasattr(keras, "RematScope"), reason="came with a later version of Keras")
 @INTEGRATORS
 def test_a_layer_whose_gradient_is_lost_is_named_in_a_warning(integrator):
     with keras.RematScope(mode="full"):
