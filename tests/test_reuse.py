@@ -204,8 +204,10 @@ def test_a_trained_base_is_taken_over_and_tuned(whole, tmp_path):
     np.testing.assert_array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
 
 
-@INTEGRATORS
-@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+@pytest.mark.parametrize(
+    "integrator, way",
+    [("parallel", "train_on_batch"), ("rank_adaptive", "fit"), ("fixed_rank", "fit")],
+)
 def test_a_layer_that_a_plain_model_trains_in_between_is_made_fit_again(integrator, way):
     """The steps of the plain model are traced: no assignment is seen on the host."""
 

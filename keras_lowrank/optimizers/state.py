@@ -13,6 +13,8 @@ from keras_lowrank.tangent_vector import TangentVector, carried, overlap, zeros_
 # The kind of the sum of gradients under `gradient_accumulation_steps`: a tangent vector, too.
 ACCUMULATED = "accumulated_gradient"
 
+_UNTRACED_LOOKS = 16
+
 
 class OptimizerState:
     """The state of all low-rank layers of a model, held, saved and restored by its optimizer.
@@ -26,7 +28,7 @@ class OptimizerState:
     def __init__(self, kinds):
         self._kinds = kinds
         self._factors, self._variables = {}, {}
-        self._doubted, self._unfit = False, None
+        self._doubted, self._looks = False, 0
 
     @classmethod
     def of(cls, optimizer, layers, kinds):
@@ -46,8 +48,7 @@ class OptimizerState:
                 slots = {name: _make(kinds[name], name, path, layer.factors) for name in kinds}
                 state._variables[path] = slots
                 keras_internals.hold(optimizer, [v for slot in slots.values() for v in slot])
-        # Traced: before every `train_on_batch` it must take a small part of the time of a step.
-        state._unfit = tf.function(state._unfit_flags)
+        state._traced_look = tf.function(state._look, autograph=False)
         return state
 
     @property
@@ -119,7 +120,11 @@ class OptimizerState:
         changed = []
         unfit = [path for path, factors in self._factors.items() if not factors.left_by(self)]
         if self._doubted and not unfit:
-            unfit = [path for path, flag in zip(self._factors, self._unfit()) if flag]
+            # A trace takes the time of some 16 looks, and a traced look a twentieth of one: it is
+            # for those who call `train_on_batch` again and again.
+            self._looks += 1
+            look = self._look if self._looks <= _UNTRACED_LOOKS else self._traced_look
+            unfit = [path for path, flag in zip(self._factors, look()) if flag]
         elif self._doubted:
             unfit = list(self._factors)
         self._doubted = False
@@ -135,7 +140,7 @@ class OptimizerState:
                 stacklevel=3,
             )
 
-    def _unfit_flags(self):
+    def _look(self):
         """For every layer whether its bases or its tangent vectors are not fit for a step."""
         flags = []
         for path, factors in self._factors.items():
