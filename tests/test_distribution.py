@@ -21,6 +21,7 @@ def run(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_devices_agree_with_one():
     output = run("agreement")
     assert output.count("2 replicas") == 3
