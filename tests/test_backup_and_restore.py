@@ -9,6 +9,7 @@ import keras
 import killed_training
 import numpy as np
 import pytest
+from reference.cases import partly_slow
 
 from keras_lowrank import LowRankDense, LowRankModel, callbacks
 from keras_lowrank.callbacks.atomic_file import write_atomically
@@ -52,11 +53,10 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "save_freq, stops, way",
-    [
-        pytest.param("epoch", [13], {}, marks=pytest.mark.slow),
-        (3, [5, 23], {}),  # in the midst of the first epoch, then of the third
-        pytest.param(2, [12], {"steps_per_execution": 2}, marks=pytest.mark.slow),
-    ],
+    partly_slow(
+        [(3, [5, 23], {})],  # in the midst of the first epoch, then of the third
+        [("epoch", [13], {}), (2, [12], {"steps_per_execution": 2})],
+    ),
 )
 def test_goes_on_bit_for_bit(save_freq, stops, way, undisturbed, tmp_path):
     arrays, whole = undisturbed

@@ -32,6 +32,7 @@ def test_four_devices_agree_with_one_over_100_steps_of_rank_adaptive():
     assert "4 replicas, 100 steps, float64" in run("four")
 
 
+@pytest.mark.slow
 def test_replicas_that_would_decide_otherwise_follow_the_first_and_share_faults():
     output = run("disagreement")
     assert "rank 2 in all" in output and "undone in all" in output

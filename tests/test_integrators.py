@@ -6,8 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from reference import fixed_rank, parallel, rank_adaptive
-from reference.cases import problems, same, seeds, shapes, start
-from reference.closed_form import factors_with_spectrum, matrix, orthonormal, with_spectrum
+from reference.cases import partly_slow, problems, same, seeds, shapes, start
+from reference.closed_form import (
+    LeastSquares,
+    LogCosh,
+    factors_with_spectrum,
+    matrix,
+    orthonormal,
+    with_spectrum,
+)
 from reference.full_rank import compare_step_by_step, full_rank_pair
 from reference.trajectories import (
     compare_trajectories,
@@ -31,8 +38,13 @@ AWKWARD = pytest.mark.parametrize("shape", [(9, 7, 3), (5, 5, 5), (1, 4, 1), (4,
 
 
 @INTEGRATORS
-@problems
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "kind, dtype",
+    partly_slow(
+        [(LeastSquares, "float64"), (LogCosh, "float32")],
+        [(LeastSquares, "float32"), (LogCosh, "float64")],
+    ),
+)
 @same
 @given(shapes(), seeds, st.sampled_from([0.03, 0.1, 0.3]), st.none() | st.integers(1, 6))
 @example((6, 6, 6), 0, 0.1, None)  # r = min(n, m)
@@ -82,7 +94,7 @@ def test_a_zero_gradient_moves_nothing(name, dtype, shape, values):
 
 
 @INTEGRATORS
-@pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("l2", partly_slow([0.02], [0.0]))
 def test_a_model_in_fit_agrees_with_the_paper_over_fifty_epochs(name, l2):
     rng = np.random.default_rng(3)
     x = rng.standard_normal((40, 12))
@@ -119,11 +131,10 @@ def test_small_singular_values_do_not_slow_a_step_down(name, kind, n, m, r):
 
 @pytest.mark.parametrize(
     "name, noise, steps",
-    [
-        *((name, noise, 3_000) for name in CLASSES for noise in (0.0, 0.3)),
-        pytest.param("rank_adaptive", 0.3, 10_000, marks=pytest.mark.slow),
-        pytest.param("parallel", 0.02, 100_000, marks=pytest.mark.slow),
-    ],
+    partly_slow(
+        [(name, noise, 3_000) for name in CLASSES for noise in (0.0, 0.3)],
+        [("rank_adaptive", 0.3, 10_000), ("parallel", 0.02, 100_000)],
+    ),
 )
 def test_bases_stay_orthonormal_over_many_float32_steps(name, noise, steps):
     """At rest, with bases and ranks that change all the time, and turning by small steps alone."""
@@ -135,8 +146,13 @@ def test_bases_stay_orthonormal_over_many_float32_steps(name, noise, steps):
     assert (high > low) == (name != "fixed_rank")
 
 
-@INTEGRATORS
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "name, policy",
+    partly_slow(
+        [(name, "mixed_bfloat16") for name in CLASSES],
+        [(name, "mixed_float16") for name in CLASSES],
+    ),
+)
 def test_bases_stay_orthonormal_where_gradients_come_in_half_precision(name, policy):
     """The K- and the L-part then disagree on their S-part, by far more than bases may lose."""
     keras.utils.set_random_seed(0)
@@ -158,14 +174,10 @@ def test_bases_stay_orthonormal_where_gradients_come_in_half_precision(name, pol
 # `rank_adaptive` reach the rest by their augmented bases; `fixed_rank` first projects.
 @pytest.mark.parametrize(
     "name, channels, filters, units",
-    [
-        *(
-            (name, *sizes)
-            for name in ("parallel", "rank_adaptive")
-            for sizes in ((2, 6, 5), (2, 12, 14))
-        ),
-        ("fixed_rank", 2, 8, 8),
-    ],
+    partly_slow(
+        [("parallel", 2, 12, 14), ("rank_adaptive", 2, 6, 5), ("fixed_rank", 2, 8, 8)],
+        [("parallel", 2, 6, 5), ("rank_adaptive", 2, 12, 14)],
+    ),
 )
 def test_a_network_at_full_ranks_trains_as_the_full_rank_network(name, channels, filters, units):
     low, full = full_rank_pair(CLASSES[name](), channels, filters, units)

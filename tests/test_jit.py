@@ -44,9 +44,8 @@ def test_fixed_rank_compiles_with_moments(name):
     np.testing.assert_allclose(losses(with_jit), losses(without), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "integrator", ["parallel", pytest.param("rank_adaptive", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
 def test_frozen_ranks_compile_and_train_the_same(integrator):
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         with_jit = compiled(integrator, True)

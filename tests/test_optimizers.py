@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import example, given
 from reference import optimizers as reference
-from reference.cases import few, seeds, shapes, start
+from reference.cases import few, partly_slow, seeds, shapes, start
 from reference.closed_form import matrix, orthonormal, with_spectrum
 from reference.full_rank import compare_step_by_step, full_rank_pair
 from reference.trajectories import (
@@ -17,18 +17,13 @@ from reference.trajectories import (
     to_tensors,
 )
 from reference.truncation import RelativeTolerance
+from reference.two_layers import NEEDS_MUON, X, Y, make
 
-from keras_lowrank import FixedRank, LowRankDense, LowRankModel, Parallel, RankAdaptive, Tolerance
-from keras_lowrank.optimizers import Direction, Rule, adaptive, rule_of
+from keras_lowrank import FixedRank, Parallel, RankAdaptive, Tolerance
+from keras_lowrank.optimizers import adaptive
 
 Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", "Adam", "AdamW"))
 RMSprop, SGD = keras.optimizers.RMSprop, keras.optimizers.SGD
-INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
-
-NEEDS_MUON = pytest.mark.skipif(not hasattr(keras.optimizers, "Muon"), reason="Keras < 3.10")
-
-rng = np.random.default_rng(0)
-X, Y = (rng.standard_normal((24, k)).astype("float32") for k in (7, 5))
 
 
 def full(tangent, factors):
@@ -41,13 +36,23 @@ def full(tangent, factors):
 @pytest.mark.parametrize(
     "optimizer, step, tau",
     [
-        (lambda: SGD(0.125, momentum=0.9), reference.sgd(0.9), 0.06),
-        (lambda: SGD(0.125, momentum=0.9, nesterov=True), reference.sgd(0.9, nesterov=True), 0.06),
-        (lambda: Adam(0.03125), reference.adam(), 0.06),
-        (lambda: AdamW(0.03125, weight_decay=0.0), reference.adam(), 0.06),
-        (lambda: RMSprop(0.03125), reference.rmsprop(), 0.06),
-        (lambda: RMSprop(0.015625, momentum=0.5), reference.rmsprop(mu=0.5), 0.06),
-        (lambda: Adagrad(0.25), reference.adagrad(), 0.06),
+        *partly_slow(
+            [
+                (lambda: SGD(0.125, momentum=0.9), reference.sgd(0.9), 0.06),
+                (lambda: Adam(0.03125), reference.adam(), 0.06),
+                (lambda: RMSprop(0.015625, momentum=0.5), reference.rmsprop(mu=0.5), 0.06),
+                (lambda: Adagrad(0.25), reference.adagrad(), 0.06),
+            ],
+            [
+                (
+                    lambda: SGD(0.125, momentum=0.9, nesterov=True),
+                    reference.sgd(0.9, nesterov=True),
+                    0.06,
+                ),
+                (lambda: AdamW(0.03125, weight_decay=0.0), reference.adam(), 0.06),
+                (lambda: RMSprop(0.03125), reference.rmsprop(), 0.06),
+            ],
+        ),
         pytest.param(
             lambda: keras.optimizers.Muon(0.125, weight_decay=None),
             reference.muon(),
@@ -89,17 +94,26 @@ OF_KERAS = {
     ),
 }
 
+# Each is part of one of the others, but for the schedule, which `test_fit` has too.
+_SINGLE = set(OF_KERAS) - {"nesterov", "LossScaleOptimizer", "most at once"}
+
 
 @pytest.mark.parametrize(
     "integrator, name",
-    [
-        *((Parallel, name) for name in OF_KERAS),
-        *(
-            (kind, name)
-            for kind in (RankAdaptive, FixedRank)
-            for name in ("most at once", "nesterov")
-        ),
-    ],
+    partly_slow(
+        [
+            (Parallel, "nesterov"),
+            (Parallel, "LossScaleOptimizer"),
+            (Parallel, "most at once"),
+            (RankAdaptive, "most at once"),
+            (FixedRank, "nesterov"),
+        ],
+        [
+            *((Parallel, name) for name in OF_KERAS if name in _SINGLE),
+            (RankAdaptive, "nesterov"),
+            (FixedRank, "most at once"),
+        ],
+    ),
 )
 def test_at_full_rank_it_is_the_step_of_keras(integrator, name):
     low, full = full_rank_pair(integrator(), channels=2, filters=8, units=8)
@@ -114,14 +128,6 @@ def test_accumulated_gradients_at_full_rank_are_those_of_keras():
     low.compile(SGD(0.2, **options), "mse", truncation=0.0)
     full.compile(SGD(0.2, **options), "mse")
     compare_step_by_step(low, full, steps=18)
-
-
-def make(optimizer, integrator="parallel", ranks=(4, 3), truncation=0.05, **kwargs):
-    inputs = keras.Input((7,))
-    x = LowRankDense(6, rank=ranks[0], name="first", activation="tanh")(inputs)
-    model = LowRankModel(inputs, LowRankDense(5, rank=ranks[1], name="second")(x))
-    model.compile(optimizer, "mse", integrator=integrator, truncation=truncation, **kwargs)
-    return model
 
 
 def fit(model, **kwargs):
@@ -139,18 +145,23 @@ OPTIMIZERS = {
 }
 if hasattr(keras.optimizers, "Muon"):
     OPTIMIZERS["muon"] = lambda: keras.optimizers.Muon(0.01)
+_LESS_OF_ANOTHER = ("adamw", "rmsprop", "adagrad")
 
 
 @pytest.mark.parametrize(
     "name, integrator",
-    [
-        *((name, "parallel") for name in OPTIMIZERS),
-        *(
-            (name, other)
-            for name in ("momentum", "adam")
-            for other in ("rank_adaptive", "fixed_rank")
-        ),
-    ],
+    partly_slow(
+        [
+            *((name, "parallel") for name in OPTIMIZERS if name not in _LESS_OF_ANOTHER),
+            ("adam", "rank_adaptive"),
+            ("momentum", "fixed_rank"),
+        ],
+        [
+            *((name, "parallel") for name in _LESS_OF_ANOTHER),
+            ("momentum", "rank_adaptive"),
+            ("adam", "fixed_rank"),
+        ],
+    ),
 )
 def test_every_optimizer_trains_with_orthonormal_bases(name, integrator):
     model = make(OPTIMIZERS[name](), integrator)
@@ -160,16 +171,13 @@ def test_every_optimizer_trains_with_orthonormal_bases(name, integrator):
         assert max(defect(layer.U.numpy()), defect(layer.V.numpy())) < 1e-5
 
 
-# The others hold no other kind of state than these four.
-_KINDS_OF_STATE = ("momentum", "adam", "accumulation", "loss scale")
+# The others hold no other kind of state than these.
+_KINDS_OF_STATE = ("adam", "accumulation")
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in _KINDS_OF_STATE else pytest.mark.slow)
-        for name in OPTIMIZERS
-    ],
+    partly_slow(_KINDS_OF_STATE, [name for name in OPTIMIZERS if name not in _KINDS_OF_STATE]),
 )
 def test_training_resumed_from_a_file_is_training_not_interrupted(name, tmp_path):
     """Bit for bit, with ranks that changed before the file was written."""
@@ -183,7 +191,7 @@ def test_training_resumed_from_a_file_is_training_not_interrupted(name, tmp_path
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["adam", "accumulation", "loss scale"])
+@pytest.mark.parametrize("name", partly_slow(["adam"], ["accumulation", "loss scale"]))
 def test_a_tensorflow_checkpoint_holds_the_moments(name, tmp_path):
     model, again = make(OPTIMIZERS[name](), truncation=0.35), make(OPTIMIZERS[name]())
     fit(model, epochs=2)
@@ -295,109 +303,3 @@ def test_weight_decay_shrinks_s_and_leaves_what_is_excluded():
     for name in ("S", "U", "kernel"):
         layer, (_, kernel) = shrunk(var_names=[name])
         np.testing.assert_allclose(layer.kernel, kernel, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "optimizer, words",
-    [
-        (lambda: keras.optimizers.Lion(), "Lion has no rule.*sign of every entry.*Use one of.*SGD"),
-        (lambda: keras.optimizers.Ftrl(), "Ftrl has no rule.*Use one of.*SGD"),
-        (lambda: SGD(clipvalue=1.0), "`clipvalue`.*depends on the basis.*clipnorm"),
-        (lambda: SGD(use_ema=True), "`use_ema`.*learning rate that falls"),
-        (lambda: Adam(amsgrad=True), "`amsgrad`.*Use Adam without it"),
-        (lambda: RMSprop(centered=True), "`centered`.*Use RMSprop without it"),
-        (
-            lambda: SGD(global_clipnorm=1.0, gradient_accumulation_steps=2),
-            "`global_clipnorm`.*Use `clipnorm`",
-        ),
-        (lambda: keras.optimizers.LossScaleOptimizer(SGD(use_ema=True)), "`use_ema`"),
-    ],
-)
-def test_what_has_no_meaning_is_refused_at_compile(optimizer, words):
-    with pytest.raises(ValueError, match=words):
-        make(optimizer())
-
-
-@NEEDS_MUON
-@INTEGRATORS
-def test_muon_at_full_rank_is_that_of_keras(integrator):
-    options = {"learning_rate": 0.03, "weight_decay": 0.1, "exclude_layers": ["head"]}
-    inputs = keras.Input((7,))
-    models = []
-    for kind in (LowRankDense, keras.layers.Dense):
-        full_rank = {"rank": 7} if kind is LowRankDense else {}
-        hidden = kind(7, name="hidden", activation="tanh", **full_rank)
-        outputs = keras.layers.Dense(5, name="head")(hidden(inputs))
-        make_model = LowRankModel if kind is LowRankDense else keras.Model
-        models.append(make_model(inputs, outputs))
-    low, full = models
-    full.get_layer("head").set_weights(low.get_layer("head").get_weights())
-    full.get_layer("hidden").set_weights(
-        [low.get_layer("hidden").kernel.numpy(), np.zeros(7, "float32")]
-    )
-    low.compile(keras.optimizers.Muon(**options), "mse", integrator=integrator, truncation=0.0)
-    full.compile(keras.optimizers.Muon(**options), "mse")
-    for _ in range(8):
-        losses = [model.train_on_batch(X, Y) for model in models]
-        np.testing.assert_allclose(*losses, rtol=1e-4)
-    kernels = [model.get_layer("hidden").kernel.numpy() for model in models]
-    np.testing.assert_allclose(*kernels, atol=1e-4)
-
-
-@NEEDS_MUON
-def test_muon_refuses_to_leave_a_low_rank_layer_to_adamw():
-    with pytest.raises(
-        ValueError, match="`exclude_layers` of Muon.*'sec.*', which names.*'second'"
-    ):
-        make(keras.optimizers.Muon(exclude_layers=["sec.*"]))
-
-
-@pytest.mark.parametrize("integrator", ["rank_adaptive", "fixed_rank"])
-def test_accumulation_is_refused_where_it_cannot_be(integrator):
-    with pytest.raises(ValueError, match="`gradient_accumulation_steps`.*integrator='parallel'"):
-        make(SGD(gradient_accumulation_steps=2), integrator)
-
-
-class SignedMomentum(keras.optimizers.SGD):
-    """Somebody's own optimizer, whose step has the length of the learning rate."""
-
-
-@rule_of(SignedMomentum)
-class NormalizedMomentum(Rule):
-    def __init__(self, optimizer):
-        super().__init__(optimizer)
-        self.state = {"average": "tangent", "steps": "scalar"}
-
-    def direction(self, gradient, state, point, learning_rate, step):
-        average = state["average"].scaled(0.9).plus(gradient.scaled(0.1))
-        length = 1.0 / (tf.sqrt(average.squared_norm()) + 1e-12)
-        new = {"average": average, "steps": state["steps"] + 1.0}
-        return Direction(average.scaled(length), share=0.1 * length), new
-
-
-@INTEGRATORS
-def test_a_rule_of_ones_own(integrator):
-    model = make(SignedMomentum(0.01), integrator, truncation=0.0)
-    layer = model.get_layer("first")
-    # What rank_adaptive adds of the gradient outside of the tangent space comes on top.
-    tolerance = 0.3 if integrator == "rank_adaptive" else 0.05
-    for number in range(1, 4):
-        before = layer.kernel.numpy()
-        model.train_on_batch(X, Y)
-        assert np.linalg.norm(layer.kernel - before) == pytest.approx(0.01, rel=tolerance)
-        (steps,) = (v for v in model.optimizer.variables if "first_steps" in v.name)
-        assert float(steps) == number
-
-
-def test_a_kind_of_state_that_there_is_not_is_named():
-    class Wrong(keras.optimizers.SGD):
-        pass
-
-    @rule_of(Wrong)
-    class WrongRule(Rule):
-        def __init__(self, optimizer):
-            super().__init__(optimizer)
-            self.state = {"moment": "matrix"}
-
-    with pytest.raises(ValueError, match="'tangent', 'rows'.*Received: moment='matrix'"):
-        make(Wrong(0.1))

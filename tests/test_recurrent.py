@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference.cases import partly_slow
 from reference.recurrent import (
     BATCH,
     GRU,
@@ -259,7 +260,7 @@ def one_way(gru, model):
 
 @pytest.mark.parametrize(
     "integrator",
-    ["parallel", pytest.param("rank_adaptive", marks=pytest.mark.slow), "fixed_rank"],
+    partly_slow(["parallel"], ["rank_adaptive", "fixed_rank"]),
 )
 def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
     options = {

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from reference.cases import partly_slow
 
 from keras_lowrank import LowRankDense, LowRankModel
 
@@ -10,7 +11,9 @@ rng = np.random.default_rng(0)
 X = rng.standard_normal((32, 8)).astype("float32")
 Y = rng.standard_normal((32, 3)).astype("float32")
 
-INTEGRATORS = pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
+INTEGRATORS = pytest.mark.parametrize(
+    "integrator", partly_slow(["parallel"], ["rank_adaptive", "fixed_rank"])
+)
 
 
 def momentum(learning_rate=0.05):
@@ -173,7 +176,7 @@ def test_a_layer_that_a_plain_model_has_trained_is_made_fit_for_a_step():
     assert_orthonormal(low)
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", partly_slow([True], [False]))
 def test_a_trained_base_is_taken_over_and_tuned(whole, tmp_path):
     base = make()
     fit(base)

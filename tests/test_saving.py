@@ -1,4 +1,4 @@
-"""Saving and loading: ranks, weights, compile arguments and the state of training."""
+"""Whole models, from files and from memory: ranks, compile arguments, the state of training."""
 
 import copy
 import pathlib
@@ -10,71 +10,26 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from reference.small_models import (
+    MAKERS,
+    Subclassed,
+    X,
+    Y,
+    assert_same,
+    functional,
+    predict,
+    trained,
+)
 
 from keras_lowrank import FixedRank, LowRankConv2D, LowRankDense, LowRankModel, Tolerance
 
-rng = np.random.default_rng(0)
-X = rng.standard_normal((16, 6)).astype("float32")
-Y = rng.standard_normal((16, 3)).astype("float32")
-
-
-def functional(rank=3, width=6):
-    inputs = keras.Input((6,))
-    x = LowRankDense(width, rank=rank, activation="tanh", name="low")(inputs)
-    x = keras.layers.BatchNormalization(name="norm")(x)
-    return LowRankModel(inputs, keras.layers.Dense(3, name="head")(x))
-
-
-def nested(rank=3):
-    inputs = keras.Input((6,))
-    body = keras.Sequential(
-        [keras.Input((6,)), LowRankDense(6, rank=rank, name="low")], name="body"
-    )
-    return LowRankModel(inputs, LowRankDense(3, rank=rank, name="low")(body(inputs)))
-
-
-@keras.saving.register_keras_serializable("keras_lowrank_tests_saving")
-class Subclassed(LowRankModel):
-    def __init__(self, rank=3, **kwargs):
-        super().__init__(**kwargs)
-        self.rank = rank
-        self.low = LowRankDense(6, rank=rank, name="low")
-        self.head = keras.layers.Dense(3, name="head")
-
-    def call(self, inputs):
-        return self.head(self.low(inputs))
-
-    def get_config(self):
-        return {**super().get_config(), "rank": self.rank}
-
-
-MAKERS = pytest.mark.parametrize("make", [functional, nested, Subclassed])
-
-
-def trained(make=functional, rank=3, epochs=1, truncation=0.75, **kwargs):
-    model = make(rank=rank)
-    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=truncation, **kwargs)
-    model.fit(X, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
-    return model
-
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """The bytes of a trained model's files, by suffix."""
-    model, folder = trained(), tmp_path_factory.mktemp("files")
-    model.save(folder / "m.keras")
-    model.save_weights(folder / "m.weights.h5")
-    return {suffix: (folder / f"m{suffix}").read_bytes() for suffix in (".keras", ".weights.h5")}
-
-
-def predict(model):
-    return model.predict(X, verbose=0)
-
-
-def assert_same(one, other):
-    assert list(one.ranks.values()) == list(other.ranks.values())
-    np.testing.assert_array_equal(predict(one), predict(other))
+def data(tmp_path_factory):
+    """The bytes of a trained model's file."""
+    path = tmp_path_factory.mktemp("files") / "model.keras"
+    trained().save(path)
+    return path.read_bytes()
 
 
 # .keras files.
@@ -142,6 +97,21 @@ def test_frozen_layers_stay_frozen(tmp_path):
         np.testing.assert_array_equal(new, old)
 
 
+def test_the_optimizer_of_a_model_with_frozen_layers_comes_back(tmp_path):
+    inputs = keras.Input((8,))
+    frozen = LowRankDense(8, rank=3)
+    frozen.trainable = False
+    model = LowRankModel(inputs, keras.layers.Dense(8)(frozen(inputs)))
+    model.compile("adam", "mse")
+    with pytest.warns(UserWarning, match="no trainable low-rank layer"):
+        model.fit(np.ones((8, 8)), np.ones((8, 8)), epochs=3, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").optimizer
+    for one, two in zip(model.optimizer.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert int(again.iterations) == 3
+
+
 def test_own_truncation_and_bounds_of_a_layer_come_back(tmp_path):
     inputs = keras.Input((6, 6, 1))
     layer = LowRankConv2D(4, 3, rank=3, min_rank=2, max_rank=3, truncation=0.9, name="low")
@@ -198,86 +168,19 @@ def test_compile_from_config_restores_what_get_compile_config_gave():
     assert other.get_compile_config() == model.get_compile_config()
 
 
-# Weights alone.
-
-
-@pytest.mark.parametrize(
-    "make, started",
-    [(functional, False), (functional, True), (nested, False), (Subclassed, False)],
-)
-def test_weights_file_loads_into_other_starting_ranks(make, started, tmp_path):
-    model = trained(make)
-    model.save_weights(tmp_path / "m.weights.h5")
-    other = trained(make, rank=1, truncation=0.0) if started else make(rank=1)
-    other(X)
-    other.load_weights(tmp_path / "m.weights.h5")
-    assert_same(other, model)
-    if not started:
-        other.compile("sgd", "mse")
-    other.fit(X, Y, verbose=0)
-
-
-@MAKERS
-def test_get_and_set_weights_carry_the_ranks(make):
-    model = trained(make)
-    other = make(rank=1)
-    other(X)
-    other.set_weights(model.get_weights())
-    assert_same(other, model)
-
-
-def test_layer_and_nested_model_set_weights_across_ranks():
-    model, other = trained(nested), nested(rank=1)
-    for name in ("low", "body"):
-        other.get_layer(name).set_weights(model.get_layer(name).get_weights())
-    assert_same(other, model)
-
-
-def bits(model):
-    return [weight.tobytes() for weight in model.get_weights()]
-
-
-def test_set_weights_that_do_not_fit_change_nothing():
-    model = functional()
-    before, weights = bits(model), model.get_weights()
-    cases = {
-        "needs 10 arrays.*Received: 3 arrays": weights[:3],
-        "must have the shapes U": [np.zeros((6, 2), "float32"), *weights[1:]],
-        "'head/bias' has the shape": [*weights[:-3], np.zeros(9), *weights[-2:]],
-    }
-    variables = [v.path for v in model.weights]
-    index = variables.index("head/bias")
-    cases["'head/bias' has the shape"] = [
-        np.zeros(9) if i == index else w for i, w in enumerate(weights)
-    ]
-    for words, values in cases.items():
-        with pytest.raises(ValueError, match=words):
-            model.set_weights(values)
-        assert bits(model) == before
-
-
-def test_weights_of_another_width_raise_and_leave_the_layer_alone(tmp_path):
-    functional(width=5).save_weights(tmp_path / "m.weights.h5")
-    other = functional()
-    before = [w.tobytes() for w in other.get_layer("low").get_weights()]
-    with pytest.raises(ValueError, match="6 x 6 matrix must have the shapes U"):
-        other.load_weights(tmp_path / "m.weights.h5")
-    assert [w.tobytes() for w in other.get_layer("low").get_weights()] == before
-
-
 # Files that are no good.
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
-def test_truncated_keras_file_raises(tmp_path, files, keep):
-    path, data = tmp_path / "model.keras", files[".keras"]
+def test_truncated_keras_file_raises(tmp_path, data, keep):
+    path = tmp_path / "model.keras"
     path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
     with pytest.raises((ValueError, OSError, zipfile.BadZipFile)):
         keras.saving.load_model(path)
 
 
-def test_keras_file_with_flipped_bytes_raises(tmp_path, files):
-    path, data = tmp_path / "model.keras", bytearray(files[".keras"])
+def test_keras_file_with_flipped_bytes_raises(tmp_path, data):
+    path, data = tmp_path / "model.keras", bytearray(data)
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(255 - byte for byte in data[middle : middle + 64])
     path.write_bytes(data)
@@ -285,22 +188,18 @@ def test_keras_file_with_flipped_bytes_raises(tmp_path, files):
         keras.saving.load_model(path)
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.2, 0.5, 0.95])
-def test_truncated_weights_file_raises_and_changes_nothing(tmp_path, files, keep):
-    path, data = tmp_path / "m.weights.h5", files[".weights.h5"]
-    path.write_bytes(data[: int(keep * len(data))])
-    other = functional(rank=2)
-    before = bits(other)
-    with pytest.raises((ValueError, OSError, KeyError)):
-        other.load_weights(path)
-    assert bits(other) == before
-
-
 def test_missing_file_raises(tmp_path):
     with pytest.raises((ValueError, OSError), match="nowhere"):
         keras.saving.load_model(tmp_path / "nowhere.keras")
     with pytest.raises((ValueError, OSError)):
         functional().load_weights(tmp_path / "nowhere.weights.h5")
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5"])
+def test_the_older_format_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=rf"ends in `.keras`.*{name}"):
+        functional().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 # What Keras's own callbacks write.
@@ -343,13 +242,6 @@ def test_backup_and_restore_goes_on_at_the_saved_ranks(tmp_path):
     assert len(seen) == 2 and seen[0] == seen[1] != {"low": 3}
 
 
-def test_weights_saved_by_tensorflow_restore(tmp_path):
-    model, other = trained(), functional(rank=1)
-    path = tf.train.Checkpoint(model).write(tmp_path / "point")
-    tf.train.Checkpoint(other).read(path)
-    assert_same(other, model)
-
-
 # Copies in memory.
 
 
@@ -386,43 +278,3 @@ def test_clone_model_is_a_fresh_model_of_the_same_kind():
     twin.fit(X, Y, verbose=0)
     for new, old in zip(model.get_weights(), before):
         np.testing.assert_array_equal(new, old)
-
-
-def nested_twins():
-    """Two models inside one, whose layers have the same names, and so their variables the paths."""
-
-    def branch(units):
-        inputs = keras.Input((8,))
-        return keras.Model(inputs, LowRankDense(units, rank=4, name="hidden")(inputs))
-
-    inputs = keras.Input((8,))
-    return LowRankModel(inputs, keras.layers.Concatenate()([branch(8)(inputs), branch(6)(inputs)]))
-
-
-def test_weights_of_layers_with_equal_paths_go_out_and_in():
-    model, other = nested_twins(), nested_twins()
-    other.set_weights(model.get_weights())
-    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
-@pytest.mark.parametrize("name", ["model.h5", "model.hdf5"])
-def test_the_older_format_is_refused(name, tmp_path):
-    with pytest.raises(ValueError, match=rf"ends in `.keras`.*{name}"):
-        functional().save(tmp_path / name)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_optimizer_of_a_model_with_frozen_layers_comes_back(tmp_path):
-    inputs = keras.Input((8,))
-    frozen = LowRankDense(8, rank=3)
-    frozen.trainable = False
-    model = LowRankModel(inputs, keras.layers.Dense(8)(frozen(inputs)))
-    model.compile("adam", "mse")
-    with pytest.warns(UserWarning, match="no trainable low-rank layer"):
-        model.fit(np.ones((8, 8)), np.ones((8, 8)), epochs=3, verbose=0)
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras").optimizer
-    for one, two in zip(model.optimizer.variables, again.variables, strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert int(again.iterations) == 3

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.cases import few, seeds
+from reference.cases import few, partly_slow, seeds
 
 from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, callbacks
 from keras_lowrank.factors import Factorization
@@ -73,12 +73,7 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "way",
-    [
-        {},
-        pytest.param({"steps_per_execution": 4}, marks=pytest.mark.slow),
-        {"run_eagerly": True},
-    ],
+    "way", partly_slow([{}], [{"steps_per_execution": 4}, {"run_eagerly": True}])
 )
 def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     model = make(Tolerance(lambda step: 0.3 * step), own=0.1)

@@ -19,6 +19,12 @@ seeds = st.integers(0, 2**31)
 problems = pytest.mark.parametrize("kind", [LeastSquares, LogCosh])
 
 
+def partly_slow(cases, others):
+    """Some cases for `make test`, and others that they stand for there, for `make test-slow`."""
+    marked = [case if isinstance(case, tuple) else (case,) for case in others]
+    return [*cases, *(pytest.param(*case, marks=pytest.mark.slow) for case in marked)]
+
+
 @st.composite
 def shapes(draw):
     n, m = draw(st.integers(1, 12)), draw(st.integers(1, 12))

@@ -1,0 +1,118 @@
+"""Optimizers without a meaning for a low-rank weight, Muon, and rules of one's own."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference.two_layers import INTEGRATORS, NEEDS_MUON, X, Y, make
+
+from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank.optimizers import Direction, Rule, rule_of
+
+Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSprop", "SGD"))
+
+
+@pytest.mark.parametrize(
+    "optimizer, words",
+    [
+        (lambda: keras.optimizers.Lion(), "Lion has no rule.*sign of every entry.*Use one of.*SGD"),
+        (lambda: keras.optimizers.Ftrl(), "Ftrl has no rule.*Use one of.*SGD"),
+        (lambda: SGD(clipvalue=1.0), "`clipvalue`.*depends on the basis.*clipnorm"),
+        (lambda: SGD(use_ema=True), "`use_ema`.*learning rate that falls"),
+        (lambda: Adam(amsgrad=True), "`amsgrad`.*Use Adam without it"),
+        (lambda: RMSprop(centered=True), "`centered`.*Use RMSprop without it"),
+        (
+            lambda: SGD(global_clipnorm=1.0, gradient_accumulation_steps=2),
+            "`global_clipnorm`.*Use `clipnorm`",
+        ),
+        (lambda: keras.optimizers.LossScaleOptimizer(SGD(use_ema=True)), "`use_ema`"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_at_compile(optimizer, words):
+    with pytest.raises(ValueError, match=words):
+        make(optimizer())
+
+
+@NEEDS_MUON
+@INTEGRATORS
+def test_muon_at_full_rank_is_that_of_keras(integrator):
+    options = {"learning_rate": 0.03, "weight_decay": 0.1, "exclude_layers": ["head"]}
+    inputs = keras.Input((7,))
+    models = []
+    for kind in (LowRankDense, keras.layers.Dense):
+        full_rank = {"rank": 7} if kind is LowRankDense else {}
+        hidden = kind(7, name="hidden", activation="tanh", **full_rank)
+        outputs = keras.layers.Dense(5, name="head")(hidden(inputs))
+        make_model = LowRankModel if kind is LowRankDense else keras.Model
+        models.append(make_model(inputs, outputs))
+    low, full = models
+    full.get_layer("head").set_weights(low.get_layer("head").get_weights())
+    full.get_layer("hidden").set_weights(
+        [low.get_layer("hidden").kernel.numpy(), np.zeros(7, "float32")]
+    )
+    low.compile(keras.optimizers.Muon(**options), "mse", integrator=integrator, truncation=0.0)
+    full.compile(keras.optimizers.Muon(**options), "mse")
+    for _ in range(8):
+        losses = [model.train_on_batch(X, Y) for model in models]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    kernels = [model.get_layer("hidden").kernel.numpy() for model in models]
+    np.testing.assert_allclose(*kernels, atol=1e-4)
+
+
+@NEEDS_MUON
+def test_muon_refuses_to_leave_a_low_rank_layer_to_adamw():
+    with pytest.raises(
+        ValueError, match="`exclude_layers` of Muon.*'sec.*', which names.*'second'"
+    ):
+        make(keras.optimizers.Muon(exclude_layers=["sec.*"]))
+
+
+@pytest.mark.parametrize("integrator", ["rank_adaptive", "fixed_rank"])
+def test_accumulation_is_refused_where_it_cannot_be(integrator):
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps`.*integrator='parallel'"):
+        make(SGD(gradient_accumulation_steps=2), integrator)
+
+
+class SignedMomentum(keras.optimizers.SGD):
+    """Somebody's own optimizer, whose step has the length of the learning rate."""
+
+
+@rule_of(SignedMomentum)
+class NormalizedMomentum(Rule):
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.state = {"average": "tangent", "steps": "scalar"}
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        average = state["average"].scaled(0.9).plus(gradient.scaled(0.1))
+        length = 1.0 / (tf.sqrt(average.squared_norm()) + 1e-12)
+        new = {"average": average, "steps": state["steps"] + 1.0}
+        return Direction(average.scaled(length), share=0.1 * length), new
+
+
+@INTEGRATORS
+def test_a_rule_of_ones_own(integrator):
+    model = make(SignedMomentum(0.01), integrator, truncation=0.0)
+    layer = model.get_layer("first")
+    # What rank_adaptive adds of the gradient outside of the tangent space comes on top.
+    tolerance = 0.3 if integrator == "rank_adaptive" else 0.05
+    for number in range(1, 4):
+        before = layer.kernel.numpy()
+        model.train_on_batch(X, Y)
+        assert np.linalg.norm(layer.kernel - before) == pytest.approx(0.01, rel=tolerance)
+        (steps,) = (v for v in model.optimizer.variables if "first_steps" in v.name)
+        assert float(steps) == number
+
+
+def test_a_kind_of_state_that_there_is_not_is_named():
+    class Wrong(keras.optimizers.SGD):
+        pass
+
+    @rule_of(Wrong)
+    class WrongRule(Rule):
+        def __init__(self, optimizer):
+            super().__init__(optimizer)
+            self.state = {"moment": "matrix"}
+
+    with pytest.raises(ValueError, match="'tangent', 'rows'.*Received: moment='matrix'"):
+        make(Wrong(0.1))
