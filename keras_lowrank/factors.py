@@ -165,12 +165,16 @@ class Factors:
         return Factorization(*(tf.convert_to_tensor(v.value) for v in self.variables))
 
     def assign(self, factorization):
-        """Sets all three factors. All are checked before the first is changed."""
-        u, s, v = factorization
-        self.check_shapes(u.shape, s.shape, v.shape)
-        self.U.assign(u)
-        self.S.assign(s)
-        self.V.assign(v)
+        """Sets all three factors, or none: Ctrl-C may come between two of them, and ranks differ."""
+        self.check_shapes(*(value.shape for value in factorization))
+        before = self.read() if tf.executing_eagerly() else ()
+        try:
+            for variable, value in zip(self.variables, factorization, strict=True):
+                variable.assign(value)
+        except BaseException:
+            for variable, value in zip(self.variables, before):
+                variable.assign(value)
+            raise
 
     def left_by(self, training):
         """Whether nobody but `training`, an object, has assigned a factor since it took them.

@@ -171,6 +171,24 @@ def test_factors_assign_and_read_give_the_same_triple():
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("name", ["S", "V"])
+def test_an_interrupt_between_two_factors_takes_the_first_back(name, monkeypatch):
+    factors = make_factors(rank=2)
+    before, real, calls = factors.read(), RankVariable.assign, []
+
+    def assign(variable, value):
+        calls.append(variable.name)
+        if calls.count(name) == 1 and variable.name == name:
+            raise KeyboardInterrupt
+        return real(variable, value)
+
+    monkeypatch.setattr(RankVariable, "assign", assign)
+    with pytest.raises(KeyboardInterrupt):
+        factors.assign(triple(rank=3))
+    for one, other in zip(factors.read(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     "u, s, v",
     [
