@@ -165,7 +165,7 @@ class Factors:
         return Factorization(*(tf.convert_to_tensor(v.value) for v in self.variables))
 
     def assign(self, factorization):
-        """Sets all three factors, or none: Ctrl-C may come between two of them, and ranks differ."""
+        """Sets all three factors, or none: Ctrl-C may come between two of them, of two ranks."""
         self.check_shapes(*(value.shape for value in factorization))
         before = self.read() if tf.executing_eagerly() else ()
         try:

@@ -46,13 +46,15 @@ def matmul_last(inputs, matrix, transpose=False):
     product of a rank-4 activation with a matrix is several times slower.
 
     Args:
-        inputs: tensor, shape `(..., k)`.
+        inputs: tensor, shape `(..., k)`, or `tf.SparseTensor`, shape `(batch, k)`.
         matrix: tensor, shape `(k, l)`, or `(l, k)` with `transpose`.
         transpose: bool. Cheaper than `tf.transpose`, which copies.
 
     Returns:
         Tensor of shape `(..., l)`.
     """
+    if isinstance(inputs, tf.SparseTensor):
+        return tf.sparse.sparse_dense_matmul(inputs, matrix, adjoint_b=transpose)
     outputs = tf.matmul(rows(inputs), matrix, transpose_b=transpose)
     if inputs.shape.rank == 2:
         return outputs

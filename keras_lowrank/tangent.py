@@ -108,25 +108,29 @@ class TangentProbe:
         # z^T dV the cheaper way to the S-part; a batch of images or of vectors in sequence is not.
         self._core_by_pass &= inputs.shape.rank == 2
 
+        # Indices have no gradient, nor have sparse inputs, which are data.
+        smooth = not isinstance(inputs, tf.SparseTensor) and inputs.dtype.is_floating
+
         @tf.custom_gradient
-        def apply(inputs, first, core, last):
+        def apply(x, first, core, last):
+            x = x if smooth else inputs
             # One tape each: the two adjoints are asked for with different arguments, and a tape of
             # both would run both every time. Persistent, for a loss that takes gradients itself.
             tape, basis_tape = (tf.GradientTape(persistent=True) for _ in range(2))
             with tape, basis_tape:
-                if inputs.dtype.is_floating:  # indices have no gradient
-                    tape.watch(inputs)
+                if smooth:
+                    tape.watch(x)
                 basis_tape.watch(first)
-                z = project(inputs, first)
+                z = project(x, first)
             outputs = matmul_last(matmul_last(z, core), last, transpose=True)
 
             def gradient(d):
                 dv = matmul_last(d, last)
                 if self._calls is not None:
-                    self._calls.append(_Call(project, transposed, inputs, z, d, dv))
+                    self._calls.append(_Call(project, transposed, x, z, d, dv))
                 dx = None
-                if inputs.dtype.is_floating:
-                    dx = tape.gradient(z, inputs, matmul_last(dv, core, transpose=True))
+                if smooth:
+                    dx = tape.gradient(z, x, matmul_last(dv, core, transpose=True))
                 return (
                     _first_order(dx),
                     self._of_first(basis_tape.gradient(z, first, dv)),
@@ -137,9 +141,10 @@ class TangentProbe:
             return outputs, gradient
 
         k, core, last = self.in_type(dtype)
+        x = inputs if smooth else tf.zeros([])
         if transposed:
-            return apply(inputs, last, tf.transpose(core), k)
-        return apply(inputs, tf.cast(self._first, dtype), core, last)
+            return apply(x, last, tf.transpose(core), k)
+        return apply(x, tf.cast(self._first, dtype), core, last)
 
     def forget_calls(self):
         """Drops what was kept for `coupling`: of gradients that are not those of the step."""

@@ -20,7 +20,8 @@ class LowRankDense(LowRankLayer):
         **kwargs: all other arguments of `LowRankLayer` and of `keras.layers.Dense`.
 
     Input shape:
-        `(batch, ..., n)`, any number of axes from two on.
+        `(batch, ..., n)`, any number of axes from two on; or a `tf.SparseTensor`, `(batch, n)`,
+        which is data and has no gradient.
 
     Output shape:
         `(batch, ..., units)`.
