@@ -8,7 +8,6 @@ from reference.cases import partly_slow
 from reference.recurrent import GRU, KINDS, LSTM, MASK, RANDOM, STEPS, UNITS, N, X, draw
 
 from keras_lowrank import (
-    LowRankDense,
     LowRankGRU,
     LowRankLSTM,
     LowRankModel,
@@ -123,9 +122,6 @@ def test_to_keras_merges_the_kernels():
         assert kinds == [keras.layers.LSTM, keras.layers.GRU]
         assert plain.layers[1].weights[0].path == "lstm/lstm_cell/kernel"
         np.testing.assert_allclose(plain(X), model(X), atol=1e-5)
-    wrapped = keras.layers.TimeDistributed(LowRankDense(UNITS, rank=2))(inputs)
-    with pytest.raises(ValueError, match="What a TimeDistributed does.*only its code says"):
-        to_keras(LowRankModel(inputs, wrapped))
 
 
 @pytest.mark.parametrize(

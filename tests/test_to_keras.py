@@ -133,6 +133,14 @@ def test_errors():
     with pytest.raises(ValueError, match=r"no Keras layer for the class Odd. Received.*'odd'"):
         to_keras(model)
 
+    class Repeated(keras.layers.TimeDistributed):  # may do anything with its layer
+        pass
+
+    inputs = keras.Input((5, 4))
+    model = LowRankModel(inputs, Repeated(LowRankDense(3, rank=2))(inputs))
+    with pytest.raises(ValueError, match="What a Repeated does.*only its code says"):
+        to_keras(model)
+
 
 def test_plain_models_pass():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])

@@ -10,8 +10,15 @@ from keras_lowrank import keras_internals
 from keras_lowrank.keras_internals import is_graph
 
 
+def opened(layer):
+    """The layers in what is copied layer by layer: a graph, or a `TimeDistributed`; else None."""
+    if is_graph(layer):
+        return layer.layers
+    return [layer.layer] if type(layer) is keras.layers.TimeDistributed else None
+
+
 def graph_layers(model):
-    """Returns `{path: layer}` of the layers in the graph of `model`, nested graphs opened.
+    """Returns `{path: layer}` of the layers in the graph of `model`, all that can be `opened` open.
 
     Paths are those of `LowRankModel.ranks`: names joined by "/". A layer that is used in several
     places appears once, under its first path.
@@ -19,11 +26,11 @@ def graph_layers(model):
     found, seen = {}, set()
 
     def search(parent, prefix):
-        for layer in parent.layers:
+        for layer in opened(parent):
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
-            if is_graph(layer):
+            if opened(layer) is not None:
                 search(layer, f"{prefix}{layer.name}/")
             else:
                 found[prefix + layer.name] = layer
@@ -107,6 +114,9 @@ class GraphCopy:
             return keras.Sequential([self._layer(one) for one in layer.layers], name=layer.name)
         if is_graph(layer):
             return self._graph(layer, keras.Model)
+        if opened(layer) is not None:
+            config = {key: value for key, value in layer.get_config().items() if key != "layer"}
+            return type(layer)(self._layer(layer.layer), **config)
         if type(layer) is keras.layers.Lambda:
             return layer  # holds nothing, and its function would not survive a config
         try:
@@ -177,7 +187,7 @@ def _copy_input(layer):
 
 def _copy_state(layer, twin):
     """Copies the variables and assets of a layer and of all layers that it holds itself."""
-    if is_graph(layer):
+    if opened(layer) is not None:
         return  # its layers are copied one by one
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
@@ -187,7 +197,7 @@ def _copy_state(layer, twin):
 
 def _copy_trainable(layer, twin):
     twin.trainable = layer.trainable
-    if not is_graph(layer):
+    if opened(layer) is None:
         # What a twin holds beside its original's layers is as trainable as what holds it.
         pairs = zip(keras_internals.sublayers(layer), keras_internals.sublayers(twin))
         for source, target in pairs:

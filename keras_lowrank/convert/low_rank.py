@@ -62,8 +62,9 @@ def from_keras(
     with 10,000 images (`examples/prune_and_retrain.py --data_aware`).
 
     Args:
-        model: functional or Sequential `keras.Model`, built. Models inside it are opened.
-            Subclassed ones must be rewritten with `convert_layer`.
+        model: functional or Sequential `keras.Model`, built. Models inside it are opened, and so is
+            what a `TimeDistributed` repeats. Subclassed ones must be rewritten with
+            `convert_layer`.
         rank: int, the rank of all layers (of `min(n, m)` where that is less), or a dict from the
             path, name or pattern of layers to their ranks, which converts no others.
         tolerance: float in `[0, 1)`. Each layer keeps the smallest rank with

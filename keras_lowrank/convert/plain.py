@@ -12,6 +12,7 @@ from keras_lowrank.convert.graph import (
     check_model,
     copy_own_state,
     input_shape,
+    opened,
 )
 from keras_lowrank.convert.kinds import (
     ATTENTION,
@@ -163,7 +164,7 @@ def _whole(layer):
 
 
 def _check_what_it_holds(layer):
-    held = [] if keras_internals.is_graph(layer) else keras_internals.all_layers(layer)
+    held = keras_internals.all_layers(layer) if opened(layer) is None else []
     if any(isinstance(one, LowRankLayer) for one in held):
         raise ValueError(
             f"What a {type(layer).__name__} does with the low-rank layers that it holds only its "
