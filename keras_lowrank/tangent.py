@@ -1,6 +1,7 @@
 r"""How a layer applies its low-rank matrix, and the one custom gradient of the package.
 
-Every low-rank layer applies its matrix through `low_rank_apply`. What that multiplies with is
+Every low-rank layer applies its matrix through `low_rank_apply`, or `recurrence`, which is the same
+for a loop. What that multiplies with is
 
 - the layer's variables, differentiated as TensorFlow differentiates everything: the honest
   gradients of U, S and V;
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
+from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.linalg import matmul_last, rows
 from keras_lowrank.tangent_vector import TangentVector, paired
 
@@ -29,6 +30,8 @@ class Product:
             more is held transposed, as V is.
         core: tensor, the S of the product where it has one, for regularizers.
     """
+
+    recomputed = False  # as of a `TangentProbe`
 
     def __init__(self, *matrices, core=None):
         self.matrices = matrices
@@ -84,9 +87,15 @@ class TangentProbe:
         keep_calls: bool. Keep what `coupling` needs (x and d of every call) until it is asked for.
         by_rows: bool. Give the K-part of a layer that does nothing but look up rows as
             `tf.IndexedSlices`, see `row_slices`.
+        factors: `Factors` that hold W, for calls that are recomputed in the backward pass
+            (`tf.recompute_grad`, `keras.RematScope`). Their gradients come through to variables
+            alone: their parts are the gradients of U, S and V. None where there is no such call.
+
+    Attributes:
+        recomputed: bool, whether there was one.
     """
 
-    def __init__(self, factorization, keep_calls=False, by_rows=False):
+    def __init__(self, factorization, keep_calls=False, by_rows=False, factors=None):
         self.K = tf.identity(factorization.U)
         # What U is read from as the first factor: a tape would make slices of n rows where it adds
         # a gradient by rows to that of a transposed application.
@@ -96,6 +105,7 @@ class TangentProbe:
         self.core = tf.identity(factorization.S)
         self._calls = [] if keep_calls else None
         self._core_by_pass, self._half = True, False
+        self._factors, self.recomputed = factors, False
 
     @property
     def sources(self):
@@ -132,7 +142,7 @@ class TangentProbe:
                 if smooth:
                     dx = tape.gradient(z, x, matmul_last(dv, core, transpose=True))
                 return (
-                    _first_order(dx),
+                    first_order_only(dx),
                     self._of_first(basis_tape.gradient(z, first, dv)),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
@@ -144,7 +154,7 @@ class TangentProbe:
         x = inputs if smooth else tf.zeros([])
         if transposed:
             return apply(x, last, tf.transpose(core), k)
-        return apply(x, tf.cast(self._first, dtype), core, last)
+        return apply(x, k if self.recomputed else tf.cast(self._first, dtype), core, last)
 
     def forget_calls(self):
         """Drops what was kept for `coupling`: of gradients that are not those of the step."""
@@ -154,11 +164,14 @@ class TangentProbe:
     def in_type(self, dtype):
         """`K`, `S` and `L` in the type that products with them are computed in."""
         self._half |= dtype != self.K.dtype
-        return [tf.cast(part, dtype) for part in (self.K, self.S, self.L)]
+        # A call that comes after a recomputed one may be its repetition in the backward pass.
+        self.recomputed |= self._factors is not None and not keras_internals.is_recorded()
+        parts = self._factors.read() if self.recomputed else (self.K, self.S, self.L)
+        return [tf.cast(part, dtype) for part in parts]
 
     def _of_first(self, gradient):
         """The gradient of a basis; that of a gather comes row by row."""
-        if self._first is not self.K:
+        if self._first is not self.K and not self.recomputed:
             return gradient
         return row_slices.dense(gradient, self.K.shape[0])
 
@@ -170,6 +183,12 @@ class TangentProbe:
             self._calls.append(_Call(matmul_last, False, inputs, z, d, dv))
         x, z, d, dv = map(rows, (inputs, z, d, dv))
         return [tf.matmul(a, b, transpose_a=True) for a, b in ((x, dv), (z, dv), (d, z))]
+
+    def with_recomputed(self, gradients, of_factors):
+        """The gradients of `sources`, and those of U, S and V where calls were recomputed."""
+        pairs = zip(gradients, of_factors)
+        sums = [b if a is None else a if b is None else a + b for a, b in pairs]
+        return [*sums, *gradients[len(sums) :]]
 
     def reached(self, gradients):
         """Whether the loss depends on what the layer puts out; `gradients` as in `tangent`."""
@@ -281,79 +300,13 @@ def low_rank_apply(project, factors, inputs, dtype, transposed=False):
     Returns:
         Tensor of shape `(..., m)`, or `(..., n)`.
     """
-    kernel = _substitutes().get(factors)
+    kernel = substitutes().get(factors)
     if kernel is None:
         kernel = Product.of(factors.read())
     return kernel.apply(project, inputs, dtype, transposed)
 
 
-def low_rank_recurrence(matrices, loop, inputs, dtype):
-    r"""Runs a loop that multiplies with the same matrices in each of its steps.
-
-    The loop computes sums `s_t = h_t [W_1, ..., W_k] + a_t`, one a step, and whatever follows from
-    them. The gradients of `s_t` and of `a_t` are the same `d_t`. So the loop is differentiated by
-    its inputs alone, and the gradients of the matrices are those of one application to all h_t at
-    once: a product of (batch x steps) rows after the loop in place of a small one in each step,
-    and, out of the loop, the h and d that `coupling` asks for.
-
-    Args:
-        matrices: list of the `Factors` of W_1, ..., W_k, all with the same n.
-        loop: callable `(multiply, keep, *inputs) -> (results, h)`. `multiply(h_t)` is the product;
-            `results` is a list of float tensors; with `keep`, `h` holds all h_t, in the shape and
-            order in which `inputs[0]` holds the a_t. For a step that counts for nothing, because
-            it is masked, it may hold anything finite.
-        inputs: list of float tensors, first the a_t: all that may have a gradient.
-        dtype: str, the type to compute in.
-
-    Returns:
-        The results.
-    """
-    table = _substitutes()
-    kernels = [table.get(factors) or Product.of(factors.read()) for factors in matrices]
-    if not all(isinstance(kernel, TangentProbe) for kernel in kernels):
-        kernels = [kernel.folded(dtype) for kernel in kernels]
-
-        def multiply(h):
-            return tf.concat([kernel.apply(matmul_last, h, dtype) for kernel in kernels], -1)
-
-        return loop(multiply, False, *inputs)[0]
-
-    count = len(inputs)
-
-    @tf.custom_gradient
-    def run(*tensors):
-        inputs, parts = tensors[:count], tensors[count:]
-        parts = [parts[at : at + 3] for at in range(0, len(parts), 3)]
-        pairs = [(tf.matmul(u, core), v) for u, core, v in parts]
-
-        def multiply(h):
-            # Stopped inside the loop: outside, each step would still add up a gradient.
-            fixed = [map(tf.stop_gradient, pair) for pair in pairs]
-            sides = [matmul_last(matmul_last(h, a), b, transpose=True) for a, b in fixed]
-            return tf.concat(sides, -1)
-
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(inputs)
-            results, h = loop(multiply, True, *inputs)
-
-        def gradient(*upstream):
-            d, *others = tape.gradient(
-                results, inputs, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            blocks = tf.split(d, [v.shape[0] for _, _, v in parts], axis=-1)
-            found = [
-                part
-                for probe, (u, _, v), block in zip(kernels, parts, blocks)
-                for part in probe.gradients_at(h, block, u, v)
-            ]
-            return [*map(_first_order, (d, *others)), *found]
-
-        return results, gradient
-
-    return run(*inputs, *(part for probe in kernels for part in probe.in_type(dtype)))
-
-
-def _first_order(gradient):
+def first_order_only(gradient):
     """A gradient by inputs, that no gradient may be taken of; None for None."""
     if gradient is None:
         return None
@@ -379,7 +332,7 @@ def squared_norm(factors):
     With orthonormal bases, as every step of an integrator has them, it is `||S||_F^2`; outside of
     one, where U and V may be anything, `<U^T U S, S V^T V>`.
     """
-    kernel = _substitutes().get(factors)
+    kernel = substitutes().get(factors)
     if kernel is not None and kernel.core is not None:
         return tf.reduce_sum(tf.square(kernel.core))
     u, s, v = factors.read()
@@ -395,7 +348,7 @@ def substitute(kernels):
     Args:
         kernels: dict from `Factors` to a `TangentProbe` or a `Product`.
     """
-    outer = _substitutes()
+    outer = substitutes()
     _LOCAL.kernels = {**outer, **kernels}
     try:
         yield
@@ -407,5 +360,6 @@ def substitute(kernels):
 _LOCAL = threading.local()
 
 
-def _substitutes():
+def substitutes():
+    """The open substitutes: dict from `Factors` to a `TangentProbe` or a `Product`."""
     return getattr(_LOCAL, "kernels", {})

@@ -199,11 +199,15 @@ class TrainingStep:
         by_rows = self._rule.takes_rows and integrator.takes_rows
         by_rows = by_rows and not self.replicated and not self._model.jit_compile
         self._probes = [
-            TangentProbe(point, integrator.needs_coupling, by_rows) for point in self._points
+            TangentProbe(point, integrator.needs_coupling, by_rows, layer.factors)
+            for point, layer in zip(self._points, self._layers.values())
         ]
         sources = [probe.sources for probe in self._probes]
-        gradients = iter(self._pass(self._probes, _flat(sources), first=True))
-        gradients = [[next(gradients) for _ in p.sources] for p in self._probes]
+        found, of_factors = self._pass(self._probes, _flat(sources), first=True)
+        gradients = [
+            probe.with_recomputed(own, of_factors[path])
+            for path, probe, own in zip(self._layers, self._probes, _packed(sources, found))
+        ]
         self._check_reached(gradients)
         tangents = [probe.tangent(own) for probe, own in zip(self._probes, gradients)]
         tangents = self._summed(tangents)
@@ -228,14 +232,20 @@ class TrainingStep:
         if lost:
             warnings.warn(
                 f"Gradients do not exist for the low-rank layers {lost}: the loss does not depend "
-                "on what they put out, and they are not trained by it. If it should, they may be "
-                "called under `keras.RematScope` or `tf.recompute_grad`, which lose the gradient "
-                "on the manifold.",
+                "on what they put out, and they are not trained by it.",
                 stacklevel=2,
             )
 
     def _second_pass(self, factors):
         """The gradients of the cores at new matrices."""
+        recomputed = [p for p, probe in zip(self._layers, self._probes) if probe.recomputed]
+        if recomputed:
+            raise ValueError(
+                "`integrator='fixed_rank'` takes a second pass, at bases that no variable holds, "
+                "and a layer whose outputs are recomputed (`keras.RematScope`, "
+                "`tf.recompute_grad`) gets its gradient through variables alone. Use "
+                f"integrator='parallel' or 'rank_adaptive'. Received: the layers {recomputed}"
+            )
         # The same batch, the same dropout mask, and statistics that are updated once: by this
         # pass, whose gradients move the cores and the other variables.
         metrics = Snapshot(self._model.metrics_variables)
@@ -246,7 +256,7 @@ class TrainingStep:
             tf.identity(f.S if kept is None else f.S / kept) for f, kept in zip(factors, self._kept)
         ]
         kernels = [Product.of(f._replace(S=core)) for f, core in zip(factors, cores)]
-        gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
+        gradients, _ = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
         metrics.restore()
         gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]
         gradients = self._summed(gradients, " at the new bases")
@@ -256,7 +266,11 @@ class TrainingStep:
     # The passes over the network.
 
     def _pass(self, kernels, sources, first):
-        """One forward and one backward pass; returns the gradients of `sources`, still scaled."""
+        """One forward and one backward pass, gradients still scaled.
+
+        Returns:
+            The gradients of `sources`, and by layer those of U, S and V.
+        """
         model = self._model
         others = model.other_variables
         owned = [v for layer in self._layers.values() for v in layer.factors.variables]
@@ -276,9 +290,14 @@ class TrainingStep:
             scaled = model.optimizer.scale_loss(own)
         for probe in self._probes:  # a loss may have taken gradients of its own
             probe.forget_calls()
-        gradients = tape.gradient(scaled, [*sources, *others, *owned])
+        with substitute(table):  # for what is recomputed
+            gradients = tape.gradient(scaled, [*sources, *others, *owned])
         cut, end = len(sources), len(sources) + len(others)
-        if any(gradient is not None for gradient in gradients[end:]):
+        of_factors = [gradients[at : at + 3] for at in range(end, len(gradients), 3)]
+        if any(
+            not kernel.recomputed and any(gradient is not None for gradient in own)
+            for kernel, own in zip(kernels, of_factors)
+        ):
             raise ValueError(
                 "A loss term must not depend on the variables U, S or V of a low-rank layer: its "
                 "gradient is not one on the manifold and would be ignored. Use "
@@ -294,7 +313,7 @@ class TrainingStep:
             self._finite = Findings()
         scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
         self._unscaling = 1.0 / self._scale if scales else None
-        return gradients[:cut]
+        return gradients[:cut], dict(zip(self._layers, of_factors))
 
     def _summed(self, gradients, when=""):
         """Sums over all replicas what a pass has found: these, and all else that it keeps."""

@@ -1,4 +1,4 @@
-"""Losses that take gradients themselves, and gradients that get lost on the way to a layer."""
+"""Losses that take gradients themselves, and layers that no gradient comes to."""
 
 import keras
 import numpy as np
@@ -93,18 +93,6 @@ def test_a_loss_of_a_gradient_of_the_network_is_refused(recurrent):
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"must not depend on a gradient.*stop_gradient"):
         model.train_on_batch(x, y)
-
-
-@pytest.mark.skipif(not hasattr(keras, "RematScope"), reason="came with a later version of Keras")
-@INTEGRATORS
-def test_a_layer_whose_gradient_is_lost_is_named_in_a_warning(integrator):
-    with keras.RematScope(mode="full"):
-        lost = LowRankDense(8, rank=2, activation="tanh", name="lost")
-    inputs = keras.Input((8,))
-    model = LowRankModel(inputs, LowRankDense(8, rank=3, name="kept")(lost(inputs)))
-    model.compile("sgd", "mse", integrator=integrator)
-    with pytest.warns(UserWarning, match=r"do not exist.*\['lost'\].*RematScope"):
-        model.fit(X, Y, verbose=0)
 
 
 def test_a_loss_of_nothing_raises_as_in_keras():

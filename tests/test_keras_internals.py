@@ -27,6 +27,7 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
         ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
         ("keras.src.random.seed_generator", "global_seed_generator"),
         ("keras.src.saving.object_registration", "GLOBAL_CUSTOM_NAMES"),
+        ("tensorflow.python.eager", "record"),
     ],
 )
 def test_private_import_is_where_it_was(module, name):
@@ -229,6 +230,23 @@ def test_variables_of_a_step_are_made_before_it_is_traced():
     model.train_on_batch(np.ones((3, 4)), np.ones((3, 2)))
     assert made == (len(model.metrics_variables), len(model.optimizer.variables)), MOVED
     assert made[0] == 4  # total and count, of the loss and of the metric
+
+
+def test_is_recorded():
+    seen = []
+
+    @tf.recompute_grad
+    def double(x):
+        seen.append(keras_internals.is_recorded())
+        return 2.0 * x
+
+    with tf.GradientTape() as tape:
+        x = tf.constant(1.0)
+        tape.watch(x)
+        y = double(x)
+        seen.append(keras_internals.is_recorded())
+    assert float(tape.gradient(y, x)) == 2.0
+    assert seen == [False, True, True], MOVED
 
 
 def test_stateless_scope_is_recognised():

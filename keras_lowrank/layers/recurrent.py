@@ -5,10 +5,11 @@ import functools
 import keras
 import tensorflow as tf
 
-from keras_lowrank import keras_internals, tangent
+from keras_lowrank import keras_internals
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
 from keras_lowrank.layers.low_rank_layer import check_regularizer, refuse, set_weights
+from keras_lowrank.recurrence import low_rank_recurrence
 from keras_lowrank.truncation import get_truncation
 
 _MATRICES = "kernel", "recurrent"
@@ -280,7 +281,7 @@ class GatedLayer:
                 visited = tf.reverse(visited, [1])
             return [outputs if self.return_sequences else last, *new_states], visited
 
-        results, *states = tangent.low_rank_recurrence(
+        results, *states = low_rank_recurrence(
             [layer.factors for layer in cell.recurrent_kernels],
             loop,
             [*summands, *states],

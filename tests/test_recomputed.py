@@ -1,0 +1,109 @@
+"""Layers whose outputs are recomputed in the backward pass: less memory, the same training."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference.cases import partly_slow
+
+from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank.layers import LowRankConv2D, LowRankEmbedding
+
+rng = np.random.default_rng(0)
+PICTURES = rng.standard_normal((32, 5, 5, 2)).astype("float32")
+VECTORS = rng.standard_normal((32, 8)).astype("float32")
+INDICES = rng.integers(0, 50, (32, 8)).astype("int32")
+Y = rng.standard_normal((32, 8)).astype("float32")
+
+
+class Block(keras.layers.Layer):
+    """Two layers that are recomputed together, and called once more without that.
+
+    Args:
+        wrap: callable that takes a function: `tf.recompute_grad`, or one that changes nothing.
+    """
+
+    def __init__(self, wrap):
+        super().__init__(name="block")
+        self.wrap = wrap
+        self.first = LowRankDense(16, rank=4, activation="tanh", name="first")
+        self.second = LowRankDense(8, rank=4, name="second")
+
+    def build(self, input_shape):
+        self.first.build(input_shape)
+        self.second.build((*input_shape[:-1], 16))
+
+    def call(self, inputs):
+        def both(x):
+            return self.second(self.first(x))
+
+        return self.wrap(both)(both(self.wrap(both)(inputs)))
+
+
+def block(on):
+    inputs = keras.Input((8,))
+    return LowRankModel(inputs, Block(tf.recompute_grad if on else lambda f: f)(inputs)), VECTORS
+
+
+def scope(on):
+    if on and not hasattr(keras, "RematScope"):
+        pytest.skip("RematScope came with a later version of Keras")
+    return keras.RematScope(mode="full") if on else contextlib.nullcontext()
+
+
+def dense(on):
+    inputs = keras.Input((8,))
+    with scope(on):
+        first = LowRankDense(16, rank=4, activation="tanh", kernel_regularizer="l2")
+    return LowRankModel(inputs, LowRankDense(8, rank=4)(first(inputs))), VECTORS
+
+
+def pictures(on):
+    inputs = keras.Input(PICTURES.shape[1:])
+    with scope(on):
+        first = LowRankConv2D(8, 3, rank=4, activation="relu")
+    x = keras.layers.Flatten()(first(inputs))
+    return LowRankModel(inputs, keras.layers.Dense(8)(x)), PICTURES
+
+
+def words(on):
+    inputs = keras.Input((8,), dtype="int32")
+    with scope(on):
+        first = LowRankEmbedding(50, 8, rank=4)
+    x = keras.layers.GlobalAveragePooling1D()(first(inputs))
+    return LowRankModel(inputs, keras.layers.Dense(8)(x)), INDICES
+
+
+@pytest.mark.parametrize(
+    "make, integrator, eager",
+    partly_slow(
+        [(block, "rank_adaptive", False), (dense, "parallel", False), (words, "parallel", True)],
+        [
+            (block, "parallel", True),
+            (dense, "rank_adaptive", True),
+            (pictures, "rank_adaptive", False),
+            (words, "rank_adaptive", False),
+        ],
+    ),
+)
+def test_it_trains_as_without(make, integrator, eager):
+    outputs, ranks = [], []
+    for on in (False, True):
+        keras.utils.set_random_seed(0)
+        model, x = make(on)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        model.compile(optimizer, "mse", integrator=integrator, truncation=0.05, run_eagerly=eager)
+        model.fit(x, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        outputs.append(model.predict(x, verbose=0))
+        ranks.append(list(model.ranks.values()))
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+    assert ranks[0] == ranks[1]
+
+
+def test_the_second_pass_of_fixed_rank_is_refused():
+    model, x = block(True)
+    model.compile("sgd", "mse", integrator="fixed_rank")
+    with pytest.raises(ValueError, match=r"second pass.*Received: the layers.*first.*second"):
+        model.fit(x, Y, verbose=0)
