@@ -230,9 +230,15 @@ def signed_as_functional(init):
     """Gives `__init__` the signature that Functional's has in this version of Keras.
 
     By its signature Keras tells, when it saves and loads, a model that its graph describes from
-    one that only its code describes.
+    one that only its code describes. Where Functional's own is that of a wrapper, `(*args,
+    **kwargs)`, a `self` goes before it: some versions ask for the first argument by name.
     """
-    init.__signature__ = inspect.signature(Functional.__init__, follow_wrapped=False)
+    signature = inspect.signature(Functional.__init__, follow_wrapped=False)
+    first, *rest = signature.parameters.values()
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        signature = signature.replace(parameters=[own, first, *rest])
+    init.__signature__ = signature
     return init
 
 

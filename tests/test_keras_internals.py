@@ -211,11 +211,10 @@ def test_model_becomes_functional_without_a_change_of_its_class():
 
 
 def test_init_is_signed_as_that_of_a_functional_model():
-    # Keras compares signatures when it loads: another one, and every functional model fails.
-    functional = type(compiled())
-    ours = inspect.signature(LowRankModel.__init__, follow_wrapped=False)
-    theirs = inspect.signature(functional.__init__, follow_wrapped=False)
-    assert ours == theirs, MOVED
+    # Keras compares arguments when it loads: others, and every functional model fails.
+    theirs, ours = map(inspect.getfullargspec, (type(compiled()).__init__, LowRankModel.__init__))
+    assert ours.args[1:] == theirs.args[1:], MOVED
+    assert ours.args[0] == "self"  # what some versions leave out of a config, by its name
 
 
 def test_variables_of_a_step_are_made_before_it_is_traced():
