@@ -7,8 +7,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # tensorflow-metadata needs a newer protobuf than that TensorFlow has.
 OLDEST = 'keras==3.8.*' 'tensorflow==2.18.*' 'numpy==1.26.*' 'tensorflow-metadata==1.16.*'
 PYTEST = -m pytest -n 2 --doctest-modules
+# The last of every minor version in between, on the TensorFlow of .venv.
+BETWEEN = 3.9.2 3.10.0 3.11.3 3.12.4 3.13.2 3.14.1
 
-.PHONY: help demo test test-slow test-oldest bench lint clean
+.PHONY: help demo test test-slow test-oldest test-between bench lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +27,14 @@ test-slow: .venv/installed  ## run the tests that take minutes (25 at most)
 test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Keras and TensorFlow
 	.venv-oldest/bin/python $(PYTEST)
 
+test-between: .venv/installed  ## run the tests of what hangs on Keras's version on those in between
+	for version in $(BETWEEN); do \
+		test -d .venv-between/$$version || .venv/bin/python -m pip install --quiet --no-deps \
+			--target .venv-between/$$version keras==$$version || exit 1; \
+		PYTHONPATH=.venv-between/$$version .venv/bin/python -m pytest -n 2 tests/test_keras_internals.py \
+			tests/test_saving.py tests/test_recomputed.py || exit 1; \
+	done
+
 bench: .venv/installed  ## measure time and memory of training and of inference (5 minutes)
 	.venv/bin/python benchmarks/train_step.py
 	.venv/bin/python benchmarks/inference.py
@@ -35,7 +45,7 @@ lint: .venv/installed  ## check the style
 	.venv/bin/ruff format --check .
 
 clean:  ## remove environments, caches and builds; results in out/ stay
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-between build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: installed again only when pyproject.toml changes.

@@ -31,8 +31,6 @@ class Product:
         core: tensor, the S of the product where it has one, for regularizers.
     """
 
-    recomputed = False  # as of a `TangentProbe`
-
     def __init__(self, *matrices, core=None):
         self.matrices = matrices
         self.core = core
@@ -87,12 +85,13 @@ class TangentProbe:
         keep_calls: bool. Keep what `coupling` needs (x and d of every call) until it is asked for.
         by_rows: bool. Give the K-part of a layer that does nothing but look up rows as
             `tf.IndexedSlices`, see `row_slices`.
-        factors: `Factors` that hold W, for calls that are recomputed in the backward pass
-            (`tf.recompute_grad`, `keras.RematScope`). Their gradients come through to variables
-            alone: their parts are the gradients of U, S and V. None where there is no such call.
+        factors: `Factors` that hold W, or None. A call that is recomputed in the backward pass
+            (`tf.recompute_grad`, `keras.remat`, `keras.RematScope`) is differentiated by its
+            arguments and by variables alone. So it, and each call after it, which may be its
+            repetition, reads the variables, gives them no gradient, and keeps what it finds.
 
     Attributes:
-        recomputed: bool, whether there was one.
+        found: list of `(K, S, L)`, the parts that such calls have found.
     """
 
     def __init__(self, factorization, keep_calls=False, by_rows=False, factors=None):
@@ -105,7 +104,8 @@ class TangentProbe:
         self.core = tf.identity(factorization.S)
         self._calls = [] if keep_calls else None
         self._core_by_pass, self._half = True, False
-        self._factors, self.recomputed = factors, False
+        self._factors, self._by_variables, self.found = factors, False, []
+        self._differentiated = False
 
     @property
     def sources(self):
@@ -141,12 +141,16 @@ class TangentProbe:
                 dx = None
                 if smooth:
                     dx = tape.gradient(z, x, matmul_last(dv, core, transpose=True))
-                return (
-                    first_order_only(dx),
+                parts = (
                     self._of_first(basis_tape.gradient(z, first, dv)),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
                     tf.matmul(rows(d), rows(z), transpose_a=True),
                 )
+                if not transposed:
+                    return first_order_only(dx), *self._handed_over(*parts)
+                l, s, k = parts
+                k, s, l = self._handed_over(k, tf.transpose(s), l)
+                return first_order_only(dx), l, None if s is None else tf.transpose(s), k
 
             return outputs, gradient
 
@@ -154,24 +158,42 @@ class TangentProbe:
         x = inputs if smooth else tf.zeros([])
         if transposed:
             return apply(x, last, tf.transpose(core), k)
-        return apply(x, k if self.recomputed else tf.cast(self._first, dtype), core, last)
+        return apply(x, k if self._by_variables else tf.cast(self._first, dtype), core, last)
 
     def forget_calls(self):
-        """Drops what was kept for `coupling`: of gradients that are not those of the step."""
+        """Drops what was kept of gradients that are not those of the step."""
+        self._differentiated = False
+        self.found.clear()
         if self._calls is not None:
             self._calls.clear()
 
     def in_type(self, dtype):
-        """`K`, `S` and `L` in the type that products with them are computed in."""
+        """What a call multiplies with, in the type that it computes in: `K`, `S` and `L`.
+
+        Or the variables that hold the same, see `factors`.
+        """
         self._half |= dtype != self.K.dtype
-        # A call that comes after a recomputed one may be its repetition in the backward pass.
-        self.recomputed |= self._factors is not None and not keras_internals.is_recorded()
-        parts = self._factors.read() if self.recomputed else (self.K, self.S, self.L)
+        self._by_variables |= self._factors is not None and not keras_internals.is_recorded()
+        parts = self._factors.read() if self._by_variables else (self.K, self.S, self.L)
         return [tf.cast(part, dtype) for part in parts]
+
+    def _handed_over(self, *parts):
+        """The gradients of `K`, `S` and `L` for the tape; None where they are kept here."""
+        self._differentiated = True
+        if not self._by_variables:
+            return parts
+        if not tf.executing_eagerly() and parts[0].graph is not self.K.graph:
+            raise ValueError(
+                "A low-rank layer whose outputs are recomputed in the backward pass "
+                "(`tf.recompute_grad`, `keras.remat`, `keras.RematScope`) must not be inside a "
+                "`tf.while_loop`, a `tf.cond` or another traced function."
+            )
+        self.found.append([tf.cast(part, self.K.dtype) for part in parts])
+        return None, None, None
 
     def _of_first(self, gradient):
         """The gradient of a basis; that of a gather comes row by row."""
-        if self._first is not self.K and not self.recomputed:
+        if self._first is not self.K and not self._by_variables:
             return gradient
         return row_slices.dense(gradient, self.K.shape[0])
 
@@ -182,13 +204,27 @@ class TangentProbe:
         if self._calls is not None:
             self._calls.append(_Call(matmul_last, False, inputs, z, d, dv))
         x, z, d, dv = map(rows, (inputs, z, d, dv))
-        return [tf.matmul(a, b, transpose_a=True) for a, b in ((x, dv), (z, dv), (d, z))]
+        pairs = (x, dv), (z, dv), (d, z)
+        return self._handed_over(*(tf.matmul(a, b, transpose_a=True) for a, b in pairs))
 
-    def with_recomputed(self, gradients, of_factors):
-        """The gradients of `sources`, and those of U, S and V where calls were recomputed."""
-        pairs = zip(gradients, of_factors)
-        sums = [b if a is None else a if b is None else a + b for a, b in pairs]
-        return [*sums, *gradients[len(sums) :]]
+    def with_found(self, gradients):
+        """The gradients of `sources`, and what recomputed calls have found.
+
+        Raises:
+            ValueError: when the tape has gradients of another kind, of the copies as such.
+        """
+        if self.reached(gradients) and not self._differentiated:
+            raise ValueError(
+                "A low-rank layer must not be called inside `tf.vectorized_map` or "
+                "`keras.ops.vectorized_map`, which lose its gradient on the manifold. Call it on "
+                "all vectors at once, or in `tf.map_fn` or a `tf.while_loop`."
+            )
+        *parts, penalty = gradients[:4]
+        for index, part in enumerate(parts):
+            terms = [part, *(found[index] for found in self.found)]
+            terms = [term for term in terms if term is not None]
+            parts[index] = functools.reduce(row_slices.plus, terms) if terms else None
+        return [*parts, penalty, *gradients[4:]]
 
     def reached(self, gradients):
         """Whether the loss depends on what the layer puts out; `gradients` as in `tangent`."""

@@ -203,10 +203,9 @@ class TrainingStep:
             for point, layer in zip(self._points, self._layers.values())
         ]
         sources = [probe.sources for probe in self._probes]
-        found, of_factors = self._pass(self._probes, _flat(sources), first=True)
+        found = self._pass(self._probes, _flat(sources), first=True)
         gradients = [
-            probe.with_recomputed(own, of_factors[path])
-            for path, probe, own in zip(self._layers, self._probes, _packed(sources, found))
+            probe.with_found(own) for probe, own in zip(self._probes, _packed(sources, found))
         ]
         self._check_reached(gradients)
         tangents = [probe.tangent(own) for probe, own in zip(self._probes, gradients)]
@@ -232,19 +231,21 @@ class TrainingStep:
         if lost:
             warnings.warn(
                 f"Gradients do not exist for the low-rank layers {lost}: the loss does not depend "
-                "on what they put out, and they are not trained by it.",
+                "on what they put out, or by a `tf.custom_gradient` around them that knows nothing "
+                "of them. They are not trained by it.",
                 stacklevel=2,
             )
 
     def _second_pass(self, factors):
         """The gradients of the cores at new matrices."""
-        recomputed = [p for p, probe in zip(self._layers, self._probes) if probe.recomputed]
+        recomputed = [path for path, probe in zip(self._layers, self._probes) if probe.found]
         if recomputed:
             raise ValueError(
-                "`integrator='fixed_rank'` takes a second pass, at bases that no variable holds, "
-                "and a layer whose outputs are recomputed (`keras.RematScope`, "
-                "`tf.recompute_grad`) gets its gradient through variables alone. Use "
-                f"integrator='parallel' or 'rank_adaptive'. Received: the layers {recomputed}"
+                "With plain steps or a momentum `integrator='fixed_rank'` takes a second pass, at "
+                "bases that no variable holds, and a layer whose outputs are recomputed "
+                "(`tf.recompute_grad`, `keras.remat`, `keras.RematScope`) is differentiated by "
+                "variables alone. Use integrator='parallel' or 'rank_adaptive'. "
+                f"Received: the layers {recomputed}"
             )
         # The same batch, the same dropout mask, and statistics that are updated once: by this
         # pass, whose gradients move the cores and the other variables.
@@ -256,7 +257,7 @@ class TrainingStep:
             tf.identity(f.S if kept is None else f.S / kept) for f, kept in zip(factors, self._kept)
         ]
         kernels = [Product.of(f._replace(S=core)) for f, core in zip(factors, cores)]
-        gradients, _ = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
+        gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
         metrics.restore()
         gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]
         gradients = self._summed(gradients, " at the new bases")
@@ -266,11 +267,7 @@ class TrainingStep:
     # The passes over the network.
 
     def _pass(self, kernels, sources, first):
-        """One forward and one backward pass, gradients still scaled.
-
-        Returns:
-            The gradients of `sources`, and by layer those of U, S and V.
-        """
+        """One forward and one backward pass; returns the gradients of `sources`, still scaled."""
         model = self._model
         others = model.other_variables
         owned = [v for layer in self._layers.values() for v in layer.factors.variables]
@@ -293,18 +290,16 @@ class TrainingStep:
         with substitute(table):  # for what is recomputed
             gradients = tape.gradient(scaled, [*sources, *others, *owned])
         cut, end = len(sources), len(sources) + len(others)
-        of_factors = [gradients[at : at + 3] for at in range(end, len(gradients), 3)]
-        if any(
-            not kernel.recomputed and any(gradient is not None for gradient in own)
-            for kernel, own in zip(kernels, of_factors)
-        ):
-            raise ValueError(
-                "A loss term must not depend on the variables U, S or V of a low-rank layer: its "
-                "gradient is not one on the manifold and would be ignored. Use "
-                "`kernel_regularizer` (L2), or a term on the layer's outputs. Nor may a layer be "
-                "called in a `tf.function` of its own, which holds on to the variables that it was "
-                "traced with: leave the decorator out, the step is one traced function anyway."
-            )
+        zeros = []
+        for index, kernel in enumerate(kernels):
+            at = end + 3 * index
+            of_factors = [g for g in gradients[at : at + 3] if g is not None]
+            if of_factors and not (first and kernel.found):
+                raise _of_variables()
+            zeros += of_factors
+        if zeros:  # what recomputed calls give their variables, unless there is another gradient
+            zero = all_finite_flags({n: _is_zero(gradient) for n, gradient in enumerate(zeros)})
+            self._checks.update(self._replicas.all({_of_variables: zero}))
         self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
         self._other_gradients, self._loss = gradients[cut:end], own
         if first:
@@ -313,7 +308,7 @@ class TrainingStep:
             self._finite = Findings()
         scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
         self._unscaling = 1.0 / self._scale if scales else None
-        return gradients[:cut], dict(zip(self._layers, of_factors))
+        return gradients[:cut]
 
     def _summed(self, gradients, when=""):
         """Sums over all replicas what a pass has found: these, and all else that it keeps."""
@@ -385,6 +380,20 @@ def _product(one, other):
     if tf.is_tensor(one) and tf.is_tensor(other):  # a loss scale is float32, whatever the layers
         one = tf.cast(one, other.dtype)
     return one * other
+
+
+def _of_variables(_=None):
+    return ValueError(
+        "A loss term must not depend on the variables U, S or V of a low-rank layer: its "
+        "gradient is not one on the manifold and would be ignored. Use "
+        "`kernel_regularizer` (L2), or a term on the layer's outputs. Nor may a layer be "
+        "called in a `tf.function` of its own, which holds on to the variables that it was "
+        "traced with: leave the decorator out, the step is one traced function anyway."
+    )
+
+
+def _is_zero(gradient):
+    return tf.reduce_all(row_slices.values(gradient) == 0.0)
 
 
 def _scaled(gradient, factor):

@@ -95,6 +95,23 @@ def test_a_loss_of_a_gradient_of_the_network_is_refused(recurrent):
         model.train_on_batch(x, y)
 
 
+def test_a_map_that_loses_the_gradient_on_the_manifold_is_refused():
+    class Mapped(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = LowRankDense(8, rank=3)
+
+        def build(self, input_shape):
+            self.inner.build(input_shape)
+
+        def call(self, inputs):
+            return keras.ops.vectorized_map(lambda x: self.inner(x[None])[0], inputs)
+
+    model = make(layer=Mapped())
+    with pytest.raises(ValueError, match=r"must not be called inside `tf.vectorized_map`"):
+        model.fit(X, Y, verbose=0)
+
+
 def test_a_loss_of_nothing_raises_as_in_keras():
     model = make()
     model.compile("sgd", lambda y, y_pred: tf.reduce_mean(y - tf.stop_gradient(y_pred)))

@@ -17,11 +17,11 @@ def opened(layer):
     return [layer.layer] if type(layer) is keras.layers.TimeDistributed else None
 
 
-def graph_layers(model):
+def graph_layers(model, wrappers=False):
     """Returns `{path: layer}` of the layers in the graph of `model`, all that can be `opened` open.
 
     Paths are those of `LowRankModel.ranks`: names joined by "/". A layer that is used in several
-    places appears once, under its first path.
+    places appears once, under its first path. With `wrappers`, each `TimeDistributed` is there too.
     """
     found, seen = {}, set()
 
@@ -30,10 +30,10 @@ def graph_layers(model):
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
+            if opened(layer) is None or (wrappers and not is_graph(layer)):
+                found[prefix + layer.name] = layer
             if opened(layer) is not None:
                 search(layer, f"{prefix}{layer.name}/")
-            else:
-                found[prefix + layer.name] = layer
 
     search(model, "")
     return found

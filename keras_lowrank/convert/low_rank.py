@@ -9,7 +9,7 @@ import numpy as np
 from keras_lowrank import keras_internals
 from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import Decomposition
-from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
+from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers, opened
 from keras_lowrank.convert.kinds import (
     ATTENTION,
     GATED,
@@ -207,12 +207,12 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
 def _chosen(model, rule, include, exclude):
     """`{path: layer}` of the layers to decompose."""
     candidates = {}
-    for path, layer in graph_layers(model).items():
+    for path, layer in graph_layers(model, wrappers=True).items():
         if _holds_kernel(layer):
             # With what holds the kernels, so that it can be named in the place of all of them.
             candidates.update({path: layer, **kernel_layers(path, layer)})
     chosen = select(candidates, include, exclude)
-    chosen = {path: layer for path, layer in chosen.items() if not has_several_kernels(layer)}
+    chosen = {path: layer for path, layer in chosen.items() if not _holds_layers(layer)}
     refused = {path: _refusal(layer) for path, layer in chosen.items()}
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
     left = "; ".join(f"{path}: {reason}" for path, reason in refused.items() if reason)
@@ -224,6 +224,10 @@ def _chosen(model, rule, include, exclude):
     if left:
         warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
     return rule.concerned(chosen)
+
+
+def _holds_layers(layer):
+    return has_several_kernels(layer) or opened(layer) is not None
 
 
 def _names():
