@@ -10,6 +10,7 @@ from reference.attention import (
     GROUPED,
     MULTI_HEAD,
     NAMES,
+    WINDOWED,
     check_calls,
     draw,
     every,
@@ -103,7 +104,7 @@ MASK = np.tril(np.ones((1, 5, 7), bool), 1)
         ({"dropout": 0.5, "seed": 3}, {"training": True}),
         ({"dropout": 0.5, "seed": 3}, {"training": False}),
         pytest.param({"use_gate": True}, {}, marks=GATED),
-        pytest.param({"sliding_window": 2}, {"use_causal_mask": True}, marks=GATED),
+        pytest.param({"sliding_window": 2}, {"use_causal_mask": True}, marks=WINDOWED),
     ],
 )
 def test_multi_head_attention_is_called_as_in_keras(arguments, call):

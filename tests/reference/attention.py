@@ -13,6 +13,10 @@ NAMES = ["query", "key", "value", "output"]
 GATED = pytest.mark.skipif(
     "use_gate" not in layers.MultiHeadAttention(1, 1).get_config(), reason="this Keras has no gate"
 )
+WINDOWED = pytest.mark.skipif(
+    "sliding_window" not in layers.MultiHeadAttention(1, 1).get_config(),
+    reason="this Keras has no sliding window",
+)
 every = pytest.mark.parametrize(
     "low, plain, arguments",
     [
