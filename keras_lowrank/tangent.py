@@ -162,7 +162,6 @@ class TangentProbe:
 
     def forget_calls(self):
         """Drops what was kept of gradients that are not those of the step."""
-        self._differentiated = False
         self.found.clear()
         if self._calls is not None:
             self._calls.clear()

@@ -19,7 +19,7 @@ Y = rng.standard_normal((32, 8)).astype("float32")
 
 
 class Block(keras.layers.Layer):
-    """Two layers that are recomputed together, and called once more without that.
+    """Two layers that are recomputed together, and called before, between and after without that.
 
     Args:
         wrap: callable that takes a function: `tf.recompute_grad`, or one that changes nothing.
@@ -39,7 +39,8 @@ class Block(keras.layers.Layer):
         def both(x):
             return self.second(self.first(x))
 
-        return self.wrap(both)(both(self.wrap(both)(inputs)))
+        again = self.wrap(both)
+        return both(again(both(again(both(inputs)))))
 
 
 def block(on):
