@@ -179,6 +179,7 @@ class Language(keras.layers.Layer):
         return inputs
 
 
+@pytest.mark.slow
 def test_recurrent_layers_and_both_uses_of_an_embedding():
     outputs = []
     for wrap in (tf.recompute_grad, lambda f: f):

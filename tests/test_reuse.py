@@ -209,7 +209,9 @@ def test_a_trained_base_is_taken_over_and_tuned(whole, tmp_path):
 
 @pytest.mark.parametrize(
     "integrator, way",
-    [("parallel", "train_on_batch"), ("rank_adaptive", "fit"), ("fixed_rank", "fit")],
+    partly_slow(
+        [("parallel", "train_on_batch")], [("rank_adaptive", "fit"), ("fixed_rank", "fit")]
+    ),
 )
 def test_a_layer_that_a_plain_model_trains_in_between_is_made_fit_again(integrator, way):
     """The steps of the plain model are traced: no assignment is seen on the host."""
