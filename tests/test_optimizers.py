@@ -20,7 +20,7 @@ from reference.truncation import RelativeTolerance
 from reference.two_layers import NEEDS_MUON, X, Y, make
 
 from keras_lowrank import FixedRank, Parallel, RankAdaptive, Tolerance
-from keras_lowrank.optimizers import adaptive
+from keras_lowrank.optimizers import adaptive, muon
 
 Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", "Adam", "AdamW"))
 RMSprop, SGD = keras.optimizers.RMSprop, keras.optimizers.SGD
@@ -143,7 +143,7 @@ OPTIMIZERS = {
     "accumulation": lambda: SGD(0.1, momentum=0.5, gradient_accumulation_steps=2),
     "loss scale": lambda: keras.optimizers.LossScaleOptimizer(Adam(0.01)),
 }
-if hasattr(keras.optimizers, "Muon"):
+if muon.RUNS:
     OPTIMIZERS["muon"] = lambda: keras.optimizers.Muon(0.01)
 _LESS_OF_ANOTHER = ("adamw", "rmsprop", "adagrad")
 

@@ -1,5 +1,6 @@
 """Muon on the manifold: a momentum with all its singular values brought close to 1."""
 
+import inspect
 import re
 
 import keras
@@ -73,5 +74,7 @@ class Muon(Rule):
         return self.optimizer.rms_rate * max(point.U.shape[0], point.V.shape[0]) ** 0.5
 
 
-if hasattr(keras.optimizers, "Muon"):  # since Keras 3.10
+# It came with Keras 3.10, and raises on TensorFlow, with any model, up to 3.12; `rms_rate` came then.
+RUNS = "rms_rate" in inspect.signature(getattr(keras.optimizers, "Muon", object)).parameters
+if RUNS:
     rule_of(keras.optimizers.Muon)(Muon)
