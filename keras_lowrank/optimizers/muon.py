@@ -74,7 +74,7 @@ class Muon(Rule):
         return self.optimizer.rms_rate * max(point.U.shape[0], point.V.shape[0]) ** 0.5
 
 
-# It came with Keras 3.10 and raises on TensorFlow, with any model, before `rms_rate` came with 3.13.
+# Keras 3.10 to 3.12 have one that raises on TensorFlow with any model; `rms_rate` is of 3.13.
 RUNS = "rms_rate" in inspect.signature(getattr(keras.optimizers, "Muon", object)).parameters
 if RUNS:
     rule_of(keras.optimizers.Muon)(Muon)
