@@ -25,7 +25,7 @@ class Budget(Truncation):
     fast at first and slowly towards its end (the cubic of Zhu and Gupta, arXiv:1710.01878), and is
     kept from then on. Let it be met early: what counts is the training at the ranks that stay
     (LeNet5 with 2.3% of its weights, 10 epochs, met after 60, 40, 25 and 15% of them: 97.6, 98.1,
-    98.3 and 98.1%). Every layer keeps its `min_rank`, whatever the budget.
+    98.3 and 98.1%). Every layer keeps its `min_rank`, which is paid for first, whatever the budget.
 
     Weights from before it is met have ranks from before: a callback that keeps the best of them, as
     `EarlyStopping(restore_best_weights=True)` and `ModelCheckpoint(save_best_only=True)` do, should
@@ -73,7 +73,7 @@ class Budget(Truncation):
         # By value: after loading, layers that shared a budget have one each.
         return type(other) is type(self) and other.get_config() == self.get_config()
 
-    def plan(self, matrices, step, others):
+    def plan(self, matrices, step, others, min_ranks):
         sizes = [f.U.shape[0] + f.V.shape[0] for f in matrices]
         full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in matrices)
         weights = self.weights
@@ -86,14 +86,19 @@ class Budget(Truncation):
                 f"with all other kernels. Received: {self.get_config()}, which is {weights:,.0f}"
             )
         goal = tf.maximum(tf.cast(weights - others[1], tf.float32), 0.0)
-        left = tf.maximum(1.0 - step / self.steps, 0.0)
+        to_go = tf.maximum(1.0 - step / self.steps, 0.0)
         start = tf.cast(full - others[0], tf.float32)
-        allowed = goal + tf.maximum(start - goal, 0.0) * left**3
+        allowed = goal + tf.maximum(start - goal, 0.0) * to_go**3
         # A step leaves a core diagonal, or nearly so while all of its rank is kept; then, and for
         # one that is diagonal up to a rotation, its columns are as long as the singular values.
         energies = [tf.reduce_sum(tf.square(factors.S), axis=0) for factors in matrices]
-        shares = [tf.math.divide_no_nan(e, tf.reduce_sum(e)) for e in energies]
-        return [_Capped(rank) for rank in spend(shares, sizes, allowed)]
+        shares = [
+            tf.sort(tf.math.divide_no_nan(e, tf.reduce_sum(e)), direction="DESCENDING")[least:]
+            for e, least in zip(energies, min_ranks)
+        ]
+        left = allowed - sum(size * least for size, least in zip(sizes, min_ranks))
+        more = spend(shares, sizes, left)
+        return [_Capped(least + rank) for least, rank in zip(min_ranks, more)]
 
     def rank(self, singular_values, current):
         return current

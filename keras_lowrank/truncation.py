@@ -2,6 +2,7 @@
 
 import copy
 import math
+import numbers
 from typing import NamedTuple
 
 import keras
@@ -33,7 +34,7 @@ class Truncation:
         """Whether `plan` decides at once for the layers of this truncation and of another one."""
         return other is self
 
-    def plan(self, matrices, step, others):
+    def plan(self, matrices, step, others, min_ranks):
         """Returns the truncations that hold for one step, one for each matrix.
 
         Override it for a rule that changes during training, or that looks at several layers.
@@ -43,6 +44,7 @@ class Truncation:
             step: scalar float tensor, the number of the step: 1, 2, ...
             others: `(full, factored)`, ints: the weights of the model beside these matrices, at
                 full rank and as they are.
+            min_ranks: list of int, the least rank of every matrix, which the caller sees to.
         """
         return [self] * len(matrices)
 
@@ -127,14 +129,14 @@ class Tolerance(Truncation):
         if isinstance(tau, dict):
             tau = keras.saving.deserialize_keras_object(tau)
         if not callable(tau):
-            number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
+            number = isinstance(tau, numbers.Real) and not isinstance(tau, bool)
             if not number or not math.isfinite(tau) or tau < 0 or (relative and tau >= 1):
                 raise _outside_its_range(relative, f"tau={tau!r}")
             tau = float(tau)
         self.tau = tau
         self.relative = bool(relative)
 
-    def plan(self, matrices, step, others):
+    def plan(self, matrices, step, others, min_ranks):
         if not callable(self.tau):
             return [self] * len(matrices)
         now = copy.copy(self)
@@ -272,7 +274,8 @@ def plan(policies, matrices, step, others):
         outside = [f for i, f in enumerate(matrices) if i not in group]
         full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in outside)
         held = others[1] + sum(_rank(f) * (f.U.shape[0] + f.V.shape[0]) for f in outside)
-        now = truncation.plan([matrices[i] for i in group], step, (full, held))
+        least = [policies[i].min_rank for i in group]
+        now = truncation.plan([matrices[i] for i in group], step, (full, held), least)
         for i, chosen in zip(group, now):
             planned[i] = policies[i]._replace(truncation=chosen)
     return planned
@@ -284,7 +287,7 @@ def get_truncation(identifier):
         return identifier
     if isinstance(identifier, dict):
         return keras.saving.deserialize_keras_object(identifier)
-    if isinstance(identifier, (int, float)) and not isinstance(identifier, bool):
+    if isinstance(identifier, numbers.Real) and not isinstance(identifier, bool):
         return Tolerance(identifier)
     raise ValueError(
         "`truncation` must be a number (a relative tolerance in [0, 1)) or a "

@@ -57,7 +57,7 @@ def test_a_schedule_is_asked_for_the_steps_that_were_completed():
         asked.append(float(step))
         return 0.25
 
-    (now,) = Tolerance(schedule).plan([None], tf.constant(3.0), (0, 0))
+    (now,) = Tolerance(schedule).plan([None], tf.constant(3.0), (0, 0), [1])
     assert asked == [2.0] and float(now.tau) == 0.25
     assert int(now.rank(tf.constant([1.0, 0.5, 0.1]), 3)) == 2
 
@@ -120,15 +120,18 @@ def test_a_budget_keeps_the_largest_shares_that_it_can_pay_for(seed, count, shar
     matrices = [with_values(*shape, v) for shape, v in zip(shapes.tolist(), values)]
     others = (50, 20)
     full = others[0] + sum(n * m for n, m in shapes)
-    least = others[1] + int(shapes.sum())
-    weights = max(least, round(share * full))
-    caps = Budget(weights=weights, steps=10).plan(matrices, tf.constant(10.0), others)
+    min_ranks = [int(rng.integers(1, min(3, len(v)) + 1)) for v in values]
+    spent = others[1] + int(np.dot(min_ranks, shapes.sum(axis=1)))
+    weights = max(spent, round(share * full))
+    caps = Budget(weights=weights, steps=10).plan(matrices, tf.constant(10.0), others, min_ranks)
     ranks = [int(cap.rank(None, 99)) for cap in caps]
-    # By hand: the values of all layers in the order of their share, while there is money.
+    # By hand: the least ranks, then all other values in the order of their share.
     queue = [
-        (v[i] ** 2 / np.sum(v**2), layer) for layer, v in enumerate(values) for i in range(len(v))
+        (v[i] ** 2 / np.sum(v**2), layer)
+        for layer, v in enumerate(values)
+        for i in range(min_ranks[layer], len(v))
     ]
-    expected, spent = [0] * count, others[1]
+    expected = min_ranks[:]
     for _, layer in sorted(queue, reverse=True):
         spent += sum(shapes[layer])
         if spent > weights:
@@ -142,7 +145,7 @@ def test_a_budget_falls_from_all_weights_to_its_own_by_the_cubic():
     budget = Budget(weights=300, steps=10)
     ranks = []
     for step in range(0, 14):
-        (cap,) = budget.plan(matrices, tf.constant(float(step)), (0, 0))
+        (cap,) = budget.plan(matrices, tf.constant(float(step)), (0, 0), [1])
         ranks.append(int(cap.rank(None, 99)))
     allowed = [300 + 600 * max(1 - step / 10, 0) ** 3 for step in range(14)]
     assert ranks == [int(count // 60) for count in allowed]
@@ -168,6 +171,18 @@ def test_a_layer_keeps_its_least_rank_and_its_own_truncation():
     # What a layer with a truncation of its own holds is not there to be spent.
     assert model.ranks["first"] == 12
     assert model.compression().factored <= 650
+
+
+def test_a_budget_pays_for_the_least_ranks_first():
+    inputs = keras.Input((20,))
+    x = LowRankDense(20, rank=10, min_rank=6, name="first", use_bias=False)(inputs)
+    model = LowRankModel(inputs, LowRankDense(4, rank=4, name="second", use_bias=False)(x))
+    model.compile(keras.optimizers.SGD(1e-3), "mse", truncation=Budget(weights=290, steps=8))
+    # By the values alone all would go to the second layer, and the first keep its 6 beside that.
+    model.get_layer("first").S.assign(np.diag([1.0] + [1e-3] * 9).astype("float32"))
+    ranks_in_fit(model)
+    assert model.ranks == {"first": 6, "second": 2}
+    assert model.compression().factored == 288
 
 
 def test_policies_that_share_no_truncation_are_planned_apart():
@@ -227,7 +242,7 @@ def test_a_budget_reads_a_core_that_is_diagonal_up_to_a_rotation():
     turned = with_values(10, 10, [1.0, 1.0, 1.0, 1.0])
     turned = turned._replace(S=tf.reverse(turned.S, [0]))
     falling = with_values(10, 10, [1.0, 0.1, 0.05, 0.01])
-    caps = Budget(weights=100, steps=1).plan([turned, falling], tf.constant(2.0), (0, 0))
+    caps = Budget(weights=100, steps=1).plan([turned, falling], tf.constant(2.0), (0, 0), [1, 1])
     assert [int(cap.rank(None, 99)) for cap in caps] == [4, 1]
 
 

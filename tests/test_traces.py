@@ -95,7 +95,9 @@ def test_a_step_is_traced_once_for_all_that_decide_alike(policies, traces):
 
 def test_ranks_that_were_allotted_one_by_one_share_a_trace():
     matrices = [factors for factors, _ in MATRICES]
-    allotted = Budget(weights=120, steps=1).plan(matrices, tf.constant(1.0), (0, 0))
+    allotted = Budget(weights=120, steps=1).plan(
+        matrices, tf.constant(1.0), (0, 0), [1] * len(matrices)
+    )
     policies = [Policy(truncation) for truncation in allotted]
     moves, count = in_a_graph(MATRICES, policies)
     check(moves, MATRICES, policies)

@@ -111,6 +111,7 @@ def test_tolerance_refuses_what_is_no_absolute_tolerance(tau):
 def test_get_truncation_takes_numbers_objects_and_configs():
     assert get_truncation(0.25).get_config() == {"tau": 0.25, "relative": True}
     assert get_truncation(0).tau == 0.0
+    assert get_truncation(np.float32(0.5)).get_config() == {"tau": 0.5, "relative": True}
     own = Tolerance(3.0, relative=False)
     assert get_truncation(own) is own
     for truncation in (own, KeepRank()):

@@ -1,6 +1,7 @@
 """From singular values to ranks: a number, a tolerance, an energy, or a budget of weights."""
 
 import math
+import numbers
 
 import tensorflow as tf
 
@@ -150,6 +151,6 @@ def _check_count(name, value):
 
 
 def _check_share(name, value, interval, contains):
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not contains(value):
         raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")
