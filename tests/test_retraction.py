@@ -227,6 +227,23 @@ def test_the_general_way_is_taken_where_a_singular_value_is_next_to_zero(last):
     assert not is_near(factors._replace(S=tf.zeros([4, 4])), direction, Policy(KeepRank()))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_step_that_magnifies_roundings_is_left_to_the_general_way(turned):
+    """One side full, and a move within the bases of 80 times the least singular value."""
+    rng = np.random.default_rng(0)
+    u, v = orthonormal(rng, 23, 3), orthonormal(rng, 3, 3)
+    inside = np.zeros((3, 3))
+    inside[2, 0] = 0.1 / h * 0.2
+    if turned:
+        u, v, inside = v, u, inside.T
+    values = np.array([1.0, 0.02, 2.5e-4])
+    factors = Factorization(*(tf.constant(t, "float32") for t in (u, np.diag(values), v)))
+    direction = TangentVector(
+        *(tf.constant(t, "float32") for t in (u @ inside, inside, v @ inside.T))
+    )
+    assert not is_near(factors, direction, Policy(KeepRank()))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_value_that_is_not_finite_is_left_to_the_general_way(bad):
     factors, direction = random_step(np.random.default_rng(6), 30, 20, 4, 2.0, 0.01)

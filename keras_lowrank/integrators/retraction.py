@@ -59,6 +59,9 @@ _LARGEST_GAP = 1e-2
 # ||X^T R^T R X||_F, the squared tangent of the angle, up to which the series below are exact.
 _LARGEST_ANGLE = 7e-3
 
+# Defects of the new bases, by the roundings of Gram matrices that are differences.
+_LARGEST_ROUNDING = 1e-5
+
 # Below this ratio of the smallest to the largest singular value a Gram matrix loses too much.
 _SMALLEST_VALUE = 1e-4
 
@@ -206,7 +209,7 @@ def nearest(factors, direction, policy, step_size, corner=None, known_grams=None
     x_right = _plus_one(m_q, y_t, one, transpose_b=True)
     left_gap = _energy(tf.matmul(x, a + gram_y) - x_right)
     residual = tf.linalg.trace(gram_r) * left_gap + tf.linalg.trace(gram_q) * right_gap
-    unit = np.finfo(s.dtype.as_numpy_dtype).eps
+    unit, moved = np.finfo(s.dtype.as_numpy_dtype).eps, _energy(h * inside)
     solved = residual <= (_RESIDUAL_UNITS * unit) ** 2 * _energy(a)
     # Also where D adds nothing: an X that is no inverse would be large, and cancel in vain.
     solved &= tf.maximum(left_gap, right_gap) <= _LARGEST_GAP
@@ -214,7 +217,11 @@ def nearest(factors, direction, policy, step_size, corner=None, known_grams=None
     # U + R X has the Gram matrix I + E_left, and V + Q Y has I + E_right.
     e_left, e_right = tf.matmul(x_gram, x), tf.matmul(y_t, gram_y)
     angle = tf.sqrt(tf.maximum(_energy(e_left), _energy(e_right)))
-    near = angle <= _LARGEST_ANGLE
+    # Gram matrices are off by roundings of all of D, which X and Y may magnify.
+    near = (angle <= _LARGEST_ANGLE) & (
+        unit * tf.maximum(_energy(x), _energy(y_t)) * (tf.linalg.trace(gram_r + gram_q) + moved)
+        <= _LARGEST_ROUNDING
+    )
     n_left, _ = roots(e_left)
     n_right, root_right = roots(e_right)
     # What is cut is, in orthonormal coordinates, with the corner D, and R for its coordinates,
