@@ -17,6 +17,7 @@ from keras_lowrank.layers.low_rank_layer import find_built_layers, set_weights
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.optimizers.rule import TANGENT
 from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
+from keras_lowrank.precision import require_whole_products
 from keras_lowrank.summary import print_ranks
 from keras_lowrank.training_step import TrainingStep
 from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
@@ -99,6 +100,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             check_strategy(keras_internals.inner_optimizer(optimizer))
             if any(layer.trainable for layer in find_low_rank_layers(self).values()):
                 rule_for(optimizer, integrator)
+                require_whole_products()
             self.integrator = integrator
             self._tell_layers_of_jit()
             super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
