@@ -145,14 +145,27 @@ def test_exports_agree_with_the_model(trained, tmp_path, format):
         assert not operations(path) & {"SHAPE", "PACK", "GATHER"}
 
 
-def test_open_width():
+@pytest.mark.parametrize("kernel_size", [1, 3, 4])
+@pytest.mark.parametrize("strides", [1, 2, 3])
+def test_open_width(kernel_size, strides):
     inputs = keras.Input((None, None, 2))
-    conv = spatial(6, 3, rank=2, padding="same", strides=2, bias_initializer="normal")
+    options = {"padding": "same", "strides": strides}
+    conv = spatial(6, kernel_size, rank=2, bias_initializer="normal", **options)
     model = LowRankModel(inputs, conv(inputs))
     assert model.output_shape == (None, None, None, 6)
-    x = draw(1, 5, 7, 2)
-    expected = with_kernel_of(conv, 2, padding="same", strides=2)(x)
-    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+    for width in range(1, 9):
+        x = draw(1, 5, width, 2)
+        expected = with_kernel_of(conv, 2, **options)(x)
+        np.testing.assert_allclose(model(x), expected, atol=1e-5)
+
+
+def test_open_width_is_exported_to_litert(tmp_path):
+    inputs = keras.Input((None, None, 2))
+    model = LowRankModel(inputs, spatial(6, 3, rank=2, padding="same", strides=2)(inputs))
+    path = path_for(tmp_path, "litert")
+    model.export(path, format="litert", verbose=False)
+    (outputs,) = predict_file(path, "litert", [draw(1, 5, 7, 2)])
+    np.testing.assert_allclose(outputs, model(draw(1, 5, 7, 2)), atol=1e-5)
 
 
 def test_errors():

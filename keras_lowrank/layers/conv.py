@@ -237,8 +237,10 @@ class LowRankConv2D(LowRankConv):
             return super().apply_kernel(inputs)
         size, stride, dilation = (along_width for _, along_width in super().window())
         reach = (size - 1) * dilation
+        first = 0
         if self.padding == "same":
-            inputs = tf.pad(inputs, [(0, 0), (0, 0), _same(inputs, reach, stride), (0, 0)])
+            before, first = reach // 2, _first_of_same(_width(inputs), reach, stride)
+            inputs = tf.pad(inputs, [(0, 0), (0, 0), (before, reach - before), (0, 0)])
         # (batch, new_height, width, kw f). Summing what the next layer reads, and not convolving
         # with V, keeps this layer a projection and a product, as all others are.
         products = super().apply_kernel(inputs)
@@ -249,7 +251,7 @@ class LowRankConv2D(LowRankConv):
             for tap, part in enumerate(tf.split(products, size, axis=-1))
         ]
         outputs = tf.add_n(taps)
-        return outputs if stride == 1 else outputs[:, :, ::stride]
+        return outputs if stride == 1 else outputs[:, :, first::stride]
 
     def get_config(self):
         return {**super().get_config(), "factorization": self.factorization}
@@ -259,13 +261,15 @@ def _width(inputs):
     return tf.shape(inputs)[2] if inputs.shape[2] is None else inputs.shape[2]
 
 
-def _same(inputs, reach, stride):
-    """How TensorFlow pads the width with "SAME", for a filter that reaches over that many steps."""
-    total = reach
-    if stride > 1:
-        width = _width(inputs)
-        total = tf.maximum((-(-width // stride) - 1) * stride + reach + 1 - width, 0)
-    return total // 2, total - total // 2
+def _first_of_same(width, reach, stride):
+    """The first output that is kept of those of stride 1, both padded with "SAME".
+
+    With a stride TensorFlow pads less, by as much as the last filter does not reach over the edge.
+    Padding as for stride 1 keeps paddings constant, which LiteRT asks for where the width is open.
+    """
+    missing = (-(-width // stride) - 1) * stride + reach + 1 - width
+    missing = tf.maximum(missing, 0) if tf.is_tensor(missing) else max(missing, 0)
+    return reach // 2 - missing // 2
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
