@@ -46,6 +46,13 @@ def all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
+def states(model):
+    """What stateful recurrent layers go on from: variables that are none of the model's."""
+    layers = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
+    found = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
+    return [state for state in found if isinstance(state, keras.Variable)]
+
+
 def is_graph(model):
     """Whether a graph of layers says all that `model` computes: functional, or Sequential."""
     for kind in (Functional, keras.Sequential):
@@ -73,6 +80,14 @@ def call_in_training(model, inputs):
     if model._call_has_training_arg:
         return model(inputs, training=True)
     return model(inputs)
+
+
+def compute_loss(model, x, y, y_pred, sample_weight):
+    """The loss of a training step, by a `compute_loss` that may be the user's own.
+
+    One from before Keras 3.3 has no argument `training`.
+    """
+    return model._compute_loss(x, y, y_pred, sample_weight, training=True)
 
 
 def batch_of(iterator):
@@ -141,16 +156,28 @@ def choose_jit(model, wanted):
 
 
 def input_signature(model):
-    """What `model` is called with, as the list of arguments that an export archive takes."""
+    """What `model` is called with, as the list of arguments that an export archive takes.
+
+    The batch size is free, as in Keras, unless a layer keeps a state for each of a batch.
+    """
     if isinstance(model, Functional):
         # Up to Keras 3.8 theirs has lost the names of a dictionary of inputs.
-        return [keras.tree.map_structure(make_input_spec, model._inputs_struct)]
+        specs = keras.tree.map_structure(make_input_spec, model._inputs_struct)
+        if states(model):
+            for spec, given in zip(*map(keras.tree.flatten, (specs, model._inputs_struct))):
+                spec.shape = given.shape
+        return [specs]
     return get_input_signature(model)
 
 
 def completed_steps(optimizer):
     """The steps that `optimizer` has made; up to Keras 3.8 a scaling one does not count them."""
     return inner_optimizer(optimizer).iterations
+
+
+def built_on(optimizer):
+    """The variables that an optimizer was built to move."""
+    return inner_optimizer(optimizer)._trainable_variables
 
 
 def inner_optimizer(optimizer):

@@ -26,11 +26,20 @@ Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSp
             "`global_clipnorm`.*Use `clipnorm`",
         ),
         (lambda: keras.optimizers.LossScaleOptimizer(SGD(use_ema=True)), "`use_ema`"),
+        (lambda: None, "by an optimizer. Received: optimizer=None"),
     ],
 )
 def test_what_has_no_meaning_is_refused_at_compile(optimizer, words):
     with pytest.raises(ValueError, match=words):
         make(optimizer())
+
+
+@pytest.mark.parametrize("scaling", [lambda inner: inner, keras.optimizers.LossScaleOptimizer])
+def test_an_optimizer_that_was_built_on_factors_is_refused(scaling):
+    optimizer, model = scaling(Adam()), make("sgd")
+    optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="built by `compile`.*Received: .* built on 'first/U'"):
+        model.compile(optimizer, "mse")
 
 
 @NEEDS_MUON

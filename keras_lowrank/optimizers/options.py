@@ -3,7 +3,8 @@
 import tensorflow as tf
 
 from keras_lowrank import row_slices
-from keras_lowrank.keras_internals import decays, inner_optimizer
+from keras_lowrank.factors import RankVariable
+from keras_lowrank.keras_internals import built_on, decays, inner_optimizer
 from keras_lowrank.optimizers.rule import find_rule, known_optimizers
 
 _WHY_NONE = {
@@ -22,6 +23,8 @@ def rule_for(optimizer, integrator):
         ValueError: an optimizer or an option that has no meaning for a low-rank matrix. Nothing
             is ignored in silence.
     """
+    if optimizer is None:
+        raise ValueError("Low-rank layers are trained by an optimizer. Received: optimizer=None")
     inner = inner_optimizer(optimizer)
     found = find_rule(inner)
     name = type(inner).__name__
@@ -33,6 +36,13 @@ def rule_for(optimizer, integrator):
             "own by `keras_lowrank.optimizers.rule_of`, or freeze the low-rank layers "
             f"(`trainable=False`). Received: optimizer={name}"
         )
+    for variable in built_on(inner):
+        if isinstance(variable, RankVariable):
+            raise ValueError(
+                "The optimizer of a low-rank model is built by `compile`, on the variables that "
+                "are no factors. Give `compile` one that was not built. "
+                f"Received: an optimizer that was built on {variable.path!r}"
+            )
     rule = found(inner)
     if inner.clipvalue:
         _refuse(inner, "clipvalue", "it depends on the basis. Use `clipnorm` or `global_clipnorm`")
