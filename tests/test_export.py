@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankLSTM, LowRankModel
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((5, 8, 8, 2)).astype("float32")
@@ -308,3 +308,27 @@ def test_export_leaves_the_model_as_it_was(tmp_path):
     assert [v.path for v in model.variables] == paths
     model.fit(np.ones((4, 8)), np.ones((4, 6)), verbose=0)
     assert [w.tobytes() for w in model.get_weights()] != before
+
+
+def test_a_stateful_layer_is_exported_at_its_batch_size_and_put_back(tmp_path):
+    inputs = keras.Input((4, 3), batch_size=2)
+    lstm = LowRankLSTM(5, rank=2, stateful=True)
+    model = LowRankModel(inputs, lstm(inputs))
+    x = rng.standard_normal((2, 4, 3)).astype("float32")
+    model(x)
+    states = [np.array(state) for state in lstm.states]
+    model.export(tmp_path / "1", verbose=False)
+    for state, before in zip(lstm.states, states):
+        np.testing.assert_array_equal(state, before)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    np.testing.assert_allclose(loaded.serve(tf.constant(x)), model(x), atol=1e-5)
+    with pytest.raises(ValueError, match="`check_data` goes with .* Received: .* batch size 2"):
+        model.export(tmp_path / "2", check_data=(x, np.zeros(2)), verbose=False)
+
+
+def test_a_batch_size_that_no_state_depends_on_is_free_in_the_file(tmp_path):
+    inputs = keras.Input((8,), batch_size=4)
+    model = LowRankModel(inputs, LowRankDense(6, rank=2)(inputs))
+    model.export(tmp_path / "1", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    assert loaded.serve(tf.ones((3, 8))).shape == (3, 6)

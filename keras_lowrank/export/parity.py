@@ -6,8 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank import keras_internals
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import SCORES
+from keras_lowrank.faults import Snapshot
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 # Largest difference between an artefact and the model, relative to outputs above 1.
@@ -16,7 +18,7 @@ TOLERANCE = 1e-4
 # Root mean square of the difference, relative to that of the outputs, where no data tell accuracy.
 ROUNDING = {"float16": 0.01, "dynamic_int8": 0.1, "int8": 0.1}
 
-_BATCHES = (1, 3)  # of the check: the batch size of a file must be free
+_BATCHES = (1, 3)  # of the check: the batch size of a file is free unless the model's is fixed
 _ROWS = 256  # in a batch of the data for the accuracy
 
 
@@ -54,7 +56,12 @@ def check(served, run, quantization=None, samples=None, check_data=None, accurac
     labelled = None if check_data is None else _Labelled(served, check_data)
     if samples is None and quantization is not None and labelled is not None:
         samples = labelled.samples
-    difference = _compare(served, run, quantization, samples, by_accuracy=labelled is not None)
+    # A stateful layer goes on in both; the model's is then put back.
+    states = Snapshot(keras_internals.states(served.model))
+    try:
+        difference = _compare(served, run, quantization, samples, labelled is not None)
+    finally:
+        states.restore()
     if labelled is None:
         return Agreement(difference)
     accuracy, expected = labelled.accuracy(run), labelled.accuracy(_of_model(served))

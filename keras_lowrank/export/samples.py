@@ -16,10 +16,16 @@ class Samples:
         argument: str, the name of the argument, for errors.
 
     Raises:
-        ValueError: no samples, or arrays of another number or shape than the inputs.
+        ValueError: no samples, arrays of another number or shape than the inputs, or a batch size
+            that is not free.
     """
 
     def __init__(self, data, served, argument):
+        if served.batch_size is not None:
+            raise ValueError(
+                f"`{argument}` goes with a model whose batch size is free. "
+                f"Received: inputs of batch size {served.batch_size}"
+            )
         self._specs = keras.tree.flatten(served.signature)
         if isinstance(data, tf.data.Dataset):
             batches = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in data)

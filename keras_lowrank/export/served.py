@@ -22,7 +22,8 @@ class Served:
             a model, else those of `model`.
 
     Attributes:
-        signature: list of arguments, structures of specs, with a free batch size.
+        signature: list of arguments, structures of specs.
+        batch_size: int, or None where it is free: that of `keras.Input(..., batch_size=2)`.
         names: list of str or None, the names of the inputs, flat.
     """
 
@@ -36,9 +37,11 @@ class Served:
         self.class_labels = _checked_labels(model, class_labels)
         outer = preprocessing if isinstance(preprocessing, keras.Model) else model
         self.signature = input_signature or keras_internals.input_signature(outer)
+        flat = keras.tree.flatten(self.signature)
+        self.batch_size = next((spec.shape[0] for spec in flat if spec.shape[0]), None)
         if preprocessing is not None and not preprocessing.built:
             preprocessing(*keras.tree.map_structure(_symbolic, self.signature))
-        self.names = [getattr(spec, "name", None) for spec in keras.tree.flatten(self.signature)]
+        self.names = [getattr(spec, "name", None) for spec in flat]
 
     def __call__(self, *arguments):
         if self.preprocessing is not None:
@@ -58,7 +61,11 @@ class Served:
         return [*before, *keras_internals.all_layers(self.model)]
 
     def specs(self, batch):
-        """The arguments as `tf.TensorSpec`s of one batch size, all other extents fixed too."""
+        """The arguments as `tf.TensorSpec`s of one batch size, all other extents fixed too.
+
+        A model of a fixed batch size has that one.
+        """
+        batch = self.batch_size or batch
         return keras.tree.map_structure(
             lambda spec: tf.TensorSpec(
                 _shape(spec, batch), spec.dtype, getattr(spec, "name", None)
