@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_lowrank import row_slices
+
 
 class Snapshot:
     """The values of variables at one moment, to go back to.
@@ -29,10 +31,13 @@ class Snapshot:
         for (variable, _), value in zip(self._saved, choose(condition, new, old)):
             variable.assign(value)
 
-    def restore(self):
-        """Puts the saved values back."""
+    def restore(self, some=None):
+        """Puts the saved values back, of all variables or of some."""
+        some = self.variables if some is None else some
+        wanted = {id(variable) for variable in some}
         for variable, value in self._saved:
-            variable.assign(value)
+            if id(variable) in wanted:
+                variable.assign(value)
 
 
 class FaultRecord:
@@ -127,6 +132,20 @@ def _sum(tensor):
         # The product with a row of ones reads a tall block twice as fast as a reduction does.
         tensor = tf.matmul(tf.ones([1, tf.shape(tensor)[0]]), tensor)
     return tf.reduce_sum(tensor)
+
+
+def is_zero(gradient):
+    """Scalar bool tensor: every entry of a gradient, whole or given by rows, is zero."""
+    return tf.reduce_all(row_slices.values(gradient) == 0.0)
+
+
+def poisoned(gradient, finite):
+    """The gradient where `finite` is true, NaN where it is not."""
+    if gradient is None:
+        return None
+    values = row_slices.values(gradient)
+    values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
+    return row_slices.with_values(gradient, values)
 
 
 def all_finite_flags(finite_by_place):

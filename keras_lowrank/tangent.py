@@ -230,6 +230,10 @@ class TangentProbe:
         k, _, _, _, *first = gradients
         return any(part is not None for part in (k, *first))
 
+    def is_moved(self, gradients):
+        """Whether a step has anything to do with the layer; `gradients` as in `tangent`."""
+        return self.reached(gradients) or gradients[3] is not None  # its regularizer's
+
     def tangent(self, gradients):
         """The tangent gradient, from the gradients of `sources` (None where there is none)."""
         k, s, l, penalty, *first = gradients

@@ -1,12 +1,20 @@
 """One training step of a Keras model: its passes, as the `Problem` that an integrator solves."""
 
+import itertools
 import warnings
 
 import tensorflow as tf
 
 from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.distribution import Replicas
-from keras_lowrank.faults import Findings, Snapshot, all_finite_flags, choose
+from keras_lowrank.faults import (
+    Findings,
+    Snapshot,
+    all_finite_flags,
+    choose,
+    is_zero,
+    poisoned,
+)
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
 from keras_lowrank.optimizers.state import ACCUMULATED
 from keras_lowrank.tangent import Product, TangentProbe, substitute
@@ -36,25 +44,21 @@ class TrainingStep:
         for path, layer in layers.items():
             layer.factors.check_trainable(path)
         self._points = [layer.factors.read() for layer in layers.values()]
-        # Everything that a forward pass may change: statistics, seeds of dropout.
+        # Everything that a forward pass may change: statistics, states, seeds of dropout.
         held = {id(v) for layer in layers.values() for v in layer.factors.variables}
-        self._state = Snapshot([v for v in model.non_trainable_variables if id(v) not in held])
+        changing = [v for v in model.non_trainable_variables if id(v) not in held]
+        seed = keras_internals.global_seed()
+        changing += keras_internals.states(model) + ([] if seed is None else [seed])
+        self._state = Snapshot(changing)
         # As it is now: a step that is found to be bad has been counted by then.
         self._completed = tf.identity(
             tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer))
         )
         self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
-        self._learning_rate = tf.cast(model.optimizer.learning_rate, tf.float32)
+        rate = tf.convert_to_tensor(model.optimizer.learning_rate)
+        self._learning_rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
         self._number = tf.cast(self._completed, tf.float32) + 1.0
-        self._kept = [self._after_decay(layer) for layer in layers.values()]
-        self.factors = [
-            point if kept is None else point._replace(S=kept * point.S)
-            for point, kept in zip(self._points, self._kept)
-        ]
-        self.policies = model.policies(layers.values(), self.factors, self._number)
         self._checks = {}
-        for policy in self.policies:
-            self._checks.update(policy.truncation.checks())
         self.step_size = self._rule.step_size(self._learning_rate, self._number)
         self.wants_overlap = self._slots.carries
 
@@ -66,6 +70,7 @@ class TrainingStep:
         """
         model = self._model
         gradients = self._tangent_gradients()
+        self._set_out()
         old_slots = [self._slots.read(path) for path in self._layers]
         if self._optimizer.gradient_accumulation_steps:
             new, new_slots = self._accumulate(gradients, old_slots)
@@ -97,6 +102,18 @@ class TrainingStep:
 
     # The problem that the integrator sees.
 
+    def _set_out(self):
+        """Where the step starts from, and what the ranks will follow."""
+        layers = self._layers.values()
+        self._kept = [self._after_decay(layer) for layer in layers]
+        self.factors = [
+            point if kept is None else point._replace(S=kept * point.S)
+            for point, kept in zip(self._points, self._kept)
+        ]
+        self.policies = self._model.policies(layers, self.factors, self._number)
+        for policy in self.policies:
+            self._checks.update(policy.truncation.checks())
+
     def direction(self):
         clips, self._common_clip = clip_factors(
             self._optimizer,
@@ -113,7 +130,8 @@ class TrainingStep:
             self._rule.direction(gradient, slots, point, self._learning_rate, self._number)
             for gradient, slots, point in zip(self._clipped, self._old_slots, self._points)
         ]
-        self._directions, self._new_slots = map(list, zip(*results))
+        self._directions = [direction for direction, _ in results]
+        self._new_slots = [slots for _, slots in results]
         return [direction.tangent for direction in self._directions]
 
     def coupling(self, index, left, right):
@@ -207,7 +225,7 @@ class TrainingStep:
         gradients = [
             probe.with_found(own) for probe, own in zip(self._probes, _packed(sources, found))
         ]
-        self._check_reached(gradients)
+        gradients = self._of_reached(gradients)
         tangents = [probe.tangent(own) for probe, own in zip(self._probes, gradients)]
         tangents = self._summed(tangents)
         self._note("the gradient of layer", [(row_slices.values(t.K), t.L) for t in tangents])
@@ -215,8 +233,12 @@ class TrainingStep:
             return tangents
         return [tangent.scaled(self._unscaling) for tangent in tangents]
 
-    def _check_reached(self, gradients):
-        """As Keras has it: a layer without a gradient is worth a warning, none at all an error."""
+    def _of_reached(self, gradients):
+        """The gradients of the layers that have one; the step goes on as if there were no others.
+
+        As Keras has it: a variable without a gradient stays what it is, undecayed, and is worth a
+        warning; where none has one, it is an error.
+        """
         lost = [
             path
             for path, probe, own in zip(self._layers, self._probes, gradients)
@@ -235,6 +257,11 @@ class TrainingStep:
                 "of them. They are not trained by it.",
                 stacklevel=2,
             )
+        moved = [probe.is_moved(own) for probe, own in zip(self._probes, gradients)]
+        self._layers = dict(itertools.compress(self._layers.items(), moved))
+        self._points = list(itertools.compress(self._points, moved))
+        self._probes = list(itertools.compress(self._probes, moved))
+        return list(itertools.compress(gradients, moved))
 
     def _second_pass(self, factors):
         """The gradients of the cores at new matrices."""
@@ -252,6 +279,9 @@ class TrainingStep:
         metrics = Snapshot(self._model.metrics_variables)
         self._state.restore()
         factors = self._replicas.first(factors)
+        for new, point in zip(factors, self._points):  # a trace for all sizes does not know them
+            new.U.set_shape([point.U.shape[0], None])
+            new.V.set_shape([point.V.shape[0], None])
         # Keras takes the gradient first, and lets weights decay then.
         cores = [
             tf.identity(f.S if kept is None else f.S / kept) for f, kept in zip(factors, self._kept)
@@ -275,12 +305,8 @@ class TrainingStep:
         with substitute(table), tf.GradientTape() as tape:
             tape.watch(sources)
             y_pred = keras_internals.call_in_training(model, self._x)
-            loss = model.compute_loss(
-                x=self._x,
-                y=self._y,
-                y_pred=y_pred,
-                sample_weight=self._sample_weight,
-                training=True,
+            loss = keras_internals.compute_loss(
+                model, self._x, self._y, y_pred, self._sample_weight
             )
             share = self._replicas.share(self._x)
             own = loss if share is None else tf.cast(share, loss.dtype) * loss
@@ -298,7 +324,7 @@ class TrainingStep:
                 raise _of_variables()
             zeros += of_factors
         if zeros:  # what recomputed calls give their variables, unless there is another gradient
-            zero = all_finite_flags({n: _is_zero(gradient) for n, gradient in enumerate(zeros)})
+            zero = all_finite_flags({n: is_zero(gradient) for n, gradient in enumerate(zeros)})
             self._checks.update(self._replicas.all({_of_variables: zero}))
         self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
         self._other_gradients, self._loss = gradients[cut:end], own
@@ -331,19 +357,22 @@ class TrainingStep:
         """Lets the compiled optimizer update the other variables, once; returns how they were."""
         optimizer = self._model.optimizer
         variables, gradients = self._model.other_variables, self._other_gradients
-        if all(gradient is None for gradient in gradients):
+        idle = all(gradient is None for gradient in gradients)
+        if idle:
             # An optimizer refuses to run without any gradient, and its step must be counted.
             variables = variables or self._model.stand_in
             gradients = [tf.zeros_like(v.value) for v in variables]
         gradients = [_scaled(g, self._common_clip) for g in gradients]
         if isinstance(optimizer, keras_internals.LossScaleOptimizer):
             # It finds overflow by itself, in the gradients that it sees: these tell of all others.
-            gradients = [_poisoned(gradient, finite) for gradient in gradients]
+            gradients = [poisoned(gradient, finite) for gradient in gradients]
         held = {id(variable) for variable in self._slots.variables}
         own = [v for v in optimizer.variables if id(v) not in held]
         before = Snapshot([*variables, *own])
         keras_internals.sum_gradients(self._optimizer, not self.replicated)
         optimizer.apply_gradients(zip(gradients, variables))
+        if idle:  # decayed, and as in Keras not to be
+            before.restore(variables)
         return before
 
     def _note_updates(self, variables):
@@ -392,21 +421,8 @@ def _of_variables(_=None):
     )
 
 
-def _is_zero(gradient):
-    return tf.reduce_all(row_slices.values(gradient) == 0.0)
-
-
 def _scaled(gradient, factor):
     """The gradient times a scalar; either may be None."""
     if gradient is None or factor is None:
         return gradient
     return row_slices.scaled(gradient, tf.cast(factor, gradient.dtype))
-
-
-def _poisoned(gradient, finite):
-    """The gradient where `finite` is true, NaN where it is not."""
-    if gradient is None:
-        return None
-    values = row_slices.values(gradient)
-    values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
-    return row_slices.with_values(gradient, values)

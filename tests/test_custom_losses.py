@@ -112,6 +112,67 @@ def test_a_map_that_loses_the_gradient_on_the_manifold_is_refused():
         model.fit(X, Y, verbose=0)
 
 
+@pytest.mark.parametrize("model_class", [keras.Model, LowRankModel])
+def test_an_older_compute_loss_without_an_argument_for_training(model_class):
+    class Older(model_class):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+            return squared_error(y, y_pred)
+
+    inputs = keras.Input((8,))
+    model = Older(inputs, LowRankDense(8, rank=2)(inputs))
+    model.compile("sgd")
+    expected = float(squared_error(Y, model(X)))
+    history = model.fit(X, Y, batch_size=16, verbose=0)
+    np.testing.assert_allclose(history.history["loss"], [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", [{}, {"run_eagerly": True}])
+@INTEGRATORS
+def test_what_the_loss_does_not_reach_stays_as_it_is(integrator, way):
+    inputs = keras.Input((8,))
+    heads = [
+        LowRankDense(8, rank=6, name="used"),
+        LowRankDense(8, rank=6, name="unused"),
+        LowRankDense(8, rank=2, name="regular", kernel_regularizer="l2"),
+    ]
+    model = LowRankModel(inputs, [head(inputs) for head in heads])
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.1)
+    model.compile(optimizer, ["mse", None, None], integrator=integrator, truncation=0.5, **way)
+    used, unused, regular = ([v.numpy() for v in head.factors.variables] for head in heads)
+    with pytest.warns(UserWarning, match=r"Gradients do not exist for .*\['unused', 'regular'\]"):
+        model.fit(X, Y, batch_size=4, epochs=3, verbose=0)
+    for before, now in zip(unused, heads[1].factors.variables):
+        np.testing.assert_array_equal(now, before)
+    # Its own regularizer is a loss that reaches it.
+    assert np.linalg.norm(heads[2].S) < 0.9 * np.linalg.norm(regular[1])
+    assert integrator == "fixed_rank" or heads[0].factors.rank < len(used[1])
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, LowRankModel])
+def test_other_variables_without_a_gradient_do_not_decay(model_class):
+    inputs = keras.Input((8,))
+    low = model_class is LowRankModel
+    outputs = LowRankDense(8, rank=3)(inputs) if low else keras.layers.Dense(8)(inputs)
+    unused = keras.layers.Dense(3)
+    model = model_class(inputs, [outputs, unused(inputs)])
+    model.compile(keras.optimizers.AdamW(0.05, weight_decay=0.1), ["mse", None])
+    before = unused.kernel.numpy()
+    model.fit(X, Y, batch_size=4, verbose=0)
+    np.testing.assert_array_equal(unused.kernel, before)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_a_loss_that_reaches_no_low_rank_layer_trains_all_else():
+    inputs = keras.Input((8,))
+    plain = keras.layers.Dense(8)
+    model = LowRankModel(inputs, [plain(inputs), LowRankDense(8, rank=3)(inputs)])
+    model.compile("sgd", ["mse", None])
+    before = plain.kernel.numpy()
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        model.fit(X, Y, verbose=0)
+    assert np.abs(plain.kernel - before).max() > 1e-4
+
+
 def test_a_loss_of_nothing_raises_as_in_keras():
     model = make()
     model.compile("sgd", lambda y, y_pred: tf.reduce_mean(y - tf.stop_gradient(y_pred)))

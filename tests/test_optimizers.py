@@ -19,7 +19,14 @@ from reference.trajectories import (
 from reference.truncation import RelativeTolerance
 from reference.two_layers import NEEDS_MUON, X, Y, make
 
-from keras_lowrank import FixedRank, Parallel, RankAdaptive, Tolerance
+from keras_lowrank import (
+    FixedRank,
+    LowRankDense,
+    LowRankModel,
+    Parallel,
+    RankAdaptive,
+    Tolerance,
+)
 from keras_lowrank.optimizers import adaptive, muon
 
 Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", "Adam", "AdamW"))
@@ -120,6 +127,23 @@ def test_at_full_rank_it_is_the_step_of_keras(integrator, name):
     low.compile(OF_KERAS[name](), "mse", integrator=integrator(), truncation=0.0)
     full.compile(OF_KERAS[name](), "mse")
     compare_step_by_step(low, full)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.01}])
+def test_a_learning_rate_in_float64_is_taken_whole(float64, options):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 6)), rng.standard_normal((16, 4))
+    inputs = keras.Input((6,))
+    layer = LowRankDense(4, rank=4, use_bias=False, dtype="float64")
+    model = LowRankModel(inputs, layer(inputs))
+    model.compile(SGD(0.1, **options), "mse", truncation=0.0)
+    W, moved = layer.kernel.numpy(), 0.0
+    for _ in range(10):
+        gradient = x.T @ (x @ W - y) * 2 / y.size
+        moved = options.get("momentum", 0.0) * moved - 0.1 * gradient
+        W = W * (1 - 0.1 * options.get("weight_decay", 0.0)) + moved
+        model.train_on_batch(x, y)
+    np.testing.assert_allclose(layer.kernel, W, atol=1e-13)
 
 
 def test_accumulated_gradients_at_full_rank_are_those_of_keras():
