@@ -145,15 +145,14 @@ def test_exports_agree_with_the_model(trained, tmp_path, format):
         assert not operations(path) & {"SHAPE", "PACK", "GATHER"}
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 4])
-@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size, strides", [(1, 2), (3, 2), (4, 3), (3, 1)])
 def test_open_width(kernel_size, strides):
     inputs = keras.Input((None, None, 2))
     options = {"padding": "same", "strides": strides}
     conv = spatial(6, kernel_size, rank=2, bias_initializer="normal", **options)
     model = LowRankModel(inputs, conv(inputs))
     assert model.output_shape == (None, None, None, 6)
-    for width in range(1, 9):
+    for width in range(1, 8):
         x = draw(1, 5, width, 2)
         expected = with_kernel_of(conv, 2, **options)(x)
         np.testing.assert_allclose(model(x), expected, atol=1e-5)
