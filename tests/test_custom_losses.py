@@ -163,9 +163,9 @@ def test_what_the_loss_does_not_reach_stays_as_it_is(integrator, way):
 def test_other_variables_without_a_gradient_do_not_decay(model_class):
     inputs = keras.Input((8,))
     low = model_class is LowRankModel
-    outputs = LowRankDense(8, rank=3)(inputs) if low else keras.layers.Dense(8)(inputs)
+    used = LowRankDense(8, rank=3, use_bias=False) if low else keras.layers.Dense(8)
     unused = keras.layers.Dense(3)
-    model = model_class(inputs, [outputs, unused(inputs)])
+    model = model_class(inputs, [used(inputs), unused(inputs)])
     model.compile(keras.optimizers.AdamW(0.05, weight_decay=0.1), ["mse", None])
     before = unused.kernel.numpy()
     model.fit(X, Y, batch_size=4, verbose=0)
