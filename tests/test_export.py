@@ -326,6 +326,26 @@ def test_a_stateful_layer_is_exported_at_its_batch_size_and_put_back(tmp_path):
         model.export(tmp_path / "2", check_data=(x, np.zeros(2)), verbose=False)
 
 
+def test_a_file_for_one_input_at_a_time_is_quantised_and_checked_on_data(tmp_path):
+    model = dense_model(8, 6, 2)
+    x = rng.standard_normal((40, 8)).astype("float32")
+    y = np.argmax(model(x), axis=-1)
+    report = model.export(
+        tmp_path / "one.tflite",
+        format="litert",
+        input_signature=[tf.TensorSpec((1, 8), "float32")],
+        quantization="int8",
+        representative_data=x,
+        check_data=(x, y),
+        accuracy_drop=0.2,
+        verbose=False,
+        report=True,
+    )
+    assert report.accuracy >= 0.8
+    (detail,) = Interpreter(str(tmp_path / "one.tflite")).get_input_details()
+    assert detail["shape_signature"].tolist() == [1, 8]
+
+
 def test_a_batch_size_that_no_state_depends_on_is_free_in_the_file(tmp_path):
     inputs = keras.Input((8,), batch_size=4)
     model = LowRankModel(inputs, LowRankDense(6, rank=2)(inputs))

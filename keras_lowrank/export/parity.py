@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 # Root mean square of the difference, relative to that of the outputs, where no data tell accuracy.
 ROUNDING = {"float16": 0.01, "dynamic_int8": 0.1, "int8": 0.1}
 
-_BATCHES = (1, 3)  # of the check: the batch size of a file is free unless the model's is fixed
+_BATCHES = (1, 3)  # of the check: the batch size of a file is free unless it was fixed
 _ROWS = 256  # in a batch of the data for the accuracy
 
 
@@ -81,7 +81,7 @@ def _compare(served, run, quantization, samples, by_accuracy):
         if samples is None:
             arguments = served.random_arguments(batch, random)
         else:
-            arguments = served.arguments(samples.first(batch))
+            arguments = served.arguments(samples.first(served.batch_size or batch))
         expected = _of_model(served)(*arguments)
         for want, got in zip(expected, run(*arguments), strict=True):
             if want.dtype == object:
@@ -133,7 +133,7 @@ class _Labelled:
     def accuracy(self, run):
         outputs = [
             self._scores(run(*self._served.arguments(arrays)))
-            for arrays in self.samples.in_batches(_ROWS)
+            for arrays in self.samples.in_batches(self._served.batch_size or _ROWS)
         ]
         outputs = np.concatenate(outputs)
         targets = self._targets

@@ -16,14 +16,14 @@ class Samples:
         argument: str, the name of the argument, for errors.
 
     Raises:
-        ValueError: no samples, arrays of another number or shape than the inputs, or a batch size
-            that is not free.
+        ValueError: no samples, arrays of another number or shape than the inputs, or a fixed
+            batch size above 1.
     """
 
     def __init__(self, data, served, argument):
-        if served.batch_size is not None:
+        if served.batch_size not in (None, 1):
             raise ValueError(
-                f"`{argument}` goes with a model whose batch size is free. "
+                f"`{argument}` goes with a batch size that is free, or 1. "
                 f"Received: inputs of batch size {served.batch_size}"
             )
         self._specs = keras.tree.flatten(served.signature)

@@ -23,7 +23,8 @@ class Served:
 
     Attributes:
         signature: list of arguments, structures of specs.
-        batch_size: int, or None where it is free: that of `keras.Input(..., batch_size=2)`.
+        batch_size: int, or None where it is free: of the states of a stateful layer, or as the
+            `input_signature` has it.
         names: list of str or None, the names of the inputs, flat.
     """
 
@@ -63,7 +64,7 @@ class Served:
     def specs(self, batch):
         """The arguments as `tf.TensorSpec`s of one batch size, all other extents fixed too.
 
-        A model of a fixed batch size has that one.
+        Where the batch size is fixed, it is that one.
         """
         batch = self.batch_size or batch
         return keras.tree.map_structure(

@@ -209,7 +209,7 @@ def nearest(factors, direction, policy, step_size, corner=None, known_grams=None
     x_right = _plus_one(m_q, y_t, one, transpose_b=True)
     left_gap = _energy(tf.matmul(x, a + gram_y) - x_right)
     residual = tf.linalg.trace(gram_r) * left_gap + tf.linalg.trace(gram_q) * right_gap
-    unit, moved = np.finfo(s.dtype.as_numpy_dtype).eps, _energy(h * inside)
+    unit = np.finfo(s.dtype.as_numpy_dtype).eps
     solved = residual <= (_RESIDUAL_UNITS * unit) ** 2 * _energy(a)
     # Also where D adds nothing: an X that is no inverse would be large, and cancel in vain.
     solved &= tf.maximum(left_gap, right_gap) <= _LARGEST_GAP
@@ -218,10 +218,9 @@ def nearest(factors, direction, policy, step_size, corner=None, known_grams=None
     e_left, e_right = tf.matmul(x_gram, x), tf.matmul(y_t, gram_y)
     angle = tf.sqrt(tf.maximum(_energy(e_left), _energy(e_right)))
     # Gram matrices are off by roundings of all of D, which X and Y may magnify.
-    near = (angle <= _LARGEST_ANGLE) & (
-        unit * tf.maximum(_energy(x), _energy(y_t)) * (tf.linalg.trace(gram_r + gram_q) + moved)
-        <= _LARGEST_ROUNDING
-    )
+    moved = tf.linalg.trace(gram_r + gram_q) + _energy(h * inside)
+    rounding = unit * moved * tf.maximum(_energy(x), _energy(y_t))
+    near = (angle <= _LARGEST_ANGLE) & (rounding <= _LARGEST_ROUNDING)
     n_left, _ = roots(e_left)
     n_right, root_right = roots(e_right)
     # What is cut is, in orthonormal coordinates, with the corner D, and R for its coordinates,
