@@ -112,10 +112,10 @@ _SINGLE = set(OF_KERAS) - {"nesterov", "LossScaleOptimizer", "most at once"}
             (Parallel, "nesterov"),
             (Parallel, "LossScaleOptimizer"),
             (Parallel, "most at once"),
-            (RankAdaptive, "most at once"),
             (FixedRank, "nesterov"),
         ],
         [
+            (RankAdaptive, "most at once"),
             *((Parallel, name) for name in OF_KERAS if name in _SINGLE),
             (RankAdaptive, "nesterov"),
             (FixedRank, "most at once"),
