@@ -113,9 +113,12 @@ class Findings(dict):
         self[place] = self[place] & finite if place in self else finite
 
 
-def choose(condition, values, others):
-    """`values` where the scalar bool tensor `condition` is true, else `others`; copies nothing."""
-    return tf.cond(condition, lambda: list(values), lambda: list(others)) if values else []
+def choose(condition, structure, other):
+    """A structure of tensors where `condition` is true, else the other one; copies nothing."""
+    flat = tf.nest.flatten(structure)
+    if flat:  # a `tf.cond` cannot return nothing
+        flat = tf.cond(condition, lambda: flat, lambda: tf.nest.flatten(other))
+    return tf.nest.pack_sequence_as(structure, flat)
 
 
 def all_finite(*tensors):

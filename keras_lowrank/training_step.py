@@ -17,7 +17,8 @@ from keras_lowrank.faults import (
 )
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
 from keras_lowrank.optimizers.state import ACCUMULATED
-from keras_lowrank.tangent import Product, TangentProbe, substitute
+from keras_lowrank.passes import on_variables, run_pass
+from keras_lowrank.tangent import Product, TangentProbe
 from keras_lowrank.tangent_vector import core_in, zeros_at
 
 # Roundings turn orthonormal bases by some 1e-7 a step, in no direction: far from 1e-5 after these.
@@ -94,7 +95,7 @@ class TrainingStep:
         model.faults.record(fatal, {**self._checks, **self._finite}, self._completed)
         before.restore_unless(~fatal)
         self._state.restore_unless(finite)
-        new, new_slots = _choose_structure(finite, (new, new_slots), (self._points, old_slots))
+        new, new_slots = choose(finite, (new, new_slots), (self._points, old_slots))
         for (path, layer), factors, slots in zip(self._layers.items(), new, new_slots):
             layer.factors.assign(factors)
             self._slots.assign(path, slots)
@@ -298,43 +299,21 @@ class TrainingStep:
 
     def _pass(self, kernels, sources, first):
         """One forward and one backward pass; returns the gradients of `sources`, still scaled."""
-        model = self._model
-        others = model.other_variables
-        owned = [v for layer in self._layers.values() for v in layer.factors.variables]
+        model, batch = self._model, (self._x, self._y, self._sample_weight)
         table = dict(zip((layer.factors for layer in self._layers.values()), kernels))
-        with substitute(table), tf.GradientTape() as tape:
-            tape.watch(sources)
-            y_pred = keras_internals.call_in_training(model, self._x)
-            loss = keras_internals.compute_loss(
-                model, self._x, self._y, y_pred, self._sample_weight
-            )
-            share = self._replicas.share(self._x)
-            own = loss if share is None else tf.cast(share, loss.dtype) * loss
-            scaled = model.optimizer.scale_loss(own)
-        for probe in self._probes:  # a loss may have taken gradients of its own
-            probe.forget_calls()
-        with substitute(table):  # for what is recomputed
-            gradients = tape.gradient(scaled, [*sources, *others, *owned])
-        cut, end = len(sources), len(sources) + len(others)
-        zeros = []
-        for index, kernel in enumerate(kernels):
-            at = end + 3 * index
-            of_factors = [g for g in gradients[at : at + 3] if g is not None]
-            if of_factors and not (first and kernel.found):
-                raise _of_variables()
-            zeros += of_factors
-        if zeros:  # what recomputed calls give their variables, unless there is another gradient
-            zero = all_finite_flags({n: is_zero(gradient) for n, gradient in enumerate(zeros)})
-            self._checks.update(self._replicas.all({_of_variables: zero}))
+        found = run_pass(model, batch, table, sources, self._replicas)
+        if found.strays:
+            zero = {n: is_zero(gradient) for n, gradient in enumerate(found.strays)}
+            self._checks.update(self._replicas.all({on_variables: all_finite_flags(zero)}))
         self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
-        self._other_gradients, self._loss = gradients[cut:end], own
+        self._other_gradients, self._loss = found.of_others, found.own_loss
         if first:
-            keras_internals.track_loss(model, loss, self._x)
-            self._y_pred = y_pred
+            keras_internals.track_loss(model, found.loss, self._x)
+            self._y_pred = found.y_pred
             self._finite = Findings()
         scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
         self._unscaling = 1.0 / self._scale if scales else None
-        return gradients[:cut]
+        return found.of_sources
 
     def _summed(self, gradients, when=""):
         """Sums over all replicas what a pass has found: these, and all else that it keeps."""
@@ -398,10 +377,6 @@ def _packed(structure, tensors):
     return tf.nest.pack_sequence_as(structure, tensors)
 
 
-def _choose_structure(condition, values, others):
-    return _packed(values, choose(condition, _flat(values), _flat(others)))
-
-
 def _product(one, other):
     """The product of two factors, None standing for 1."""
     if one is None or other is None:
@@ -409,16 +384,6 @@ def _product(one, other):
     if tf.is_tensor(one) and tf.is_tensor(other):  # a loss scale is float32, whatever the layers
         one = tf.cast(one, other.dtype)
     return one * other
-
-
-def _of_variables(_=None):
-    return ValueError(
-        "A loss term must not depend on the variables U, S or V of a low-rank layer: its "
-        "gradient is not one on the manifold and would be ignored. Use "
-        "`kernel_regularizer` (L2), or a term on the layer's outputs. Nor may a layer be "
-        "called in a `tf.function` of its own, which holds on to the variables that it was "
-        "traced with: leave the decorator out, the step is one traced function anyway."
-    )
 
 
 def _scaled(gradient, factor):
