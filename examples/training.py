@@ -28,6 +28,7 @@ import image_data
 import keras_lowrank
 import results
 from keras_lowrank.compression import count_weights
+from keras_lowrank.optimizers import muon
 from methods import FullRank, LowRank, TwoFactor, weights_by_name
 
 
@@ -105,9 +106,19 @@ flags.register_validator(
     "must be positive integers, separated by commas",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
-OPTIMIZER = flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam"], "The optimizer.")
+OPTIMIZER = flags.DEFINE_enum(
+    "optimizer",
+    "sgd",
+    ["sgd", "adam", "muon"],
+    "The optimizer. By muon low-rank convolutions move as matrices, those of Keras by its AdamW.",
+)
+flags.register_validator(
+    OPTIMIZER,
+    lambda name: name != "muon" or muon.RUNS,
+    "muon needs Keras 3.13 or later",
+)
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Its learning rate.", lower_bound=0.0)
-MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Momentum of SGD.", 0.0, 1.0)
+MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Momentum of SGD and of Muon.", 0.0, 1.0)
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Its weight decay.", lower_bound=0.0)
 SCHEDULE = flags.DEFINE_enum(
     "schedule", "constant", ["constant", "cosine"], "The learning rate over the training."
@@ -304,6 +315,14 @@ def _optimizer(steps):
     decay = WEIGHT_DECAY.value or None
     if OPTIMIZER.value == "adam":
         return keras.optimizers.Adam(rate, weight_decay=decay)
+    if OPTIMIZER.value == "muon":  # the layer of the classes by AdamW, as Keras advises
+        return keras.optimizers.Muon(
+            rate,
+            momentum=MOMENTUM.value,
+            weight_decay=decay,
+            adam_weight_decay=decay,
+            exclude_layers=["logits"],
+        )
     return keras.optimizers.SGD(rate, momentum=MOMENTUM.value, weight_decay=decay)
 
 

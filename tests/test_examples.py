@@ -2,12 +2,14 @@
 
 import importlib
 import itertools
+import re
 
 import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from example_programs import EXAMPLES, imported
+from reference.two_layers import NEEDS_MUON
 
 from keras_lowrank.compression import count_weights
 
@@ -156,6 +158,21 @@ def test_the_optimizer_and_its_schedule_are_those_of_the_flags():
         np.testing.assert_allclose(rates, [0.05, 0.5, 0.25, 0.0], atol=1e-6)
     assert (type(constant), constant.weight_decay) == (keras.optimizers.SGD, None)
     assert float(constant.learning_rate) == pytest.approx(0.05)
+
+
+@NEEDS_MUON
+def test_by_muon_the_layer_of_the_classes_moves_as_keras_advises(example):
+    networks, methods = example("cifar10_networks"), example("methods")
+    flag_values = flagsaver.flagsaver(optimizer="muon", momentum=0.9)
+    with imported("training", "frontier", "image_data") as training, flag_values:
+        optimizer = training._optimizer(40)
+    assert optimizer.momentum == 0.9
+    (name,) = optimizer.exclude_layers
+    for network in (networks.resnet20, networks.vgg, networks.vgg11, networks.vit):
+        for method in (methods.FullRank(), methods.LowRank([])):
+            model = network(method, width=4)
+            excluded = [v for v in model.trainable_variables if re.search(name, v.path)]
+            assert excluded == model.layers[-1].trainable_variables
 
 
 def _report(seeds, accuracy=0.9, **settings):
