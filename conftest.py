@@ -16,9 +16,11 @@ from tensorflow.python.framework import ops
 
 import keras_lowrank
 
-# Whenever Python collects garbage, it need not look through all of TensorFlow.
+# Whenever Python collects garbage, it need not look through all of TensorFlow; and it need not do
+# so while a graph is made, hundreds of thousands of objects of which none is garbage yet.
 gc.collect()
 gc.freeze()
+gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_configure(config):

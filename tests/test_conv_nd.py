@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from reference.cases import partly_slow
 from reference.full_rank import compare_step_by_step
 from test_convert import check_same, full
 from test_export import operations, path_for, predict_file
@@ -189,7 +190,7 @@ def low_rank_network(rank=3):
     )
 
 
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+@pytest.mark.parametrize("integrator", partly_slow(["rank_adaptive"], ["parallel"]))
 def test_at_full_rank_every_step_is_that_of_keras(integrator):
     model = network(bias_initializer="normal")
     low = from_keras(model, tolerance=0.0, only_smaller=False, exclude="head")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from reference.cases import partly_slow
 from reference.full_rank import compare_step_by_step
 from test_convert import check_same
 from test_export import operations, path_for, predict_file
@@ -85,7 +86,7 @@ def network(conv, **options):
     return inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
 
 
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+@pytest.mark.parametrize("integrator", partly_slow(["parallel"], ["rank_adaptive"]))
 def test_at_full_rank_every_step_is_that_of_keras(integrator):
     full = keras.Model(*network(keras.layers.Conv2D, bias_initializer="normal"))
     low = LowRankModel(*network(spatial, rank=9))

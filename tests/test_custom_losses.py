@@ -64,7 +64,7 @@ def test_adversarial_training_is_training_on_the_inputs_it_finds(integrator):
     np.testing.assert_allclose(model.layers[-1].kernel, plain.layers[-1].kernel, atol=1e-6)
 
 
-@ONE_PASS
+@pytest.mark.parametrize("integrator", partly_slow(["rank_adaptive"], ["parallel"]))
 def test_a_loss_may_be_weighed_by_a_gradient_that_is_stopped(integrator):
     model, plain = make(GradientPenalty, integrator), make(integrator=integrator)
     x = tf.convert_to_tensor(X)

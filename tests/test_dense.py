@@ -316,7 +316,9 @@ def variance_ratio(rank, depth, seed, width=256):
 
 # Single draws scatter, the more the smaller the rank: a product of r x r Gaussian blocks has a
 # log-normal size. The claim is about the typical stack, so the median over seeds is bounded.
-@pytest.mark.parametrize("rank, depth, seeds", [(32, 20, 9), (256, 20, 2), (4, 5, 25)])
+@pytest.mark.parametrize(
+    "rank, depth, seeds", partly_slow([(32, 20, 9), (256, 20, 2)], [(4, 5, 25)])
+)
 def test_activations_keep_their_variance_through_a_deep_stack(rank, depth, seeds):
     ratios = [variance_ratio(rank, depth, seed) for seed in range(seeds)]
     assert 0.25 <= np.median(ratios) <= 4.0

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference.cases import partly_slow
 from reference.embedding import IDS, Tied, built, cross_entropy, language_model, same_table
 
 from keras_lowrank import LowRankEmbedding, LowRankModel, Tolerance
@@ -168,8 +169,13 @@ def test_one_pass_gives_the_tangent_gradient_and_the_corner(ways, by_rows, trace
     assert corner.shape == (2, 2)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["lookup", "tied"])
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+@pytest.mark.parametrize(
+    "integrator, tied",
+    partly_slow(
+        [("parallel", True), ("rank_adaptive", False)],
+        [("parallel", False), ("rank_adaptive", True)],
+    ),
+)
 def test_at_full_rank_it_trains_as_keras_step_by_step(integrator, tied):
     keras.utils.set_random_seed(1)
     layer = built(rank=6, embeddings_regularizer=keras.regularizers.L2(0.01))
@@ -204,7 +210,7 @@ def shapes_in(graph):
         yield from shapes_in(function.graph)
 
 
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+@pytest.mark.parametrize("integrator", partly_slow(["parallel"], ["rank_adaptive"]))
 def test_neither_the_table_nor_its_gradient_is_formed(integrator):
     layer = LowRankEmbedding(211, 31, rank=5)
     inputs = keras.Input((4,), dtype="int32")

@@ -37,12 +37,21 @@ INTEGRATORS = pytest.mark.parametrize("name", CLASSES)
 AWKWARD = pytest.mark.parametrize("shape", [(9, 7, 3), (5, 5, 5), (1, 4, 1), (4, 1, 1), (6, 8, 1)])
 
 
-@INTEGRATORS
 @pytest.mark.parametrize(
-    "kind, dtype",
+    "name, kind, dtype",
     partly_slow(
-        [(LeastSquares, "float64"), (LogCosh, "float32")],
-        [(LeastSquares, "float32"), (LogCosh, "float64")],
+        [
+            ("parallel", LogCosh, "float32"),
+            ("rank_adaptive", LeastSquares, "float64"),
+            ("fixed_rank", LogCosh, "float32"),
+        ],
+        [
+            ("parallel", LeastSquares, "float64"),
+            ("rank_adaptive", LogCosh, "float32"),
+            ("fixed_rank", LeastSquares, "float64"),
+            *((name, LeastSquares, "float32") for name in CLASSES),
+            *((name, LogCosh, "float64") for name in CLASSES),
+        ],
     ),
 )
 @same

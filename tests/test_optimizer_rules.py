@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference.cases import partly_slow
 from reference.two_layers import INTEGRATORS, NEEDS_MUON, X, Y, make
 
 from keras_lowrank import LowRankDense, LowRankModel
@@ -43,7 +44,7 @@ def test_an_optimizer_that_was_built_on_factors_is_refused(scaling):
 
 
 @NEEDS_MUON
-@INTEGRATORS
+@pytest.mark.parametrize("integrator", partly_slow(["parallel"], ["rank_adaptive", "fixed_rank"]))
 def test_muon_at_full_rank_is_that_of_keras(integrator):
     options = {"learning_rate": 0.03, "weight_decay": 0.1, "exclude_layers": ["head"]}
     inputs = keras.Input((7,))

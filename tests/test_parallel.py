@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from reference import parallel
-from reference.cases import few, problems, seeds, shapes, start
+from reference.cases import few, partly_slow, problems, seeds, shapes, start
 from reference.closed_form import LeastSquares, matrix
 from reference.trajectories import (
     compare_trajectories,
@@ -12,7 +12,7 @@ from reference.trajectories import (
 from keras_lowrank import Parallel
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", partly_slow(["float32"], ["float64"]))
 def test_ranks_grow_and_fall_as_the_paper_says(dtype):
     rng = np.random.default_rng(0)
     problem = LeastSquares.random(rng, 14, 10)

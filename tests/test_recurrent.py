@@ -1,5 +1,7 @@
 """LowRankLSTM, LowRankGRU and their cells against Keras's."""
 
+from itertools import cycle, product
+
 import keras
 import numpy as np
 import pytest
@@ -171,13 +173,21 @@ GRADIENT_CASES = {
 }  # fmt: skip
 
 
+# Every case once, by kinds and ways in turns; "reset before" is one of a GRU.
+IN_TURNS = list(zip(cycle((GRU, LSTM)), GRADIENT_CASES, cycle((False, True, True))))
+
+
 @pytest.mark.parametrize(
-    "kind, case",
-    [(kind, case) for kind in (LSTM, GRU) for case in GRADIENT_CASES
-     if kind is GRU or "reset" not in case],
-    ids=lambda value: value if isinstance(value, str) else value[1].__name__,
-)  # fmt: skip
-@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+    "kind, case, traced",
+    partly_slow(
+        IN_TURNS,
+        [
+            one
+            for one in product((LSTM, GRU), GRADIENT_CASES, (False, True))
+            if one not in IN_TURNS and (one[0] is GRU or "reset" not in one[1])
+        ],
+    ),
+)
 def test_one_pass_gives_the_tangent_gradient_and_the_corner(kind, case, traced):
     """Of every matrix in float64, and the gradients of inputs, states and bias."""
     options = {**RANDOM, **GRADIENT_CASES[case], "dtype": "float64"}
@@ -302,7 +312,7 @@ def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
     assert min(moved) > 1e-3
 
 
-@pytest.mark.parametrize("case", ["reset before", "a cell"])
+@pytest.mark.parametrize("case", partly_slow(["a cell"], ["reset before"]))
 def test_rank_adaptive_is_refused_where_products_are_inside_the_loop(case):
     inputs = keras.Input((STEPS, N))
 

@@ -10,6 +10,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from reference.cases import partly_slow
 from reference.small_models import (
     MAKERS,
     Subclassed,
@@ -17,6 +18,7 @@ from reference.small_models import (
     Y,
     assert_same,
     functional,
+    nested,
     predict,
     trained,
 )
@@ -35,7 +37,7 @@ def data(tmp_path_factory):
 # .keras files.
 
 
-@MAKERS
+@pytest.mark.parametrize("make", partly_slow([Subclassed], [functional, nested]))
 def test_keras_file_in_mid_training_goes_on_as_if_nothing_had_been(make, tmp_path):
     model = trained(make)
     model.save(tmp_path / "model.keras")
@@ -256,7 +258,7 @@ def test_pickled_model_has_ranks_predictions_and_compile_arguments():
     again.fit(X, Y, verbose=0)
 
 
-@pytest.mark.parametrize("make", [functional, Subclassed])
+@pytest.mark.parametrize("make", partly_slow([Subclassed], [functional]))
 def test_deepcopy_is_independent(make):
     model = make()
     model.compile("sgd", "mse")

@@ -42,7 +42,9 @@ def with_values(n, m, values):
 # Schedules.
 
 
-@pytest.mark.parametrize("schedule", [RISING, lambda step: 0.6 * tf.minimum(step / 24.0, 1.0)])
+@pytest.mark.parametrize(
+    "schedule", partly_slow([RISING], [lambda step: 0.6 * tf.minimum(step / 24.0, 1.0)])
+)
 def test_a_rising_tolerance_cuts_late_what_a_constant_one_cuts_at_once(schedule):
     rising = ranks_in_fit(make(Tolerance(schedule)))["first"]
     constant = ranks_in_fit(make(Tolerance(0.6)))["first"]

@@ -110,6 +110,7 @@ def test_it_trains_as_the_layer_does_on_all_vectors_at_once(integrator):
     assert ranks[0] == ranks[1]
 
 
+@pytest.mark.slow
 def test_files_and_exports_hold_it(full_model, tmp_path):
     low = from_keras(full_model, rank=3)
     low.save(tmp_path / "film.keras")

@@ -133,7 +133,7 @@ def test_eagerly_every_matrix_is_moved_by_itself():
     [
         ("parallel", retraction, ["nearest"]),
         ("rank_adaptive", rank_adaptive, ["augment", "grams", "nearest", "truncate"]),
-        ("fixed_rank", fixed_rank, ["augment"]),
+        pytest.param("fixed_rank", fixed_rank, ["augment"], marks=pytest.mark.slow),
     ],
 )
 def test_a_network_traces_a_step_once(integrator, module, names, monkeypatch):
