@@ -20,7 +20,7 @@ import keras_lowrank
 # so while a graph is made, hundreds of thousands of objects of which none is garbage yet.
 gc.collect()
 gc.freeze()
-gc.set_threshold(20_000, 10, 10)
+gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_configure(config):

@@ -161,11 +161,15 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     kept = after.S.shape[0]
     tail = np.linalg.norm(np.linalg.svd(core, compute_uv=False)[kept:])
     norm = np.linalg.norm(core)
+    # A random core holds as much in a faint direction as in others, unlike that of a step, and what
+    # enlarges the direction enlarges its roundings.
+    enlarged = [np.linalg.norm(s.residual) * np.linalg.norm(s.root) for s in augmented[1:]]
+    slack = (1e-5 + 2.0**-24 * max(enlarged)) * norm
     change = np.linalg.norm(matrix(after) - before)
-    assert abs(change - tail) <= 1e-5 * norm
+    assert abs(change - tail) <= slack
     theta = tau * norm if relative else tau
     if max_rank is None or kept < max_rank:
-        assert change <= theta + 1e-5 * norm
+        assert change <= theta + slack
     else:
         assert kept == max_rank
     # Not more is kept than the tolerance asks for.
@@ -173,7 +177,7 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     assert kept == 1 or np.linalg.norm(values[kept - 1 :]) > theta * (1 - 1e-5)
     S = after.S.numpy()
     np.testing.assert_array_equal(S, np.diag(np.diag(S)))
-    np.testing.assert_allclose(np.diag(S), values[:kept], atol=1e-5 * norm)
+    np.testing.assert_allclose(np.diag(S), values[:kept], atol=slack)
 
 
 @st.composite
@@ -191,6 +195,7 @@ def shapes(draw):
 @example((7, 1, 1), 0, 0.1, None)  # m = 1
 @example((1, 1, 1), 0, 0.0, None)
 @example((8, 9, 1), 0, 0.1, None)  # rank 1
+@example((11, 4, 2), 44099107, 0.2, None)  # a direction of 8e-5 beside one of 0.7
 def test_truncation_changes_the_matrix_by_the_tail_it_cuts(shape, seed, tau, max_rank):
     check_invariant(*shape, seed, tau, max_rank)
 
