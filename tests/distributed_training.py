@@ -248,6 +248,33 @@ def mixed():
     print("OneDeviceStrategy, Embedding, Adam, global_clipnorm, mixed_float16")
 
 
+def unreached():
+    """What the loss does not reach stays as it is, and the rest is trained as on one device."""
+    x, y, _ = problem(4 * BATCH_SIZE)
+
+    def train(count, integrator):
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        with strategy_of(count).scope():
+            inputs = keras.Input((20,))
+            outputs = [kl.LowRankDense(UNITS, rank=4)(inputs) for _ in range(2)]
+            model = kl.LowRankModel(inputs, outputs)
+            optimizer = keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.1)
+            model.compile(optimizer, ["mse", None], integrator=integrator, truncation=0.3)
+        start = kernels(model)
+        model.fit(x, y, batch_size=BATCH_SIZE, epochs=2, verbose=0)
+        (moved, idle), (was, idle_was) = kernels(model), start
+        np.testing.assert_array_equal(idle, idle_was)
+        assert np.abs(moved - was).max() > 0.01
+        return moved, model
+
+    for integrator in ("parallel", "rank_adaptive", "fixed_rank"):
+        (alone, _), (two, model) = (train(count, integrator) for count in (1, 2))
+        np.testing.assert_allclose(two, alone, atol=1e-5, err_msg=integrator)
+        check_replicas_are_equal(model)
+        print(f"{integrator}: untouched")
+
+
 class Counting(tf.distribute.ReductionToOneDevice if __name__ == "__main__" else object):
     """Counts the numbers that one replica gives to sums."""
 

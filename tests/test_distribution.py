@@ -44,6 +44,11 @@ def test_scaling_clipping_and_sparse_gradients_are_those_of_one_device():
 
 
 @pytest.mark.slow
+def test_what_the_loss_does_not_reach_stays_as_it_is():
+    assert run("unreached").count("untouched") == 3
+
+
+@pytest.mark.slow
 def test_only_the_tangent_gradient_travels():
     assert run("traffic").count("bytes a step") == 3
 
