@@ -14,7 +14,7 @@ from keras_lowrank.export import export_model
 from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import find_built_layers, set_weights
-from keras_lowrank.optimizers import rule_for
+from keras_lowrank.optimizers import rule_for, rules_of
 from keras_lowrank.optimizers.rule import TANGENT
 from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
 from keras_lowrank.precision import require_whole_products
@@ -379,12 +379,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             return
         # What the optimizer keeps for the factors, beside what it keeps for all else.
         self.rule = rule_for(self.optimizer, self.integrator)
-        for path in layers:
-            self.rule.check_layer(path)
         optimizer = keras_internals.inner_optimizer(self.optimizer)
-        kinds = dict(self.rule.state)
-        if optimizer.gradient_accumulation_steps:
-            kinds[ACCUMULATED] = TANGENT
+        sums = {ACCUMULATED: TANGENT} if optimizer.gradient_accumulation_steps else {}
+        rules = rules_of(self.rule, layers)
+        kinds = {path: {**rule.state, **sums} for path, rule in rules.items()}
         self.optimizer_state = OptimizerState.of(optimizer, layers, kinds)
 
     def _tell_layers_of_jit(self):

@@ -15,7 +15,7 @@ from keras_lowrank.faults import (
     is_zero,
     poisoned,
 )
-from keras_lowrank.optimizers.options import clip_factors, weight_decay
+from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
 from keras_lowrank.optimizers.state import ACCUMULATED
 from keras_lowrank.passes import on_variables, run_pass
 from keras_lowrank.tangent import Product, TangentProbe
@@ -40,7 +40,7 @@ class TrainingStep:
         self._x, self._y, self._sample_weight = batch
         self._replicas = Replicas()
         self.replicated = self._replicas.count > 1
-        self._rule, self._slots = model.rule, model.optimizer_state
+        self._rules, self._slots = rules_of(model.rule, layers), model.optimizer_state
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
         for path, layer in layers.items():
             layer.factors.check_trainable(path)
@@ -60,7 +60,7 @@ class TrainingStep:
         self._learning_rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
         self._number = tf.cast(self._completed, tf.float32) + 1.0
         self._checks = {}
-        self.step_size = self._rule.step_size(self._learning_rate, self._number)
+        self.step_size = model.rule.step_size(self._learning_rate, self._number)
         self.wants_overlap = self._slots.carries
 
     def run(self):
@@ -106,7 +106,7 @@ class TrainingStep:
     def _set_out(self):
         """Where the step starts from, and what the ranks will follow."""
         layers = self._layers.values()
-        self._kept = [self._after_decay(layer) for layer in layers]
+        self._kept = [self._after_decay(*item) for item in self._layers.items()]
         self.factors = [
             point if kept is None else point._replace(S=kept * point.S)
             for point, kept in zip(self._points, self._kept)
@@ -128,8 +128,10 @@ class TrainingStep:
             for tangent, clip in zip(self._tangents, clips)
         ]
         results = [
-            self._rule.direction(gradient, slots, point, self._learning_rate, self._number)
-            for gradient, slots, point in zip(self._clipped, self._old_slots, self._points)
+            self._rules[path].direction(gradient, slots, point, self._learning_rate, self._number)
+            for path, gradient, slots, point in zip(
+                self._layers, self._clipped, self._old_slots, self._points
+            )
         ]
         self._directions = [direction for direction, _ in results]
         self._new_slots = [slots for _, slots in results]
@@ -177,9 +179,9 @@ class TrainingStep:
         self._tangents, self._old_slots = tangents, slots
         moves = self._model.integrator.step(self)
         carried = [
-            self._slots.carried(state, point, moved, direction.tangent, self._rule.decay)
-            for state, point, moved, direction in zip(
-                self._new_slots, self._points, moves, self._directions
+            self._slots.carried(state, point, moved, direction.tangent, self._rules[path].decay)
+            for path, state, point, moved, direction in zip(
+                self._layers, self._new_slots, self._points, moves, self._directions
             )
         ]
         return [moved.factors for moved in moves], carried
@@ -204,9 +206,9 @@ class TrainingStep:
         complete = keras_internals.completes_accumulation(self._optimizer)
         return _packed((self._points, slots), tf.cond(complete, advance, wait))
 
-    def _after_decay(self, layer):
+    def _after_decay(self, path, layer):
         """What decoupled weight decay, as Keras has it, leaves of W; None for all of it."""
-        decay = weight_decay(self._optimizer, layer)
+        decay = weight_decay(self._rules[path], layer)
         if not decay:
             return None
         return tf.cast(1.0 - decay * self._learning_rate, layer.S.dtype)
@@ -215,11 +217,15 @@ class TrainingStep:
         """One forward and one backward pass; returns the tangent gradients, as of no scale."""
         integrator = self._model.integrator
         # Replicas have other rows each, and XLA asks for a number of rows that is known.
-        by_rows = self._rule.takes_rows and integrator.takes_rows
-        by_rows = by_rows and not self.replicated and not self._model.jit_compile
+        by_rows = integrator.takes_rows and not self.replicated and not self._model.jit_compile
         self._probes = [
-            TangentProbe(point, integrator.needs_coupling, by_rows, layer.factors)
-            for point, layer in zip(self._points, self._layers.values())
+            TangentProbe(
+                point,
+                integrator.needs_coupling,
+                by_rows and self._rules[path].takes_rows,
+                layer.factors,
+            )
+            for point, (path, layer) in zip(self._points, self._layers.items())
         ]
         sources = [probe.sources for probe in self._probes]
         found = self._pass(self._probes, _flat(sources), first=True)

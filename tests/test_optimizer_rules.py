@@ -7,7 +7,7 @@ import tensorflow as tf
 from reference.cases import partly_slow
 from reference.two_layers import INTEGRATORS, NEEDS_MUON, X, Y, make
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import LowRankDense, LowRankEmbedding, LowRankModel
 from keras_lowrank.optimizers import Direction, Rule, rule_of
 
 Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSprop", "SGD"))
@@ -70,11 +70,45 @@ def test_muon_at_full_rank_is_that_of_keras(integrator):
 
 
 @NEEDS_MUON
-def test_muon_refuses_to_leave_a_low_rank_layer_to_adamw():
-    with pytest.raises(
-        ValueError, match="`exclude_layers` of Muon.*'sec.*', which names.*'second'"
-    ):
-        make(keras.optimizers.Muon(exclude_layers=["sec.*"]))
+@pytest.mark.parametrize("integrator", partly_slow(["parallel"], ["rank_adaptive", "fixed_rank"]))
+def test_what_muon_excludes_moves_by_its_adamw(integrator):
+    """All of it here, so that the model trains as by an AdamW of its own."""
+    muon = keras.optimizers.Muon(
+        0.02,
+        adam_lr_ratio=0.5,
+        adam_beta_1=0.8,
+        adam_beta_2=0.95,
+        epsilon=1e-3,
+        adam_weight_decay=0.05,
+        exclude_layers=["first/kern", "^sec", "head"],
+    )
+    # Keras lets weights decay by the whole learning rate.
+    adamw = keras.optimizers.AdamW(0.01, beta_1=0.8, beta_2=0.95, epsilon=1e-3, weight_decay=0.1)
+    models = [make(optimizer, integrator, truncation=0.3) for optimizer in (muon, adamw)]
+    models[1].set_weights(models[0].get_weights())
+    for _ in range(6):
+        losses = [model.train_on_batch(X, Y) for model in models]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert models[0].ranks == models[1].ranks
+    for one, other in zip(*(model.layers for model in models)):
+        if isinstance(one, LowRankDense):
+            np.testing.assert_allclose(one.kernel, other.kernel, atol=1e-5)
+
+
+@NEEDS_MUON
+@pytest.mark.parametrize("excluded", [True, False])
+def test_muon_leaves_embeddings_to_adamw_unless_it_is_told_otherwise(excluded):
+    inputs = keras.Input((4,), dtype="int32")
+    x = keras.layers.Flatten()(LowRankEmbedding(9, 6, rank=2, name="table")(inputs))
+    outputs = keras.layers.Dense(1, name="head")(LowRankDense(5, rank=2, name="hidden")(x))
+    model = LowRankModel(inputs, outputs)
+    optimizer = keras.optimizers.Muon(exclude_embeddings=excluded, exclude_layers=["head"])
+    model.compile(optimizer, "mse")
+    model.fit(np.arange(32).reshape(8, 4) % 9, np.ones((8, 1)), verbose=0)
+    names = {variable.name for variable in optimizer.variables}
+    assert "hidden_momentum_K" in names and "hidden_rows" not in names
+    assert {"table_momentum_K"} <= names
+    assert ("table_rows" in names) == ("table_columns" in names) == excluded
 
 
 @pytest.mark.parametrize("integrator", ["rank_adaptive", "fixed_rank"])

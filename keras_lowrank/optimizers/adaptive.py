@@ -100,12 +100,17 @@ class Adam(_Adaptive):
     """`keras.optimizers.Adam` and `AdamW`: `M <- beta_1 P(M) + (1 - beta_1) G`, scaled.
 
     M is kept without the factor `1 - beta_1`, which is in the step size.
+
+    Args:
+        optimizer: the Keras optimizer.
+        prefix: str, what its options `beta_1` and `beta_2` have before their names.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer, prefix=""):
         super().__init__(optimizer)
+        self.betas = [getattr(optimizer, f"{prefix}beta_{number}") for number in (1, 2)]
         self.state = {"momentum": TANGENT, "rows": ROWS, "columns": COLUMNS}
-        self.decay = optimizer.beta_1
+        self.decay = self.betas[0]
         self.floor = optimizer.epsilon
 
     def check(self):
@@ -117,14 +122,14 @@ class Adam(_Adaptive):
 
     def step_size(self, learning_rate, step):
         # In float32 the first of them would be off by 1e-4.
-        wide, betas = tf.cast(step, tf.float64), (self.optimizer.beta_1, self.optimizer.beta_2)
-        rest_1, rest_2 = (1.0 - tf.constant(beta, tf.float64) ** wide for beta in betas)
-        unit = 1.0 - self.optimizer.beta_1
+        wide = tf.cast(step, tf.float64)
+        rest_1, rest_2 = (1.0 - tf.constant(beta, tf.float64) ** wide for beta in self.betas)
+        unit = 1.0 - self.betas[0]
         return tf.cast(learning_rate, tf.float64) * unit * tf.sqrt(rest_2) / rest_1
 
     def direction(self, gradient, state, point, learning_rate, step):
         momentum = state["momentum"].plus(gradient)
-        rows, columns = self.averages(state, gradient, self.optimizer.beta_2)
+        rows, columns = self.averages(state, gradient, self.betas[1])
         new = {"momentum": momentum, "rows": rows, "columns": columns}
         return self.scaled_direction(momentum, rows, columns, point, 1.0), new
 

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank.linalg import combine, complement
+from keras_lowrank.optimizers.adaptive import Adam
 from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, rule_of
 from keras_lowrank.tangent_vector import TangentVector
 
@@ -18,22 +19,20 @@ class Muon(Rule):
     odd polynomial of it, which is what the iteration of Newton and Schulz computes, is
     `[U, Q] p(C) [V, Z]^T`: no n x m matrix is formed. Its block between Q and Z, which is not in
     the tangent space, is left out. At full rank it is Keras's own step of a dense kernel. A
-    convolution moves as its matrix, where Keras takes AdamW for a kernel of four axes.
+    convolution moves as its matrix, where Keras takes AdamW for a kernel of four axes. What
+    `exclude_layers` and `exclude_embeddings` name moves by AdamW, as in Keras.
     """
 
     def __init__(self, optimizer):
         super().__init__(optimizer)
         self.state = {"momentum": TANGENT}
         self.decay = float(optimizer.momentum)
+        self._adamw = _AdamW(optimizer)
 
-    def check_layer(self, path):
-        for keyword in self.optimizer.exclude_layers:
-            if re.search(keyword, path):
-                raise ValueError(
-                    "`exclude_layers` of Muon names layers that Keras moves by AdamW; a low-rank "
-                    "layer of a model that trains with Muon cannot be one of them. Use AdamW for "
-                    f"all, or a dense layer. Received: {keyword!r}, which names layer {path!r}"
-                )
+    def of_layer(self, path):
+        excluded = self.optimizer.exclude_embeddings and "embedding" in path.lower()
+        excluded |= any(re.search(keyword, path) for keyword in self.optimizer.exclude_layers)
+        return self._adamw if excluded else self
 
     def direction(self, gradient, state, point, learning_rate, step):
         momentum = state["momentum"].plus(gradient)
@@ -72,6 +71,22 @@ class Muon(Rule):
         if self.optimizer.rms_rate is None:
             return 1.0
         return self.optimizer.rms_rate * max(point.U.shape[0], point.V.shape[0]) ** 0.5
+
+
+class _AdamW(Adam):
+    """What Muon leaves to AdamW; its directions are in units of the learning rate of Muon."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer, "adam_")
+
+    @property
+    def weight_decay(self):
+        return self.optimizer.adam_weight_decay
+
+    def direction(self, gradient, state, point, learning_rate, step):
+        unit = self.step_size(self.optimizer.adam_lr_ratio, step)
+        direction, state = super().direction(gradient, state, point, learning_rate, step)
+        return direction._replace(tangent=direction.tangent.scaled(unit), share=unit), state
 
 
 # Keras 3.10 to 3.12 have one that raises on TensorFlow with any model; `rms_rate` is of 3.13.

@@ -71,6 +71,11 @@ def rule_for(optimizer, integrator):
     return rule
 
 
+def rules_of(rule, layers):
+    """The rule of every layer, by path: what `rule` has for the weight that Keras has there."""
+    return {path: rule.of_layer(f"{path}/{layer.replaces}") for path, layer in layers.items()}
+
+
 def _refuse(optimizer, option, reason):
     raise ValueError(
         f"`{option}` of an optimizer has no meaning for the low-rank layers: {reason}, or freeze "
@@ -106,11 +111,12 @@ def _at_most(limit, norm):
     return tf.cast(limit, norm.dtype) / tf.maximum(norm, tf.cast(limit, norm.dtype))
 
 
-def weight_decay(optimizer, layer):
+def weight_decay(rule, layer):
     """The decay of the matrix of a low-rank layer: a float, 0 where it is excluded.
 
     Excluded is a layer by each of its factors, and by the name that its weight has in Keras.
     """
-    if not optimizer.weight_decay or not decays(optimizer, layer.factors.variables, layer.replaces):
+    decay = rule.weight_decay
+    if not decay or not decays(rule.optimizer, layer.factors.variables, layer.replaces):
         return 0.0
-    return float(optimizer.weight_decay)
+    return float(decay)

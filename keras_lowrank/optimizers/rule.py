@@ -80,8 +80,18 @@ class Rule:
     def check(self):
         """Raises ValueError for an option of the optimizer that has no meaning here."""
 
-    def check_layer(self, path):
-        """Raises ValueError for a layer that the optimizer is set to treat in another way."""
+    def of_layer(self, path):
+        """The rule of one layer: this one, but for what the optimizer is set to treat otherwise.
+
+        Args:
+            path: str, what the path of the layer's weight is in Keras, such as `dense/kernel`.
+        """
+        return self
+
+    @property
+    def weight_decay(self):
+        """float or None, the decay of the weights that move by this rule."""
+        return self.optimizer.weight_decay
 
     def step_size(self, learning_rate, step):
         """Returns h of the step `W - h D`.

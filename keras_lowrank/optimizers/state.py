@@ -21,21 +21,24 @@ class OptimizerState:
 
     Its size follows the ranks: `r (n + m + r)` numbers for a tangent vector, and `n` or `m`.
 
-    Args:
-        kinds: dict from name to kind, as in `Rule.state`.
     """
 
-    def __init__(self, kinds):
-        self._kinds = kinds
+    def __init__(self):
         self._factors, self._variables = {}, {}
         self._doubted, self._looks = False, 0
 
     @classmethod
     def of(cls, optimizer, layers, kinds):
-        """The state of `optimizer`, not a scaling one: what it has for the layers, and new."""
+        """The state of `optimizer`, not a scaling one: what it has for the layers, and new.
+
+        Args:
+            optimizer: the Keras optimizer.
+            layers: dict from path to `LowRankLayer`.
+            kinds: dict from path to a dict from name to kind, as in `Rule.state`.
+        """
         state = getattr(optimizer, "low_rank_state", None)
         if state is None:
-            state = optimizer.low_rank_state = cls(kinds)
+            state = optimizer.low_rank_state = cls()
         for path, layer in layers.items():
             if state._factors.get(path, layer.factors) is not layer.factors:
                 raise ValueError(
@@ -45,8 +48,10 @@ class OptimizerState:
                 )
             if path not in state._variables:
                 state._factors[path] = layer.factors
-                slots = {name: _make(kinds[name], name, path, layer.factors) for name in kinds}
-                state._variables[path] = slots
+                slots = state._variables[path] = {
+                    name: _make(kind, name, path, layer.factors)
+                    for name, kind in kinds[path].items()
+                }
                 keras_internals.hold(optimizer, [v for slot in slots.values() for v in slot])
         state._traced_look = tf.function(state._look, autograph=False)
         return state
@@ -58,7 +63,7 @@ class OptimizerState:
 
     def read(self, path):
         """The state of one layer: a dict from name to `TangentVector` or tensor."""
-        if path not in self._variables and self._kinds:
+        if path not in self._variables and self.variables:
             raise ValueError(
                 f"The optimizer holds nothing for layer {path!r}, which was frozen when the model "
                 "was compiled. Call `compile` again, with a new optimizer."
@@ -79,7 +84,12 @@ class OptimizerState:
     @property
     def carries(self):
         """bool, whether there are tangent vectors that follow the layers."""
-        return TANGENT in {kind for name, kind in self._kinds.items() if name != ACCUMULATED}
+        return any(
+            len(variables) == 3
+            for slots in self._variables.values()
+            for name, variables in slots.items()
+            if name != ACCUMULATED
+        )
 
     def carried(self, slots, old, moved, direction, decay):
         """The state of one layer once it has moved: tangent vectors in the new tangent space.
@@ -98,7 +108,9 @@ class OptimizerState:
             return carried(vector, old, lies, decay)
 
         return {
-            name: carry(value) if self._kinds[name] == TANGENT and name != ACCUMULATED else value
+            name: carry(value)
+            if isinstance(value, TangentVector) and name != ACCUMULATED
+            else value
             for name, value in slots.items()
         }
 
