@@ -2,7 +2,7 @@
 
 All kernels are low-rank but those of the first convolution, which has three channels to read, and
 of the last layer, which has ten units; in the transformer the first one too, which reads patches.
-Momentum or Adam, a learning rate that falls to zero, a budget of weights that is met after a
+Momentum, Adam or Muon, a learning rate that falls to zero, a budget of weights that is met after a
 quarter of the training; images flipped and shifted at random.
 
     python examples/cifar10.py --full_rank                 # ResNet20 (He et al. 2016, section 4.2)

@@ -15,7 +15,7 @@ def resnet20(layers, width=16):
         for block in range(3):
             x = _residual_block(layers, x, width * 2**stage, 2 if stage and not block else 1)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    return layers.model(inputs, keras.layers.Dense(10, name="logits")(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
 
 
 def _residual_block(layers, x, filters, strides):
@@ -41,7 +41,7 @@ def vgg(layers, width=32):
         x = keras.layers.MaxPooling2D()(x)
     x = layers.dense(8 * width, use_bias=False)(keras.layers.Flatten()(x))
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    return layers.model(inputs, keras.layers.Dense(10, name="logits")(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
 
 
 def vgg11(layers, width=32):
@@ -54,7 +54,7 @@ def vgg11(layers, width=32):
             x = conv(channels * width, 3, padding="same", use_bias=False)(x)
             x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
         x = keras.layers.MaxPooling2D()(x)
-    return layers.model(inputs, keras.layers.Dense(10, name="logits")(keras.layers.Flatten()(x)))
+    return layers.model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
 
 
 def vit(layers, width=128):
@@ -68,7 +68,7 @@ def vit(layers, width=128):
         y = layers.dense(2 * width, activation="gelu")(keras.layers.LayerNormalization()(x))
         x = x + layers.dense(width)(y)
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
-    return layers.model(inputs, keras.layers.Dense(10, name="logits")(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
 
 
 def _attention(layers, x):

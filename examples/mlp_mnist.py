@@ -39,7 +39,7 @@ def build(layers):
     x = keras.layers.Flatten()(inputs)
     for _ in range(_DEPTH):
         x = layers.dense(WIDTH.value, activation="relu")(x)
-    return layers.model(inputs, keras.layers.Dense(10, name="logits")(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
 
 
 def main(_):

@@ -110,7 +110,7 @@ OPTIMIZER = flags.DEFINE_enum(
     "optimizer",
     "sgd",
     ["sgd", "adam", "muon"],
-    "The optimizer. By muon low-rank convolutions move as matrices, those of Keras by its AdamW.",
+    "The optimizer. By muon low-rank convolutions move as matrices, those of Keras by AdamW.",
 )
 flags.register_validator(
     OPTIMIZER,
@@ -118,7 +118,9 @@ flags.register_validator(
     "muon needs Keras 3.13 or later",
 )
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Its learning rate.", lower_bound=0.0)
-MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Momentum of SGD and of Muon.", 0.0, 1.0)
+MOMENTUM = flags.DEFINE_float(
+    "momentum", None, "Momentum of SGD, 0 if not given, or of Muon, 0.95 if not given.", 0.0, 1.0
+)
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Its weight decay.", lower_bound=0.0)
 SCHEDULE = flags.DEFINE_enum(
     "schedule", "constant", ["constant", "cosine"], "The learning rate over the training."
@@ -273,7 +275,7 @@ class _Experiment:
         steps = EPOCHS.value * len(batches)
         low_rank = {} if goal is None else {"truncation": goal.truncation(steps)}
         model.compile(
-            optimizer=_optimizer(steps),
+            optimizer=_optimizer(steps, model),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
             **(low_rank and {"integrator": INTEGRATOR.value, **low_rank}),
@@ -304,7 +306,7 @@ class _Experiment:
         }
 
 
-def _optimizer(steps):
+def _optimizer(steps, model):
     rate = LEARNING_RATE.value
     if SCHEDULE.value == "cosine":
         rising = round(WARMUP.value * steps)
@@ -318,12 +320,12 @@ def _optimizer(steps):
     if OPTIMIZER.value == "muon":  # the layer of the classes by AdamW, as Keras advises
         return keras.optimizers.Muon(
             rate,
-            momentum=MOMENTUM.value,
+            momentum=0.95 if MOMENTUM.value is None else MOMENTUM.value,
             weight_decay=decay,
             adam_weight_decay=decay,
-            exclude_layers=["logits"],
+            exclude_layers=[f"(^|/){model.layers[-1].name}/"],
         )
-    return keras.optimizers.SGD(rate, momentum=MOMENTUM.value, weight_decay=decay)
+    return keras.optimizers.SGD(rate, momentum=MOMENTUM.value or 0.0, weight_decay=decay)
 
 
 def _at_ranks_of(ours, model):

@@ -155,22 +155,20 @@ class TrainingStep:
 
     def core_direction(self, factors):
         """Where D is a multiple of the gradient and something known, the gradient is a new one."""
-        known = [
-            None if direction.tangent is gradient else core_in(direction.tangent, point, new)
-            for direction, gradient, point, new in zip(
-                self._directions, self._clipped, self._points, factors
-            )
-        ]
-        if any(d.share is None or d.rows is not None for d in self._directions):
-            return known
+        settled = [d.share is None or d.rows is not None for d in self._directions]
+        new_gradients = [None] * len(settled) if all(settled) else self._second_pass(factors)
         cores = []
-        for index, new_gradient in enumerate(self._second_pass(factors)):
-            share = self._directions[index].share
-            gain = tf.cast(_product(self._gains[index], share), new_gradient.dtype)
-            core = gain * new_gradient
-            if known[index] is not None:
-                old = core_in(self._clipped[index], self._points[index], factors[index])
-                core += known[index] - tf.cast(share, old.dtype) * old
+        for index, (direction, new) in enumerate(zip(self._directions, factors)):
+            point, gradient = self._points[index], self._clipped[index]
+            is_gradient = direction.tangent is gradient and not settled[index]
+            core = 0.0 if is_gradient else core_in(direction.tangent, point, new)
+            if not settled[index]:
+                new_gradient = new_gradients[index]
+                gain = tf.cast(_product(self._gains[index], direction.share), new_gradient.dtype)
+                core += gain * new_gradient
+            if not (settled[index] or is_gradient):
+                old = core_in(gradient, point, new)
+                core -= tf.cast(direction.share, old.dtype) * old
             cores.append(core)
         return cores
 

@@ -142,10 +142,10 @@ def test_the_optimizer_and_its_schedule_are_those_of_the_flags():
     settings = {"learning_rate": 0.5, "schedule": "cosine", "warmup": 0.25, "weight_decay": 0.1}
     with imported("training", "frontier", "image_data") as training:
         with flagsaver.flagsaver(**settings, optimizer="adam"):
-            adam = training._optimizer(40)
+            adam = training._optimizer(40, None)
         with flagsaver.flagsaver(**settings, optimizer="sgd", momentum=0.8):
-            sgd = training._optimizer(40)
-        constant = training._optimizer(40)
+            sgd = training._optimizer(40, None)
+        constant = training._optimizer(40, None)
     assert (type(adam), type(sgd)) == (keras.optimizers.Adam, keras.optimizers.SGD)
     assert sgd.momentum == 0.8
     for optimizer in (adam, sgd):
@@ -163,16 +163,16 @@ def test_the_optimizer_and_its_schedule_are_those_of_the_flags():
 @NEEDS_MUON
 def test_by_muon_the_layer_of_the_classes_moves_as_keras_advises(example):
     networks, methods = example("cifar10_networks"), example("methods")
-    flag_values = flagsaver.flagsaver(optimizer="muon", momentum=0.9)
+    flag_values = flagsaver.flagsaver(optimizer="muon")
     with imported("training", "frontier", "image_data") as training, flag_values:
-        optimizer = training._optimizer(40)
-    assert optimizer.momentum == 0.9
-    (name,) = optimizer.exclude_layers
-    for network in (networks.resnet20, networks.vgg, networks.vgg11, networks.vit):
-        for method in (methods.FullRank(), methods.LowRank([])):
-            model = network(method, width=4)
-            excluded = [v for v in model.trainable_variables if re.search(name, v.path)]
-            assert excluded == model.layers[-1].trainable_variables
+        for network in (networks.resnet20, networks.vgg, networks.vgg11, networks.vit):
+            for method in (methods.FullRank(), methods.LowRank([]), methods.TwoFactor([2] * 40)):
+                model = network(method, width=4)
+                optimizer = training._optimizer(40, model)
+                assert optimizer.momentum == 0.95
+                (name,) = optimizer.exclude_layers
+                excluded = [v for v in model.trainable_variables if re.search(name, v.path)]
+                assert excluded == model.layers[-1].trainable_variables
 
 
 def _report(seeds, accuracy=0.9, **settings):

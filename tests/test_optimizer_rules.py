@@ -7,7 +7,14 @@ import tensorflow as tf
 from reference.cases import partly_slow
 from reference.two_layers import INTEGRATORS, NEEDS_MUON, X, Y, make
 
-from keras_lowrank import LowRankDense, LowRankEmbedding, LowRankModel
+from keras_lowrank import (
+    LowRankDense,
+    LowRankEmbedding,
+    LowRankLSTM,
+    LowRankModel,
+    from_keras,
+)
+from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.optimizers import Direction, Rule, rule_of
 
 Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSprop", "SGD"))
@@ -111,6 +118,32 @@ def test_muon_leaves_embeddings_to_adamw_unless_it_is_told_otherwise(excluded):
     assert ("table_rows" in names) == ("table_columns" in names) == excluded
 
 
+def test_weights_have_the_paths_that_they_have_in_keras():
+    inside = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(9, 8, name="table")(inside)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attend")(x, x)
+    body = keras.Model(inside, keras.layers.GRU(6, name="loop")(x), name="body")
+    inputs = keras.Input((4,), dtype="int32")
+    full = keras.Model(inputs, keras.layers.Dense(5, name="head")(body(inputs)))
+    layers = find_low_rank_layers(from_keras(full, rank=2, only_smaller=False)).values()
+    matrices = {v.path for v in full.weights if len(v.shape) > 1 and not v.path.endswith("bias")}
+    assert {layer.weight_path for layer in layers} == matrices
+    by_gate = LowRankLSTM(3, rank=2, stacked=False, name="gates")
+    by_gate(np.zeros((1, 2, 4)))
+    kernels = {layer.weight_path for layer in by_gate.cell.recurrent_kernels}
+    assert kernels == {"gates/lstm_cell/recurrent_kernel"}
+
+
+@NEEDS_MUON
+def test_an_optimizer_that_would_keep_something_else_is_refused():
+    optimizer = keras.optimizers.Muon()
+    model = make(optimizer)
+    model.train_on_batch(X, Y)
+    optimizer.exclude_layers = ["first"]
+    with pytest.raises(ValueError, match="with a new optimizer.*keeps .'momentum'. for .*'rows'"):
+        model.compile(optimizer, "mse")
+
+
 @pytest.mark.parametrize("integrator", ["rank_adaptive", "fixed_rank"])
 def test_accumulation_is_refused_where_it_cannot_be(integrator):
     with pytest.raises(ValueError, match="`gradient_accumulation_steps`.*integrator='parallel'"):
@@ -146,6 +179,39 @@ def test_a_rule_of_ones_own(integrator):
         assert np.linalg.norm(layer.kernel - before) == pytest.approx(0.01, rel=tolerance)
         (steps,) = (v for v in model.optimizer.variables if "first_steps" in v.name)
         assert float(steps) == number
+
+
+class TwoKinds(keras.optimizers.SGD):
+    """Somebody's optimizer that treats one layer in another way."""
+
+
+class Known(Rule):
+    def direction(self, gradient, state, point, learning_rate, step):
+        return Direction(gradient, share=None), state
+
+
+@rule_of(TwoKinds)
+class Either(Known):
+    def direction(self, gradient, state, point, learning_rate, step):
+        return Direction(gradient), state
+
+    def of_layer(self, path):
+        return Known(self.optimizer) if path == "second/kernel" else self
+
+
+@INTEGRATORS
+def test_layers_move_by_rules_of_their_own(integrator):
+    """One by what the gradient has outside of its tangent space too, the other without."""
+    models = [make(kind(0.3), integrator, truncation=0.0) for kind in (TwoKinds, SGD)]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.train_on_batch(X, Y)
+    first, second = (
+        [model.get_layer(name).kernel.numpy() for model in models] for name in ("first", "second")
+    )
+    np.testing.assert_allclose(*first, atol=1e-6)
+    difference = np.abs(second[0] - second[1]).max()
+    assert (difference > 1e-4) == (integrator != "parallel")  # which has the tangent alone
 
 
 def test_a_kind_of_state_that_there_is_not_is_named():

@@ -169,7 +169,8 @@ OPTIMIZERS = {
 }
 if muon.RUNS:
     OPTIMIZERS["muon"] = lambda: keras.optimizers.Muon(0.01)
-_LESS_OF_ANOTHER = ("momentum", "adamw", "rmsprop", "adagrad", "loss scale")
+    OPTIMIZERS["muon and adamw"] = lambda: keras.optimizers.Muon(0.01, exclude_layers=["second"])
+_LESS_OF_ANOTHER = ("momentum", "adamw", "rmsprop", "adagrad", "loss scale", "muon")
 
 
 @pytest.mark.parametrize(

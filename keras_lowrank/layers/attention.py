@@ -49,7 +49,9 @@ class LowRankAttention:
             projection = _NAMES.get(value.name)
             if projection in self._projection_ranks:
                 bounds = self._bounds(self._projection_ranks[projection])
-                value = LowRankEinsumDense(**{**value.get_config(), **bounds, "name": projection})
+                plain, config = value, {**value.get_config(), **bounds, "name": projection}
+                value = LowRankEinsumDense(**config)
+                value.named_in_keras = plain.name
         super().__setattr__(name, value)
 
     def get_config(self):

@@ -38,7 +38,8 @@ class LowRankLayer(keras.layers.Layer):
         ValueError: an argument outside its range.
     """
 
-    replaces = "kernel"  # the name that the weight has in the layer of Keras
+    # What the weight is called in Keras, and its layer where that has another name there.
+    replaces, named_in_keras = "kernel", None
 
     def __init__(
         self,
@@ -146,6 +147,12 @@ class LowRankLayer(keras.layers.Layer):
         u, s, v = self.factors.read()
         matrix = keras.ops.matmul(keras.ops.matmul(u, s), keras.ops.transpose(v))
         return self.matricization.kernel(matrix)
+
+    @property
+    def weight_path(self):
+        """What the path of the weight is in Keras, such as `dense/kernel`; once built."""
+        *scope, name = self.factors.U.path.split("/")[:-1]
+        return "/".join(filter(None, (*scope, self.named_in_keras or name, self.replaces)))
 
     @property
     def policy(self):

@@ -144,7 +144,7 @@ class GatedCell:
                 max_rank=self._max_ranks.get(which),
                 truncation=self.truncation.get(which),
             )
-        return [
+        layers = [
             make(
                 width,
                 use_bias=False,
@@ -155,6 +155,9 @@ class GatedCell:
             )
             for name in names
         ]
+        for layer in layers:  # there a weight of the cell itself
+            layer.named_in_keras, layer.replaces = stem, ""
+        return layers
 
     def _by_low_rank(self, name, value):
         """`_by_matrix` for the kernels that are low-rank; what is for another one is refused."""

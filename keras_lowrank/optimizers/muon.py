@@ -19,8 +19,9 @@ class Muon(Rule):
     odd polynomial of it, which is what the iteration of Newton and Schulz computes, is
     `[U, Q] p(C) [V, Z]^T`: no n x m matrix is formed. Its block between Q and Z, which is not in
     the tangent space, is left out. At full rank it is Keras's own step of a dense kernel. A
-    convolution moves as its matrix, where Keras takes AdamW for a kernel of four axes. What
-    `exclude_layers` and `exclude_embeddings` name moves by AdamW, as in Keras.
+    convolution, an `EinsumDense` or a projection of attention moves as its matrix, where Keras
+    takes AdamW for a kernel of more than two axes. What `exclude_layers` and `exclude_embeddings`
+    name moves by AdamW, as in Keras.
     """
 
     def __init__(self, optimizer):
@@ -30,8 +31,9 @@ class Muon(Rule):
         self._adamw = _AdamW(optimizer)
 
     def of_layer(self, path):
-        excluded = self.optimizer.exclude_embeddings and "embedding" in path.lower()
-        excluded |= any(re.search(keyword, path) for keyword in self.optimizer.exclude_layers)
+        keywords = self.optimizer.exclude_layers
+        is_embedding = self.optimizer.exclude_embeddings and "embedding" in path.lower()
+        excluded = is_embedding or any(re.search(keyword, path) for keyword in keywords)
         return self._adamw if excluded else self
 
     def direction(self, gradient, state, point, learning_rate, step):

@@ -73,7 +73,7 @@ def rule_for(optimizer, integrator):
 
 def rules_of(rule, layers):
     """The rule of every layer, by path: what `rule` has for the weight that Keras has there."""
-    return {path: rule.of_layer(f"{path}/{layer.replaces}") for path, layer in layers.items()}
+    return {path: rule.of_layer(layer.weight_path) for path, layer in layers.items()}
 
 
 def _refuse(optimizer, option, reason):
@@ -117,6 +117,7 @@ def weight_decay(rule, layer):
     Excluded is a layer by each of its factors, and by the name that its weight has in Keras.
     """
     decay = rule.weight_decay
-    if not decay or not decays(rule.optimizer, layer.factors.variables, layer.replaces):
+    name = layer.weight_path.rpartition("/")[2]
+    if not decay or not decays(rule.optimizer, layer.factors.variables, name):
         return 0.0
     return float(decay)

@@ -83,6 +83,9 @@ class Rule:
     def of_layer(self, path):
         """The rule of one layer: this one, but for what the optimizer is set to treat otherwise.
 
+        `check` and `step_size` of this one are for all: another rule has its directions in units
+        of this step size.
+
         Args:
             path: str, what the path of the layer's weight is in Keras, such as `dense/kernel`.
         """

@@ -20,7 +20,6 @@ class OptimizerState:
     """The state of all low-rank layers of a model, held, saved and restored by its optimizer.
 
     Its size follows the ranks: `r (n + m + r)` numbers for a tangent vector, and `n` or `m`.
-
     """
 
     def __init__(self):
@@ -53,6 +52,13 @@ class OptimizerState:
                     for name, kind in kinds[path].items()
                 }
                 keras_internals.hold(optimizer, [v for slot in slots.values() for v in slot])
+            if state._variables[path].keys() != kinds[path].keys():
+                raise ValueError(
+                    "What an optimizer keeps for a layer is settled when it is first compiled. "
+                    "Compile with a new optimizer after a change of its options. Received: "
+                    f"optimizer={optimizer.name!r}, which keeps {list(state._variables[path])} for "
+                    f"layer {path!r}, and needs {list(kinds[path])}"
+                )
         state._traced_look = tf.function(state._look, autograph=False)
         return state
 
