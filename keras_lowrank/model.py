@@ -130,8 +130,9 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         return keras_internals.per_host(logs)
 
     def make_train_function(self, force=False):
-        # Every `fit` and `train_on_batch` comes here first, and before it others may have trained
-        # the layers, in traced code that the host does not see.
+        # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
+        # products back, or trained the layers, in traced code that the host does not see.
+        require_whole_products()
         if self.optimizer_state is not None:
             self.optimizer_state.doubt()
         if self.train_function is not None and not force:

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -30,6 +31,7 @@ def compiled():
     inputs = keras.Input((4,))
     model = LowRankModel(inputs, LowRankDense(3, rank=2)(inputs))
     model.compile("sgd", "mse")
+    return model
 
 
 def test_tensor_float_32_is_switched_off_where_a_gpu_has_it(gpu):
@@ -39,7 +41,11 @@ def test_tensor_float_32_is_switched_off_where_a_gpu_has_it(gpu):
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        compiled()
+        model = compiled()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    with pytest.warns(UserWarning, match="TensorFloat-32 .* was switched off"):
+        model.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 @pytest.mark.parametrize("details", [{}, {"compute_capability": (7, 5)}])
