@@ -132,6 +132,9 @@ def test_weights_have_the_paths_that_they_have_in_keras():
     by_gate(np.zeros((1, 2, 4)))
     kernels = {layer.weight_path for layer in by_gate.cell.recurrent_kernels}
     assert kernels == {"gates/lstm_cell/recurrent_kernel"}
+    alone = LowRankDense(3, rank=2, name="alone")
+    alone.build_factors((4, 3))  # by hand, in no name scope
+    assert alone.weight_path == "alone/kernel"
 
 
 @NEEDS_MUON

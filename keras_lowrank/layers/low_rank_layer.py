@@ -151,7 +151,8 @@ class LowRankLayer(keras.layers.Layer):
     @property
     def weight_path(self):
         """What the path of the weight is in Keras, such as `dense/kernel`; once built."""
-        *scope, name = self.factors.U.path.split("/")[:-1]
+        # A layer whose factors were made outside of `build` has no scope.
+        *scope, name = self.factors.U.path.split("/")[:-1] or [self.name]
         return "/".join(filter(None, (*scope, self.named_in_keras or name, self.replaces)))
 
     @property
