@@ -1,5 +1,7 @@
 """The networks that are measured, each in the same shape by every method."""
 
+import functools
+
 import keras
 
 from keras_lowrank import (
@@ -34,9 +36,12 @@ def dense(method, widths, rank=None, optimizer=None):
     return _compiled(method, inputs, keras.layers.Dense(CLASSES)(x), optimizer)
 
 
+_SPATIAL = functools.partial(LowRankConv2D, factorization="spatial")
+
 # Convolutions by their name: the Keras layer, its low-rank one, the spatial extents of the inputs.
 CONVOLUTIONS = {
     "conv": (keras.layers.Conv2D, LowRankConv2D, (16, 16)),
+    "conv_spatial": (keras.layers.Conv2D, _SPATIAL, (16, 16)),
     "conv1d": (keras.layers.Conv1D, LowRankConv1D, (256,)),
     "conv3d": (keras.layers.Conv3D, LowRankConv3D, (6, 6, 6)),
     "conv_transpose": (keras.layers.Conv2DTranspose, LowRankConv2DTranspose, (16, 16)),
@@ -53,9 +58,10 @@ def conv(method, layers, name="conv", channels=256, rank=None):
         if method in LOW_RANK:
             x = low_rank(channels, 3, rank=rank, **options, **_bounds(rank))(x)
         elif method == "two_factor":
-            x = full_rank(rank, 3, padding="same", use_bias=False)(x)
-            pointwise = keras.layers.Conv2D if name == "conv_transpose" else full_rank
-            x = pointwise(channels, 1, activation="relu")(x)
+            first, last = ((3, 1), (1, 3)) if name == "conv_spatial" else (3, 1)
+            x = full_rank(rank, first, padding="same", use_bias=False)(x)
+            second = keras.layers.Conv2D if name == "conv_transpose" else full_rank
+            x = second(channels, last, **options)(x)
         else:
             x = full_rank(channels, 3, **options)(x)
     pooled = keras.ops.mean(x, axis=list(range(1, len(x.shape) - 1)))

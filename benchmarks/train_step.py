@@ -1,10 +1,11 @@
 """How long is one training step: full-rank, two-factor and low-rank, in one process?
 
 784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
-convolutions of 256 channels on 16 x 16 images (conv1d, conv3d and conv_transpose: the others like
-it), with `lenet5` the paper's, with `attention` a stack of self-attention, 8 heads of 64 on 128
-positions, with `embedding` a table of 200,000 x 512 and sequences of 32 indices, with `lstm` 512
-units on 64 vectors of 256; on one batch of random numbers, by SGD:
+convolutions of 256 channels on 16 x 16 images (conv_spatial: in the spatial form; conv1d, conv3d
+and conv_transpose: the others like it), with `lenet5` the paper's, with `attention` a stack of
+self-attention, 8 heads of 64 on 128 positions, with `embedding` a table of 200,000 x 512 and
+sequences of 32 indices, with `lstm` 512 units on 64 vectors of 256; on one batch of random numbers,
+by SGD:
   full_rank      keras.layers, compiled with Keras's defaults;
   two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
   parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
@@ -13,6 +14,7 @@ The models take turns; ratios are those of the same round, medians and quartiles
     python benchmarks/train_step.py
     python benchmarks/train_step.py --widths 784,784,784,784 --ranks 8,32,128
     python benchmarks/train_step.py --network conv --batch 16 --ranks 32,64
+    python benchmarks/train_step.py --network conv_spatial --batch 16 --ranks 53,107
     python benchmarks/train_step.py --network lenet5 --batch 128 --ranks 16,32,100
     python benchmarks/train_step.py --network attention --batch 16 --layers 1 --ranks 32
     python benchmarks/train_step.py --network embedding --ranks 64

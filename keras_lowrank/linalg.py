@@ -36,7 +36,7 @@ def rows(inputs):
     """Folds all axes but the last into one: shape `(..., k)` to `(batch, k)`."""
     if inputs.shape.rank == 2:
         return inputs
-    return tf.reshape(inputs, [-1, _extent(inputs, -1)])
+    return tf.reshape(inputs, [-1, extent(inputs, -1)])
 
 
 def matmul_last(inputs, matrix, transpose=False):
@@ -58,7 +58,7 @@ def matmul_last(inputs, matrix, transpose=False):
     outputs = tf.matmul(rows(inputs), matrix, transpose_b=transpose)
     if inputs.shape.rank == 2:
         return outputs
-    return _with_leading(outputs, inputs, -1, [_extent(matrix, 0 if transpose else 1)])
+    return _with_leading(outputs, inputs, -1, [extent(matrix, 0 if transpose else 1)])
 
 
 def reshape_last(inputs, count, extents):
@@ -371,6 +371,7 @@ def signed_qr(matrix):
     return orthonormal * tf.where(diagonal < 0, -tf.ones_like(diagonal), tf.ones_like(diagonal))
 
 
-def _extent(tensor, axis):
+def extent(tensor, axis):
+    """The length of an axis: an int where it is known when traced, else a tensor."""
     static = tensor.shape[axis]
     return tf.shape(tensor)[axis] if static is None else static

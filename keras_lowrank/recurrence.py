@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_lowrank.form import PLAIN
 from keras_lowrank.linalg import matmul_last
 from keras_lowrank.tangent import Product, TangentProbe, first_order_only, substitutes
 
@@ -33,7 +34,7 @@ def low_rank_recurrence(matrices, loop, inputs, dtype):
         kernels = [kernel.folded(dtype) for kernel in kernels]
 
         def multiply(h):
-            return tf.concat([kernel.apply(matmul_last, h, dtype) for kernel in kernels], -1)
+            return tf.concat([kernel.apply(PLAIN, h, dtype) for kernel in kernels], -1)
 
         return loop(multiply, False, *inputs)[0]
 

@@ -12,18 +12,18 @@ for a loop. What that multiplies with is
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from keras_lowrank import keras_internals, row_slices
-from keras_lowrank.linalg import matmul_last, rows
+from keras_lowrank.form import PLAIN, Form
+from keras_lowrank.linalg import extent, matmul_last, rows
 from keras_lowrank.tangent_vector import TangentVector, paired
 
 
 class Product:
-    """A matrix given as a product `A B ... C^T`; `project` carries A, plain products the rest.
+    """A matrix given as a product `A B ... C^T`: A projects, C expands, the rest is plain.
 
     Args:
         matrices: tensors or variables, shapes `(n, a), (a, b), ..., (m, z)`: the last of two or
@@ -40,17 +40,20 @@ class Product:
         """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
         return cls(*factorization, core=factorization.S)
 
-    def apply(self, project, inputs, dtype, transposed=False):
+    def apply(self, form, inputs, dtype, transposed=False):
         first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
         if transposed:
             outputs = inputs
             for matrix in reversed(rest):
                 outputs = matmul_last(outputs, matrix, transpose=matrix is not rest[-1])
             return matmul_last(outputs, first, transpose=True)
-        outputs = project(inputs, first)
-        for matrix in rest:
-            outputs = matmul_last(outputs, matrix, transpose=matrix is rest[-1])
-        return outputs
+        if not rest:
+            return form.apply_whole(inputs, first)
+        coordinates = form.project(inputs, first)
+        *cores, last = rest
+        for core in cores:
+            coordinates = matmul_last(coordinates, core)
+        return form.expanded(coordinates, last)
 
     def folded(self, dtype):
         """The same as a product of two, for whoever multiplies with it again and again."""
@@ -72,10 +75,11 @@ class TangentProbe:
     - `G^T U = d^T z`, as the gradient of `L`,
     - `dx = project^*(d V S^T)`,
 
-    where `project^*` is the adjoint that TensorFlow knows of the layer's own `project`. The full
-    gradient G is never formed. `K`, `S` and `L` are copies of U, S and V that nothing else reads,
-    so a loss term that touches the variables themselves does not mix with the parts; `core` is S
-    for the regularizers, which the product does not differentiate.
+    where `project^*` is the adjoint that TensorFlow knows of the layer's own `project`; with an
+    `expand` of its own, `y = expand(z S, V)`, its adjoints take the places of `d V` and `d^T z`
+    (see `Form`). The full gradient G is never formed. `K`, `S` and `L` are copies of U, S and V
+    that nothing else reads, so a loss term that touches the variables themselves does not mix with
+    the parts; `core` is S for the regularizers, which the product does not differentiate.
 
     The transposed application, `y = x W^T = (x V) S^T U^T`, is the same of `V S^T U^T`: K and L
     change places, and all of the layer's calls, of either kind, add up.
@@ -113,7 +117,7 @@ class TangentProbe:
         sources = [self.K, self.S, self.L, self.core]
         return sources if self._first is self.K else [*sources, self._first]
 
-    def apply(self, project, inputs, dtype, transposed=False):
+    def apply(self, form, inputs, dtype, transposed=False):
         # A batch of vectors, or of sequences of indices, is shorter than a basis as a rule, and
         # z^T dV the cheaper way to the S-part; a batch of images or of vectors in sequence is not.
         self._core_by_pass &= inputs.shape.rank == 2
@@ -131,20 +135,20 @@ class TangentProbe:
                 if smooth:
                     tape.watch(x)
                 basis_tape.watch(first)
-                z = project(x, first)
-            outputs = matmul_last(matmul_last(z, core), last, transpose=True)
+                z = form.project(x, first)
+            outputs = form.expanded(matmul_last(z, core), last)
 
             def gradient(d):
-                dv = matmul_last(d, last)
+                dv = form.pulled_back(d, last, z)
                 if self._calls is not None:
-                    self._calls.append(_Call(project, transposed, x, z, d, dv))
+                    self._calls.append(_Call(form, transposed, x, z, d, dv))
                 dx = None
                 if smooth:
                     dx = tape.gradient(z, x, matmul_last(dv, core, transpose=True))
                 parts = (
                     self._of_first(basis_tape.gradient(z, first, dv)),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
-                    tf.matmul(rows(d), rows(z), transpose_a=True),
+                    form.of_basis(d, z, last),
                 )
                 if not transposed:
                     return first_order_only(dx), *self._handed_over(*parts)
@@ -201,7 +205,7 @@ class TangentProbe:
         self._core_by_pass = False  # of a sequence
         z, dv = matmul_last(inputs, u), matmul_last(d, v)
         if self._calls is not None:
-            self._calls.append(_Call(matmul_last, False, inputs, z, d, dv))
+            self._calls.append(_Call(PLAIN, False, inputs, z, d, dv))
         x, z, d, dv = map(rows, (inputs, z, d, dv))
         pairs = (x, dv), (z, dv), (d, z)
         return self._handed_over(*(tf.matmul(a, b, transpose_a=True) for a, b in pairs))
@@ -256,8 +260,8 @@ class TangentProbe:
     def coupling(self, left, right, row_scale=None, column_scale=None):
         r"""Returns `Q^T diag(p) G diag(q) Z` for bases that the backward pass did not know.
 
-        From its x and d, `sum over calls of project(x, diag(p) Q)^T (d diag(q) Z)`: two small
-        products, no second pass.
+        From its x and d, `sum over calls of project(x, diag(p) Q)^T (d diag(q) Z)`, for `d Z` the
+        adjoint of `expand`: two small products, no second pass.
 
         Args:
             left: `Complement` with the basis Q, shape `(n, a)`.
@@ -292,7 +296,7 @@ class TangentProbe:
 class _Call(NamedTuple):
     """One application of `A S B^T` to x, with `z = project(x, A)`, `d = dLoss/dy`, `dv = d B`."""
 
-    project: Callable
+    form: Form
     transposed: bool
     inputs: tf.Tensor
     z: tf.Tensor
@@ -301,19 +305,27 @@ class _Call(NamedTuple):
 
     def coupling(self, left, right):
         """`project(x, diag(p) Q)^T (d diag(q) Z)`; each side a complement, its basis, a scale."""
-        project, _, inputs, z, d, dv = self
+        form, _, inputs, z, d, dv = self
         (left, basis, row_scale), (right, other_basis, column_scale) = left, right
         if d.dtype == left.root.dtype and row_scale is None:
-            x_q = _in_basis(project(inputs, left.residual), z, left)
-            d_z = _in_basis(matmul_last(d, right.residual), dv, right)
+            x_q = _in_basis(form.project(inputs, left.residual), z, left)
+            d_z = _in_basis(self._pulled_back(right.residual), dv, right)
         else:  # half precision has no digits to spare for directions that T has to enlarge
             q, z_basis = left.formed(basis), right.formed(other_basis)
             if row_scale is not None:
                 q, z_basis = row_scale[:, None] * q, column_scale[:, None] * z_basis
-            x_q = project(inputs, tf.cast(q, d.dtype))
-            d_z = matmul_last(d, tf.cast(z_basis, d.dtype))
+            x_q = form.project(inputs, tf.cast(q, d.dtype))
+            d_z = self._pulled_back(tf.cast(z_basis, d.dtype))
         x_q, d_z = (tf.cast(rows(y), left.root.dtype) for y in (x_q, d_z))
         return tf.matmul(x_q, d_z, transpose_a=True)
+
+    def _pulled_back(self, basis):
+        """The adjoint of `expand` in coordinates by another basis than that of z."""
+        shape = tf.concat([tf.shape(self.z)[:-1], [extent(basis, 1)]], axis=0)
+        coordinates = tf.ensure_shape(
+            tf.zeros(shape, basis.dtype), [*self.z.shape[:-1], basis.shape[1]]
+        )
+        return self.form.pulled_back(self.d, basis, coordinates)
 
 
 def _in_basis(by_residual, by_basis, added):
@@ -325,16 +337,15 @@ def _in_basis(by_residual, by_basis, added):
     return tf.matmul(rows(by_residual), added.root) - tf.matmul(rows(by_basis), added.leak)
 
 
-def low_rank_apply(project, factors, inputs, dtype, transposed=False):
-    """Applies a layer's matrix to its inputs: `project(inputs, U) S V^T`.
+def low_rank_apply(form, factors, inputs, dtype, transposed=False):
+    """Applies a layer's matrix to its inputs: `expand(project(inputs, U) S, V)`.
 
     Args:
-        project: callable `(inputs, basis) -> outputs`, linear in both: the layer's type.
+        form: `Form`, the layer's type.
         factors: the layer's `Factors`.
         inputs: tensor, what the layer was called with.
         dtype: str, the type to compute in (the layer's `compute_dtype`).
-        transposed: bool. Apply the transposed matrix, `project(inputs, V) S^T U^T`; `project` must
-            be the plain product then.
+        transposed: bool. Apply the transposed matrix, `inputs V S^T U^T`, with `form=PLAIN`.
 
     Returns:
         Tensor of shape `(..., m)`, or `(..., n)`.
@@ -342,7 +353,7 @@ def low_rank_apply(project, factors, inputs, dtype, transposed=False):
     kernel = substitutes().get(factors)
     if kernel is None:
         kernel = Product.of(factors.read())
-    return kernel.apply(project, inputs, dtype, transposed)
+    return kernel.apply(form, inputs, dtype, transposed)
 
 
 def first_order_only(gradient):

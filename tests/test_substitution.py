@@ -49,7 +49,7 @@ def test_a_product_holds_any_number_of_matrices_the_last_one_transposed():
     for W, matrices in expected.items():
         W = np.frombuffer(W).reshape(6, -1)
         with substitute({layer.factors: Product(*map(tf.constant, matrices))}):
-            y = low_rank_apply(layer.project, layer.factors, tf.constant(x), "float64")
+            y = low_rank_apply(layer.form, layer.factors, tf.constant(x), "float64")
         np.testing.assert_allclose(y, x @ W, atol=1e-12)
 
 

@@ -3,8 +3,10 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.form import Form
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.layers.matricization import Matricization
+from keras_lowrank.linalg import extent
 
 
 class LowRankConvBase(LowRankLayer):
@@ -91,10 +93,14 @@ class LowRankConv(LowRankConvBase):
         return self.kernel_size, self.strides, self.dilation_rate
 
     def project(self, inputs, basis):
-        rank = tf.shape(basis)[1] if basis.shape[1] is None else basis.shape[1]
-        inputs = tf.cast(inputs, basis.dtype)
         size, strides, dilation = self.window()
-        reach = [(k - 1) * d for k, d in zip(size, dilation)]
+        filters = tf.reshape(basis, [*size, inputs.shape[-1], extent(basis, 1)])
+        return self.convolved(inputs, filters, strides, dilation)
+
+    def convolved(self, inputs, filters, strides, dilation):
+        """The convolution with filters of shape `(*size, channels, k)`, padded as the layer is."""
+        inputs = tf.cast(inputs, filters.dtype)
+        reach = [(k - 1) * d for k, d in zip(filters.shape, dilation)]
         padding = self.padding
         if padding == "causal":
             inputs = tf.pad(inputs, [(0, 0), (reach[0], 0), (0, 0)])
@@ -105,7 +111,7 @@ class LowRankConv(LowRankConvBase):
             padding = "valid"
         return keras.ops.conv(
             inputs,
-            tf.reshape(basis, [*size, inputs.shape[-1], rank]),
+            filters,
             strides=strides,
             padding=padding,
             data_format="channels_last",
@@ -227,49 +233,29 @@ class LowRankConv2D(LowRankConv):
         spatial = Matricization(kernel_shape, rows=(0, 2), columns=(1, 3))
         self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
 
+    @property
+    def form(self):
+        if self.factorization == "matrix":
+            return super().form
+        return Form(self.project, self._expand_along_width, self._convolve_whole)
+
     def window(self):
         if self.factorization == "matrix":
             return super().window()
         return [(along_height, 1) for along_height, _ in super().window()]
 
-    def apply_kernel(self, inputs):
-        if self.factorization == "matrix":
-            return super().apply_kernel(inputs)
+    def _expand_along_width(self, coordinates, basis):
         size, stride, dilation = (along_width for _, along_width in super().window())
-        reach = (size - 1) * dilation
-        first = 0
-        if self.padding == "same":
-            before, first = reach // 2, _first_of_same(_width(inputs), reach, stride)
-            inputs = tf.pad(inputs, [(0, 0), (0, 0), (before, reach - before), (0, 0)])
-        # (batch, new_height, width, kw f). Summing what the next layer reads, and not convolving
-        # with V, keeps this layer a projection and a product, as all others are.
-        products = super().apply_kernel(inputs)
-        size_of_slice = [-1, -1, _width(products) - reach, -1]
-        # `tf.slice` and not `[]`, whose gradient TensorFlow takes 20 times as long for.
-        taps = [
-            tf.slice(part, [0, 0, tap * dilation, 0], size_of_slice)
-            for tap, part in enumerate(tf.split(products, size, axis=-1))
-        ]
-        outputs = tf.add_n(taps)
-        return outputs if stride == 1 else outputs[:, :, first::stride]
+        filters = tf.reshape(basis, [1, size, self.filters, extent(basis, 1)])
+        filters = tf.transpose(filters, (0, 1, 3, 2))
+        return self.convolved(coordinates, filters, (1, stride), (1, dilation))
+
+    def _convolve_whole(self, inputs, matrix):
+        _, strides, dilation = super().window()
+        return self.convolved(inputs, self.matricization.kernel(matrix), strides, dilation)
 
     def get_config(self):
         return {**super().get_config(), "factorization": self.factorization}
-
-
-def _width(inputs):
-    return tf.shape(inputs)[2] if inputs.shape[2] is None else inputs.shape[2]
-
-
-def _first_of_same(width, reach, stride):
-    """The first output that is kept of those of stride 1, both padded with "SAME".
-
-    With a stride TensorFlow pads less, by as much as the last filter does not reach over the edge.
-    Padding as for stride 1 keeps paddings constant, which LiteRT asks for where the width is open.
-    """
-    missing = (-(-width // stride) - 1) * stride + reach + 1 - width
-    missing = tf.maximum(missing, 0) if tf.is_tensor(missing) else max(missing, 0)
-    return reach // 2 - missing // 2
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_lowrank.layers.conv import LowRankConvBase
 from keras_lowrank.layers.matricization import Matricization
+from keras_lowrank.linalg import extent
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -86,14 +87,11 @@ class LowRankConv2DTranspose(LowRankConvBase):
 
     def project(self, inputs, basis):
         channels = self.kernel_shape[-1]
-        rank = tf.shape(basis)[1] if basis.shape[1] is None else basis.shape[1]
+        rank = extent(basis, 1)
         inputs = tf.cast(inputs, basis.dtype)
         filters = tf.reshape(basis, [*self.kernel_size, channels, rank])
         # An open extent is one of the tensor's own: TensorFlow is told how large its output is.
-        batch, *sizes, _ = (
-            tf.shape(inputs)[axis] if size is None else size
-            for axis, size in enumerate(inputs.shape)
-        )
+        batch, *sizes, _ = (extent(inputs, axis) for axis in range(4))
         last = {**self._arguments(), "data_format": "channels_last"}
         output_shape = self.keras_layer(**last).compute_output_shape((batch, *sizes, channels))
         return tf.nn.conv2d_transpose(

@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals, tangent
+from keras_lowrank.form import PLAIN
 from keras_lowrank.layers.low_rank_layer import LowRankLayer, check_regularizer, refuse
-from keras_lowrank.linalg import matmul_last
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -139,7 +139,7 @@ class LowRankEmbedding(LowRankLayer):
     def _logits(self, vectors):
         dtype = self.reverse_dtype or self.compute_dtype
         vectors = keras.ops.cast(vectors, dtype)
-        logits = tangent.low_rank_apply(matmul_last, self.factors, vectors, dtype, transposed=True)
+        logits = tangent.low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
         if self.logit_soft_cap is None:
             return logits
         return self.logit_soft_cap * keras.ops.tanh(logits / self.logit_soft_cap)

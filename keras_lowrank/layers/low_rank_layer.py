@@ -7,6 +7,7 @@ import keras
 
 from keras_lowrank import keras_internals, tangent
 from keras_lowrank.factors import Factors
+from keras_lowrank.form import Form
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.truncation import Policy, get_truncation
@@ -94,6 +95,11 @@ class LowRankLayer(keras.layers.Layer):
         # Abstract: a layer type is its projection, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `project`.")
 
+    @property
+    def form(self):
+        """The `Form` of the layer's matrix; override it where `V^T` is more than a product."""
+        return Form(self.project)
+
     def build_factors(self, kernel_shape, matricization=None, bias_shape=None, fans=None):
         """Makes U, S, V and the bias for a kernel of the shape that Keras would give it.
 
@@ -133,7 +139,7 @@ class LowRankLayer(keras.layers.Layer):
 
     def apply_kernel(self, inputs):
         """`project(inputs, U) S V^T`, or what the present step has put in its place."""
-        return tangent.low_rank_apply(self.project, self.factors, inputs, self.compute_dtype)
+        return tangent.low_rank_apply(self.form, self.factors, inputs, self.compute_dtype)
 
     def call(self, inputs):
         outputs = self.apply_kernel(inputs)

@@ -1,0 +1,64 @@
+"""How a layer type multiplies with its matrix, and the adjoints that a tangent gradient takes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_lowrank.linalg import matmul_last, rows
+
+
+class Form(NamedTuple):
+    """The maps of a layer type, `y = expand(project(x, A), B)` for the matrix `W = A B^T`.
+
+    Each is linear in both of its arguments.
+
+    Attributes:
+        project: callable `(inputs, A) -> coordinates`, shape `(..., k)`, for A of shape `(n, k)`.
+        expand: callable `(coordinates, B) -> outputs`, for B of shape `(m, k)`; None for the
+            product `z B^T`.
+        whole: callable `(inputs, W) -> outputs`; None for `project`, which it is where `expand` is
+            a product.
+    """
+
+    project: Callable
+    expand: Callable | None = None
+    whole: Callable | None = None
+
+    def apply_whole(self, inputs, matrix):
+        """`whole(x, W)`."""
+        return (self.whole or self.project)(inputs, matrix)
+
+    def expanded(self, coordinates, basis):
+        """`expand(z, B)`."""
+        if self.expand is None:
+            return matmul_last(coordinates, basis, transpose=True)
+        return self.expand(coordinates, basis)
+
+    def pulled_back(self, d, basis, coordinates):
+        """The adjoint of `expand` in its coordinates, `d B` of a product.
+
+        Args:
+            d: tensor, of the shape of the outputs.
+            basis: tensor B, shape `(m, k)`.
+            coordinates: tensor, shape `(..., k)`, for its shape.
+        """
+        if self.expand is None:
+            return matmul_last(d, basis)
+        with tf.GradientTape() as tape:
+            tape.watch(coordinates)
+            outputs = self.expand(coordinates, basis)  # that nobody reads: a graph leaves it out
+        return tape.gradient(outputs, coordinates, d)
+
+    def of_basis(self, d, coordinates, basis):
+        """The adjoint of `expand` in its basis, `d^T z` of a product: shape `(m, k)`."""
+        if self.expand is None:
+            return tf.matmul(rows(d), rows(coordinates), transpose_a=True)
+        with tf.GradientTape() as tape:
+            tape.watch(basis)
+            outputs = self.expand(coordinates, basis)
+        return tape.gradient(outputs, basis, d)
+
+
+# Plain products, for an application of the matrix that is no layer's own.
+PLAIN = Form(matmul_last)
