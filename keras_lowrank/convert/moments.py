@@ -11,7 +11,7 @@ _BATCH = 32
 
 
 class OutputMoment(Product):
-    """A whole kernel W in the place of factors, that adds up `E[y y^T]` of `y = project(x, W)`.
+    """A whole kernel W in the place of factors, that adds up `E[y y^T]` of its outputs `y = x W`.
 
     Args:
         kernel: float tensor W, shape `(n, m)`.
@@ -26,10 +26,7 @@ class OutputMoment(Product):
         outputs = super().apply(form, inputs, dtype, transposed)
         if transposed:  # what is approximated is what the rows of a table are looked up for
             return outputs
-        y = outputs
-        if form.whole is not None:
-            y = form.project(inputs, tf.cast(*self.matrices, dtype))
-        y = tf.cast(rows(y), tf.float64)
+        y = tf.cast(rows(outputs), tf.float64)
         self._total += tf.matmul(y, y, transpose_a=True).numpy()
         self._count += y.shape[0]
         return outputs

@@ -171,14 +171,13 @@ class LowRankConv2D(LowRankConv):
     - `"matrix"`: `(kh kw c, f)`, a `kh x kw` convolution with the r filters in U, then a product
       with `S V^T` at every position. From "Low-rank lottery tickets" (arXiv:2205.13571), section
       6.6.
-    - `"spatial"`: `(kh c, kw f)`, a `kh x 1` convolution with the r filters in U, a product with
-      `S V^T`, and kw of its columns, each shifted to its place, summed: a `1 x kw` convolution.
-      From "Speeding up Convolutional Neural Networks with Low Rank Expansions"
-      (arXiv:1405.3866), section 2. A rank costs `kh c + kw f` weights in place of `kh kw c + f`:
-      with 3 x 3 kernels and `c = f` as many weights make 1.7 times the rank. As two plain layers of
-      Keras in a VGG on CIFAR-10, 60% (85%) fewer weights in every layer, it was 2.6 (4.5) points
-      more accurate than the matrix form after 3 epochs on 20,000 images; a step of this layer is
-      longer, 1.4 to 1.7 times that of the matrix form at as many weights.
+    - `"spatial"`: `(kh c, kw f)`, a `kh x 1` convolution with the r filters in U, a product with S,
+      and a `1 x kw` convolution with the filters in V. From "Speeding up Convolutional Neural
+      Networks with Low Rank Expansions" (arXiv:1405.3866), section 2. A rank costs `kh c + kw f`
+      weights in place of `kh kw c + f`: with 3 x 3 kernels and `c = f` as many weights make 1.7
+      times the rank. As two plain layers of Keras in a VGG on CIFAR-10, 60% (85%) fewer weights in
+      every layer, it was 2.6 (4.5) points more accurate than the matrix form after 3 epochs on
+      20,000 images; a step at as many weights takes about 1.3 times as long.
 
     Args:
         filters: int, number of output channels.
