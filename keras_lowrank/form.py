@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank.linalg import matmul_last, rows
+from keras_lowrank.linalg import extent, matmul_last, rows
 
 
 class Form(NamedTuple):
@@ -17,8 +17,8 @@ class Form(NamedTuple):
         project: callable `(inputs, A) -> coordinates`, shape `(..., k)`, for A of shape `(n, k)`.
         expand: callable `(coordinates, B) -> outputs`, for B of shape `(m, k)`; None for the
             product `z B^T`.
-        whole: callable `(inputs, W) -> outputs`; None for `project`, which it is where `expand` is
-            a product.
+        whole: callable `(inputs, W) -> outputs`; None for `expand(project(x, W), I)`, which is
+            `project` alone where `expand` is a product.
     """
 
     project: Callable
@@ -27,7 +27,12 @@ class Form(NamedTuple):
 
     def apply_whole(self, inputs, matrix):
         """`whole(x, W)`."""
-        return (self.whole or self.project)(inputs, matrix)
+        if self.whole is not None:
+            return self.whole(inputs, matrix)
+        outputs = self.project(inputs, matrix)
+        if self.expand is None:
+            return outputs
+        return self.expand(outputs, tf.eye(extent(matrix, 1), dtype=matrix.dtype))
 
     def expanded(self, coordinates, basis):
         """`expand(z, B)`."""
