@@ -5,7 +5,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.tangent import TangentProbe, substitute
+from keras_lowrank.substitution import substitute
+from keras_lowrank.tangent import TangentProbe
 
 
 class Pass(NamedTuple):

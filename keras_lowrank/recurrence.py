@@ -4,7 +4,8 @@ import tensorflow as tf
 
 from keras_lowrank.form import PLAIN
 from keras_lowrank.linalg import matmul_last
-from keras_lowrank.tangent import Product, TangentProbe, first_order_only, substitutes
+from keras_lowrank.substitution import Product, substitutes
+from keras_lowrank.tangent import TangentProbe, first_order_only
 
 
 def low_rank_recurrence(matrices, loop, inputs, dtype):

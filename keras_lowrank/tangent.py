@@ -1,17 +1,6 @@
-r"""How a layer applies its low-rank matrix, and the one custom gradient of the package.
+"""The one custom gradient of the package: the tangent gradient of a low-rank matrix."""
 
-Every low-rank layer applies its matrix through `low_rank_apply`, or `recurrence`, which is the same
-for a loop. What that multiplies with is
-
-- the layer's variables, differentiated as TensorFlow differentiates everything: the honest
-  gradients of U, S and V;
-- inside `substitute`, whatever the caller put in their place: a `TangentProbe`, whose gradients
-  are the pair `(G V, G^T U)`, or a `Product` of given matrices.
-"""
-
-import contextlib
 import functools
-import threading
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -20,49 +9,6 @@ from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.form import PLAIN, Form
 from keras_lowrank.linalg import extent, matmul_last, rows
 from keras_lowrank.tangent_vector import TangentVector, paired
-
-
-class Product:
-    """A matrix given as a product `A B ... C^T`: A projects, C expands, the rest is plain.
-
-    Args:
-        matrices: tensors or variables, shapes `(n, a), (a, b), ..., (m, z)`: the last of two or
-            more is held transposed, as V is.
-        core: tensor, the S of the product where it has one, for regularizers.
-    """
-
-    def __init__(self, *matrices, core=None):
-        self.matrices = matrices
-        self.core = core
-
-    @classmethod
-    def of(cls, factorization):
-        """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
-        return cls(*factorization, core=factorization.S)
-
-    def apply(self, form, inputs, dtype, transposed=False):
-        first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
-        if transposed:
-            outputs = inputs
-            for matrix in reversed(rest):
-                outputs = matmul_last(outputs, matrix, transpose=matrix is not rest[-1])
-            return matmul_last(outputs, first, transpose=True)
-        if not rest:
-            return form.apply_whole(inputs, first)
-        coordinates = form.project(inputs, first)
-        *cores, last = rest
-        for core in cores:
-            coordinates = matmul_last(coordinates, core)
-        return form.expanded(coordinates, last)
-
-    def folded(self, dtype):
-        """The same as a product of two, for whoever multiplies with it again and again."""
-        if len(self.matrices) < 3:
-            return self
-        first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
-        for matrix in rest[:-1]:
-            first = tf.matmul(first, matrix)
-        return Product(first, rest[-1])
 
 
 class TangentProbe:
@@ -337,25 +283,6 @@ def _in_basis(by_residual, by_basis, added):
     return tf.matmul(rows(by_residual), added.root) - tf.matmul(rows(by_basis), added.leak)
 
 
-def low_rank_apply(form, factors, inputs, dtype, transposed=False):
-    """Applies a layer's matrix to its inputs: `expand(project(inputs, U) S, V)`.
-
-    Args:
-        form: `Form`, the layer's type.
-        factors: the layer's `Factors`.
-        inputs: tensor, what the layer was called with.
-        dtype: str, the type to compute in (the layer's `compute_dtype`).
-        transposed: bool. Apply the transposed matrix, `inputs V S^T U^T`, with `form=PLAIN`.
-
-    Returns:
-        Tensor of shape `(..., m)`, or `(..., n)`.
-    """
-    kernel = substitutes().get(factors)
-    if kernel is None:
-        kernel = Product.of(factors.read())
-    return kernel.apply(form, inputs, dtype, transposed)
-
-
 def first_order_only(gradient):
     """A gradient by inputs, that no gradient may be taken of; None for None."""
     if gradient is None:
@@ -374,42 +301,3 @@ def first_order_only(gradient):
         return tf.identity(gradient), refuse
 
     return first_order(gradient)
-
-
-def squared_norm(factors):
-    r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
-
-    With orthonormal bases, as every step of an integrator has them, it is `||S||_F^2`; outside of
-    one, where U and V may be anything, `<U^T U S, S V^T V>`.
-    """
-    kernel = substitutes().get(factors)
-    if kernel is not None and kernel.core is not None:
-        return tf.reduce_sum(tf.square(kernel.core))
-    u, s, v = factors.read()
-    left = tf.matmul(tf.matmul(u, u, transpose_a=True), s)
-    right = tf.matmul(s, tf.matmul(v, v, transpose_a=True))
-    return tf.reduce_sum(left * right)
-
-
-@contextlib.contextmanager
-def substitute(kernels):
-    """While open, `low_rank_apply` uses `kernels[factors]` in place of the layer's variables.
-
-    Args:
-        kernels: dict from `Factors` to a `TangentProbe` or a `Product`.
-    """
-    outer = substitutes()
-    _LOCAL.kernels = {**outer, **kernels}
-    try:
-        yield
-    finally:
-        _LOCAL.kernels = outer
-
-
-# One table per thread: each replica of a tf.distribute strategy traces in a thread of its own.
-_LOCAL = threading.local()
-
-
-def substitutes():
-    """The open substitutes: dict from `Factors` to a `TangentProbe` or a `Product`."""
-    return getattr(_LOCAL, "kernels", {})

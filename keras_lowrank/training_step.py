@@ -18,7 +18,8 @@ from keras_lowrank.faults import (
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
 from keras_lowrank.optimizers.state import ACCUMULATED
 from keras_lowrank.passes import on_variables, run_pass
-from keras_lowrank.tangent import Product, TangentProbe
+from keras_lowrank.substitution import Product
+from keras_lowrank.tangent import TangentProbe
 from keras_lowrank.tangent_vector import core_in, zeros_at
 
 # Roundings turn orthonormal bases by some 1e-7 a step, in no direction: far from 1e-5 after these.

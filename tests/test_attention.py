@@ -29,7 +29,8 @@ from keras_lowrank import (
     from_keras,
 )
 from keras_lowrank.layers.attention import projections
-from keras_lowrank.tangent import TangentProbe, substitute
+from keras_lowrank.substitution import substitute
+from keras_lowrank.tangent import TangentProbe
 
 
 @every

@@ -10,7 +10,8 @@ from reference.embedding import IDS, Tied, built, cross_entropy, language_model,
 from keras_lowrank import LowRankEmbedding, LowRankModel, Tolerance
 from keras_lowrank.linalg import complement
 from keras_lowrank.row_slices import is_slices
-from keras_lowrank.tangent import TangentProbe, substitute
+from keras_lowrank.substitution import substitute
+from keras_lowrank.tangent import TangentProbe
 
 
 def test_embedding_basics():

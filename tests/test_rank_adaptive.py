@@ -21,7 +21,7 @@ from reference.truncation import RelativeTolerance
 
 from keras_lowrank import LowRankDense, LowRankModel, RankAdaptive, Tolerance, Truncation
 from keras_lowrank.factors import Factorization
-from keras_lowrank.tangent import Product, substitute
+from keras_lowrank.substitution import Product, substitute
 from keras_lowrank.truncation import Policy
 
 

@@ -28,7 +28,8 @@ from keras_lowrank import LowRankGRU, LowRankGRUCell, LowRankLSTM, LowRankLSTMCe
 from keras_lowrank.factors import Factorization
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.linalg import complement
-from keras_lowrank.tangent import TangentProbe, substitute
+from keras_lowrank.substitution import substitute
+from keras_lowrank.tangent import TangentProbe
 
 
 @KINDS

@@ -6,7 +6,8 @@ import tensorflow as tf
 from reference.probing import loss_of, make, probe_gradients
 
 from keras_lowrank.factors import Factorization
-from keras_lowrank.tangent import Product, TangentProbe, low_rank_apply, squared_norm, substitute
+from keras_lowrank.substitution import Product, low_rank_apply, squared_norm, substitute
+from keras_lowrank.tangent import TangentProbe
 
 
 def test_squared_norm_is_that_of_the_kernel_for_any_factors():

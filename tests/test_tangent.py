@@ -18,7 +18,8 @@ from reference.probing import (
 
 from keras_lowrank import LowRankDense, LowRankModel
 from keras_lowrank.linalg import complement
-from keras_lowrank.tangent import TangentProbe, substitute
+from keras_lowrank.substitution import substitute
+from keras_lowrank.tangent import TangentProbe
 
 
 @cases

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.linalg import rows
-from keras_lowrank.tangent import Product, substitute
+from keras_lowrank.substitution import Product, substitute
 
 _BATCH = 32
 

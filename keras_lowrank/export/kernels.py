@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from keras_lowrank.layers.low_rank_layer import find_built_layers
-from keras_lowrank.tangent import Product
+from keras_lowrank.substitution import Product
 
 
 def deployed_kernels(model):

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.export.served import position
-from keras_lowrank.tangent import substitute
+from keras_lowrank.substitution import substitute
 
 SUFFIX = ".onnx"
 

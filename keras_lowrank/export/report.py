@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank.tangent import substitute
+from keras_lowrank.substitution import substitute
 
 _SECONDS = 0.5  # of inferences, for the two medians together
 _FEWEST = 5  # inferences of each, however long they take

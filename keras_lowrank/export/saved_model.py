@@ -11,7 +11,7 @@ import io
 import keras
 import tensorflow as tf
 
-from keras_lowrank.tangent import substitute
+from keras_lowrank.substitution import substitute
 
 SUFFIX = ""
 

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank import keras_internals, tangent
+from keras_lowrank import keras_internals
 from keras_lowrank.form import PLAIN
 from keras_lowrank.layers.low_rank_layer import LowRankLayer, check_regularizer, refuse
+from keras_lowrank.substitution import low_rank_apply
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -139,7 +140,7 @@ class LowRankEmbedding(LowRankLayer):
     def _logits(self, vectors):
         dtype = self.reverse_dtype or self.compute_dtype
         vectors = keras.ops.cast(vectors, dtype)
-        logits = tangent.low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
+        logits = low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
         if self.logit_soft_cap is None:
             return logits
         return self.logit_soft_cap * keras.ops.tanh(logits / self.logit_soft_cap)

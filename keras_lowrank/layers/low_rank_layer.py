@@ -5,11 +5,12 @@ import math
 
 import keras
 
-from keras_lowrank import keras_internals, tangent
+from keras_lowrank import keras_internals
 from keras_lowrank.factors import Factors
 from keras_lowrank.form import Form
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.matricization import Matricization
+from keras_lowrank.substitution import low_rank_apply, squared_norm
 from keras_lowrank.truncation import Policy, get_truncation
 
 
@@ -139,7 +140,7 @@ class LowRankLayer(keras.layers.Layer):
 
     def apply_kernel(self, inputs):
         """`project(inputs, U) S V^T`, or what the present step has put in its place."""
-        return tangent.low_rank_apply(self.form, self.factors, inputs, self.compute_dtype)
+        return low_rank_apply(self.form, self.factors, inputs, self.compute_dtype)
 
     def call(self, inputs):
         outputs = self.apply_kernel(inputs)
@@ -215,7 +216,7 @@ class _KernelPenalty(keras.regularizers.Regularizer):
         self.l2, self.factors = l2, factors
 
     def __call__(self, _):
-        return self.l2 * tangent.squared_norm(self.factors)
+        return self.l2 * squared_norm(self.factors)
 
 
 def find_low_rank_layers(model):

@@ -14,7 +14,8 @@ from keras_lowrank import (
     LowRankEinsumDense,
 )
 from keras_lowrank.linalg import complement
-from keras_lowrank.tangent import TangentProbe, substitute
+from keras_lowrank.substitution import substitute
+from keras_lowrank.tangent import TangentProbe
 
 EINSUM = {"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}
 EINSUM_4D = {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"}
