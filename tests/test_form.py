@@ -7,7 +7,6 @@ import tensorflow as tf
 from reference.probing import cases, eager_and_traced, make
 
 from keras_lowrank import LowRankLayer, LowRankModel
-from keras_lowrank.form import Form
 from keras_lowrank.linalg import matmul_last
 
 
@@ -67,12 +66,8 @@ class Doubled(LowRankLayer):
     def project(self, inputs, basis):
         return matmul_last(inputs, basis)
 
-    @property
-    def form(self):
-        def expand(coordinates, basis):
-            return matmul_last(coordinates, basis[:3] + basis[3:], transpose=True)
-
-        return Form(self.project, expand)
+    def expand(self, coordinates, basis):
+        return matmul_last(coordinates, basis[:3] + basis[3:], transpose=True)
 
 
 @pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])

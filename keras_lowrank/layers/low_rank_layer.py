@@ -18,8 +18,10 @@ class LowRankLayer(keras.layers.Layer):
     r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
 
     A subclass names the Keras layer that it replaces, calls `build_factors` in `build`, and
-    implements `project`, which is all that a layer type is. In a `LowRankModel` the factors are
-    trained by its integrator; in any other model they are ordinary weights with true gradients.
+    implements `project`, which is all that a layer type is; or `expand` too, a method
+    `(coordinates, basis) -> outputs`, linear in both, in place of the product with `V^T`. In a
+    `LowRankModel` the factors are trained by its integrator; in any other model they are ordinary
+    weights with true gradients.
 
     Args:
         rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.
@@ -42,6 +44,8 @@ class LowRankLayer(keras.layers.Layer):
 
     # What the weight is called in Keras, and its layer where that has another name there.
     replaces, named_in_keras = "kernel", None
+
+    expand = None
 
     def __init__(
         self,
@@ -98,8 +102,8 @@ class LowRankLayer(keras.layers.Layer):
 
     @property
     def form(self):
-        """The `Form` of the layer's matrix; override it where `V^T` is more than a product."""
-        return Form(self.project)
+        """The `Form` of the layer's matrix."""
+        return Form(self.project, self.expand)
 
     def build_factors(self, kernel_shape, matricization=None, bias_shape=None, fans=None):
         """Makes U, S, V and the bias for a kernel of the shape that Keras would give it.
