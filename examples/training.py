@@ -118,6 +118,12 @@ flags.register_validator(
     "muon needs Keras 3.13 or later",
 )
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Its learning rate.", lower_bound=0.0)
+ADAM_LR_RATIO = flags.DEFINE_float(
+    "adam_lr_ratio",
+    1.0,
+    "The rate of what muon leaves to AdamW, as a share of the learning rate.",
+    lower_bound=0.0,
+)
 MOMENTUM = flags.DEFINE_float(
     "momentum", None, "Momentum of SGD, 0 if not given, or of Muon, 0.95 if not given.", 0.0, 1.0
 )
@@ -323,6 +329,7 @@ def _optimizer(steps, model):
             momentum=0.95 if MOMENTUM.value is None else MOMENTUM.value,
             weight_decay=decay,
             adam_weight_decay=decay,
+            adam_lr_ratio=ADAM_LR_RATIO.value,
             exclude_layers=[f"(^|/){model.layers[-1].name}/"],
         )
     return keras.optimizers.SGD(rate, momentum=MOMENTUM.value or 0.0, weight_decay=decay)
@@ -359,6 +366,7 @@ def _settings():
         "batch_size": BATCH_SIZE.value,
         "optimizer": OPTIMIZER.value,
         "learning_rate": LEARNING_RATE.value,
+        "adam_lr_ratio": ADAM_LR_RATIO.value,
         "schedule": SCHEDULE.value,
         "warmup": WARMUP.value,
         "momentum": MOMENTUM.value,

@@ -163,13 +163,13 @@ def test_the_optimizer_and_its_schedule_are_those_of_the_flags():
 @NEEDS_MUON
 def test_by_muon_the_layer_of_the_classes_moves_as_keras_advises(example):
     networks, methods = example("cifar10_networks"), example("methods")
-    flag_values = flagsaver.flagsaver(optimizer="muon")
+    flag_values = flagsaver.flagsaver(optimizer="muon", adam_lr_ratio=0.25)
     with imported("training", "frontier", "image_data") as training, flag_values:
         for network in (networks.resnet20, networks.vgg, networks.vgg11, networks.vit):
             for method in (methods.FullRank(), methods.LowRank([]), methods.TwoFactor([2] * 40)):
                 model = network(method, width=4)
                 optimizer = training._optimizer(40, model)
-                assert optimizer.momentum == 0.95
+                assert (optimizer.momentum, optimizer.adam_lr_ratio) == (0.95, 0.25)
                 (name,) = optimizer.exclude_layers
                 excluded = [v for v in model.trainable_variables if re.search(name, v.path)]
                 assert excluded == model.layers[-1].trainable_variables
