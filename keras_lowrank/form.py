@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_lowrank import row_slices
 from keras_lowrank.linalg import extent, matmul_last, rows
 
 
@@ -62,7 +63,7 @@ class Form(NamedTuple):
         with tf.GradientTape() as tape:
             tape.watch(basis)
             outputs = self.expand(coordinates, basis)
-        return tape.gradient(outputs, basis, d)
+        return row_slices.dense(tape.gradient(outputs, basis, d), extent(basis, 0))
 
 
 # Plain products, for an application of the matrix that is no layer's own.

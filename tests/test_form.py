@@ -67,7 +67,8 @@ class Doubled(LowRankLayer):
         return matmul_last(inputs, basis)
 
     def expand(self, coordinates, basis):
-        return matmul_last(coordinates, basis[:3] + basis[3:], transpose=True)
+        pairs = tf.gather(basis, [0, 1, 2]) + tf.gather(basis, [3, 4, 5])
+        return matmul_last(coordinates, pairs, transpose=True)
 
 
 @pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
