@@ -45,6 +45,7 @@ class LowRankLayer(keras.layers.Layer):
     # What the weight is called in Keras, and its layer where that has another name there.
     replaces, named_in_keras = "kernel", None
 
+    # A method of a layer type whose outputs are more than a product of coordinates with `V^T`.
     expand = None
 
     def __init__(
