@@ -24,13 +24,25 @@ gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_configure(config):
-    """Leaves the optimisation of graphs to the slow tests.
+    """Leaves the optimisation of graphs, and of pipelines, to the slow tests.
 
     Most graphs run a few times here, and to optimise them takes a tenth of all the time. The slow
     tests, and all trainings in processes of their own, run what users run.
     """
     if config.option.markexpr == "not slow":
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        tf.data.Dataset._apply_debug_options = _untuned
+
+
+def _untuned(data):
+    """A data set whose iterators have no thread that tunes them.
+
+    An iterator that TensorFlow deletes may wait for that thread to wake up, and the longer it has
+    lived the longer it sleeps, up to a minute: what a failed `fit` left behind is old by then.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +59,13 @@ def fresh_keras():
     gradients = ops.gradient_registry._registry
     for name in [name for name in gradients if name.startswith("CustomGradient-")]:
         del gradients[name]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """Graphs go with the module that made them, before gigabytes have gathered."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
