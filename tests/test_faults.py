@@ -123,7 +123,9 @@ def test_bad_gradient_names_the_low_rank_layer_it_came_up_in(integrator, value):
 
 @pytest.mark.parametrize(
     "integrator, bad",
-    partly_slow([("rank_adaptive", 2), ("fixed_rank", 1)], [("rank_adaptive", 0)]),
+    partly_slow(
+        [("fixed_rank", 2)], [("rank_adaptive", 2), ("rank_adaptive", 0), ("fixed_rank", 1)]
+    ),
 )
 def test_bad_batch_amid_an_execution_keeps_the_steps_before_it(integrator, bad):
     data = spoiled(slice(4 * bad, 4 * bad + 1))
@@ -204,7 +206,7 @@ def test_mixed_precision_trains_with_float32_factors(policy, integrator):
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
 
 
-@INTEGRATORS
+@pytest.mark.parametrize("integrator", partly_slow(["rank_adaptive"], ["fixed_rank"]))
 def test_loss_scale_does_not_change_the_step(integrator):
     plain = half(policy="float32", integrator=integrator, truncation=0.0)
     scaled = half(policy="float32", integrator=integrator, initial_scale=64.0, truncation=0.0)

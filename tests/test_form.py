@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference.cases import partly_slow
 from reference.probing import cases, eager_and_traced, make
 
 from keras_lowrank import LowRankLayer, LowRankModel
@@ -71,7 +72,7 @@ class Doubled(LowRankLayer):
         return matmul_last(coordinates, pairs, transpose=True)
 
 
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
+@pytest.mark.parametrize("integrator", partly_slow(["parallel", "rank_adaptive"], ["fixed_rank"]))
 def test_an_expansion_of_ones_own_is_trained_and_exported(integrator, tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5,))

@@ -202,7 +202,7 @@ class Either(Known):
         return Known(self.optimizer) if path == "second/kernel" else self
 
 
-@INTEGRATORS
+@pytest.mark.parametrize("integrator", partly_slow(["parallel", "fixed_rank"], ["rank_adaptive"]))
 def test_layers_move_by_rules_of_their_own(integrator):
     """One by what the gradient has outside of its tangent space too, the other without."""
     models = [make(kind(0.3), integrator, truncation=0.0) for kind in (TwoKinds, SGD)]

@@ -210,7 +210,7 @@ def test_a_trained_base_is_taken_over_and_tuned(whole, tmp_path):
 @pytest.mark.parametrize(
     "integrator, way",
     partly_slow(
-        [("parallel", "train_on_batch")], [("rank_adaptive", "fit"), ("fixed_rank", "fit")]
+        [("fixed_rank", "fit")], [("rank_adaptive", "fit"), ("parallel", "train_on_batch")]
     ),
 )
 def test_a_layer_that_a_plain_model_trains_in_between_is_made_fit_again(integrator, way):

@@ -106,9 +106,9 @@ def twins(integrator, optimizer, regularizer):
                 keras.regularizers.L2(1),
             ),
             (Parallel, lambda: keras.optimizers.Adam(0.02), None),
-            (RankAdaptive, lambda: SGD(0.1, momentum=0.8, nesterov=True), None),
         ],
         [
+            (RankAdaptive, lambda: SGD(0.1, momentum=0.8, nesterov=True), None),
             (Parallel, lambda: SGD(0.3, weight_decay=0.1, global_clipnorm=0.5), None),
             (Parallel, lambda: SGD(0.2, momentum=0.8, gradient_accumulation_steps=2), None),
             (Parallel, lambda: keras.optimizers.RMSprop(0.02), None),

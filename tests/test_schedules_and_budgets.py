@@ -79,9 +79,11 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
 )
 def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     model = make(Tolerance(lambda step: 0.3 * step), own=0.1)
-    model.compile("adam", "mse", truncation=model.truncation, **way)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=model.truncation, **way
+    )
     twin = make(Tolerance(lambda step: 0.3 * step), own=0.1)
-    twin.compile("adam", "mse", truncation=twin.truncation, **way)
+    twin.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=twin.truncation, **way)
     twin.set_weights(model.get_weights())
     twin.fit(X, Y, batch_size=8, shuffle=False, verbose=0)  # 0, 0.3, 0.6, 0.9: four steps are fine
     words = (

@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
 from reference.small_models import (
-    MAKERS,
     Subclassed,
     X,
     Y,
@@ -35,7 +34,7 @@ def test_weights_file_loads_into_other_starting_ranks(make, started, tmp_path):
     other.fit(X, Y, verbose=0)
 
 
-@MAKERS
+@pytest.mark.parametrize("make", partly_slow([functional], [nested, Subclassed]))
 def test_get_and_set_weights_carry_the_ranks(make):
     model = trained(make)
     other = make(rank=1)
