@@ -32,6 +32,9 @@ class Budget(Truncation):
     begin after `steps` (`start_from_epoch` of the first).
 
     Given to some layers as their own truncation, equal budgets are one, that these layers share.
+    Layers with another truncation of their own come first: the budget is for all weights, and is
+    spent on what they leave of it at each step; where they leave nothing, every other layer has its
+    `min_rank` and the model is larger than the budget.
 
     Args:
         weights: int or None, the number of weights of the whole model to arrive at, counted as
