@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # The lower end of the supported range (the upper one is whatever pip finds for .venv). Newer
 # tensorflow-metadata needs a newer protobuf than that TensorFlow has.
 OLDEST = 'keras==3.8.*' 'tensorflow==2.18.*' 'numpy==1.26.*' 'tensorflow-metadata==1.16.*'
-PYTEST = -m pytest -n 2 --doctest-modules
+PYTEST = -m pytest -n 2 --dist worksteal --doctest-modules
 # The last of every minor version in between, on the TensorFlow of .venv.
 BETWEEN = 3.9.2 3.10.0 3.11.3 3.12.4 3.13.2 3.14.1
 
@@ -22,7 +22,7 @@ test: lint  ## check the style and run all tests on the newest versions
 	.venv/bin/python $(PYTEST)
 
 test-slow: .venv/installed  ## run the tests that take minutes (25 at most)
-	timeout 25m .venv/bin/python -m pytest -n 2 -m slow tests
+	timeout 25m .venv/bin/python -m pytest -n 2 --dist worksteal -m slow tests
 
 test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Keras and TensorFlow
 	.venv-oldest/bin/python $(PYTEST)
@@ -31,7 +31,7 @@ test-between: .venv/installed  ## run the tests of what hangs on Keras's version
 	for version in $(BETWEEN); do \
 		test -d .venv-between/$$version || .venv/bin/python -m pip install --quiet --no-deps \
 			--target .venv-between/$$version keras==$$version || exit 1; \
-		PYTHONPATH=.venv-between/$$version .venv/bin/python -m pytest -n 2 tests/test_keras_internals.py \
+		PYTHONPATH=.venv-between/$$version .venv/bin/python -m pytest -n 2 --dist worksteal tests/test_keras_internals.py \
 			tests/test_saving.py tests/test_recomputed.py tests/test_optimizer_rules.py \
 			tests/test_custom_losses.py tests/test_fixed_rank.py || exit 1; \
 	done

@@ -24,14 +24,14 @@ gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_configure(config):
-    """Leaves the optimisation of graphs, and of pipelines, to the slow tests.
+    """Leaves the tuning of pipelines to processes of their own, that of graphs to the slow tests.
 
     Most graphs run a few times here, and to optimise them takes a tenth of all the time. The slow
-    tests, and all trainings in processes of their own, run what users run.
+    tests run the graphs that users run, and trainings in processes of their own everything.
     """
+    tf.data.Dataset._apply_debug_options = _untuned
     if config.option.markexpr == "not slow":
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-        tf.data.Dataset._apply_debug_options = _untuned
 
 
 def _untuned(data):

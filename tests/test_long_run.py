@@ -1,4 +1,4 @@
-"""A hundred thousand steps: bases stay orthonormal, and nothing grows."""
+"""A hundred thousand steps, or tens of them: bases stay orthonormal, and nothing grows."""
 
 import gc
 import pathlib
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_lowrank import LowRankDense, LowRankModel, Tolerance
 
-STEPS, STEPS_PER_EXECUTION, EPOCHS = 10_000, 500, 10
+STEPS_PER_EXECUTION, EPOCHS = 500, 10
 
 
 class CountsTraces(LowRankModel):
@@ -55,8 +55,10 @@ class Watch(keras.callbacks.Callback):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive", "fixed_rank"])
-def test_a_hundred_thousand_steps(integrator):
+@pytest.mark.parametrize(
+    "integrator, steps", [("parallel", 10_000), ("rank_adaptive", 2_000), ("fixed_rank", 2_000)]
+)
+def test_ten_times_as_many_steps_change_nothing(integrator, steps):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((512, 12)).astype("float32")
     y = np.tanh(x @ rng.standard_normal((12, 4))) + rng.standard_normal((512, 4))
@@ -77,11 +79,11 @@ def test_a_hundred_thousand_steps(integrator):
     )
     watch = Watch()
     losses = model.fit(
-        batches, steps_per_epoch=STEPS, epochs=EPOCHS, verbose=0, callbacks=[watch]
+        batches, steps_per_epoch=steps, epochs=EPOCHS, verbose=0, callbacks=[watch]
     ).history["loss"]
     print(f"largest defect {max(watch.defects):.1e}; resident set, MiB: {watch.sizes}")
     print(f"ranks {sorted(watch.ranks)}; losses {losses}; counts {watch.counts[-1]}")
-    assert int(model.optimizer.iterations) == STEPS * EPOCHS
+    assert int(model.optimizer.iterations) == steps * EPOCHS
     assert max(watch.defects) < 1e-5
     assert (len(watch.ranks) > 1) == (integrator != "fixed_rank"), "ranks that move are the test"
     assert abs(watch.sizes[-1] / watch.sizes[0] - 1) < 0.02
