@@ -16,6 +16,8 @@ Writes out/cifar10_NETWORK/cifar10_NETWORK.json (with every run and epoch), .csv
 .png: accuracy against weights saved.
 """
 
+import functools
+
 from absl import flags
 
 import cifar10_networks
@@ -41,6 +43,9 @@ WIDTH = flags.DEFINE_integer(
     "128, and there a multiple of 4.",
     lower_bound=1,
 )
+SHIFT = flags.DEFINE_integer(
+    "shift", 4, "Pixels by which training images are shifted at most, each way.", lower_bound=0
+)
 NETWORKS = {
     "resnet20": ("ResNet20", cifar10_networks.resnet20),
     "vgg": ("A VGG-like network", cifar10_networks.vgg),
@@ -59,9 +64,8 @@ def main(_):
     def build(layers):
         return network(layers, **width)
 
-    training.run_experiment(
-        f"cifar10_{NETWORK.value}", title, build, "cifar10", image_data.flip_and_shift
-    )
+    augment = functools.partial(image_data.flip_and_shift, reach=SHIFT.value)
+    training.run_experiment(f"cifar10_{NETWORK.value}", title, build, "cifar10", augment)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,37 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 _HEADS = 4
+
+
+@keras.saving.register_keras_serializable("cifar10")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's layer by the operation that TensorFlow has for images.
+
+    In training on a CPU it takes 0.4 of the time of Keras's mean, variance and product one after
+    the other, which are half of a low-rank ResNet20's step.
+    """
+
+    def call(self, inputs, training=None):
+        if not (training and self.trainable and inputs.shape.rank == 4):
+            return super().call(inputs, training=training)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, self.gamma, self.beta, epsilon=self.epsilon, data_format="NHWC"
+        )
+        count = tf.cast(tf.size(inputs) // tf.size(mean), variance.dtype)
+        variance *= (count - 1.0) / count  # of these images, not estimated from them
+        for moving, new in (self.moving_mean, mean), (self.moving_variance, variance):
+            moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
+        return outputs
 
 
 def resnet20(layers, width=16):
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(4.0, -2.0)(inputs)
     x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.ReLU()(BatchNormalization()(x))
     for stage in range(3):
         for block in range(3):
             x = _residual_block(layers, x, width * 2**stage, 2 if stage and not block else 1)
@@ -21,11 +43,12 @@ def resnet20(layers, width=16):
 def _residual_block(layers, x, filters, strides):
     options = {"padding": "same", "use_bias": False}
     y = layers.conv(filters, 3, strides=strides, **options)(x)
-    y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
-    y = keras.layers.BatchNormalization()(layers.conv(filters, 3, **options)(y))
+    y = keras.layers.ReLU()(BatchNormalization()(y))
+    y = BatchNormalization()(layers.conv(filters, 3, **options)(y))
     if strides > 1:  # He et al., option A: a shortcut without parameters
         added = filters - x.shape[-1]
-        x = keras.ops.pad(x[:, ::2, ::2], [(0, 0)] * 3 + [(added // 2, added - added // 2)])
+        x = keras.ops.average_pool(x, 1, strides)  # a quarter of the time of x[:, ::2, ::2]
+        x = keras.ops.pad(x, [(0, 0)] * 3 + [(added // 2, added - added // 2)])
     return keras.layers.ReLU()(x + y)
 
 
@@ -37,10 +60,10 @@ def vgg(layers, width=32):
             first = stage == number == 0
             conv = keras.layers.Conv2D if first else layers.conv
             x = conv(width * 2**stage, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+            x = keras.layers.ReLU()(BatchNormalization()(x))
         x = keras.layers.MaxPooling2D()(x)
     x = layers.dense(8 * width, use_bias=False)(keras.layers.Flatten()(x))
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.ReLU()(BatchNormalization()(x))
     return layers.model(inputs, keras.layers.Dense(10)(x))
 
 
@@ -52,7 +75,7 @@ def vgg11(layers, width=32):
         conv = layers.conv if stage else keras.layers.Conv2D
         for _ in range(count):
             x = conv(channels * width, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+            x = keras.layers.ReLU()(BatchNormalization()(x))
         x = keras.layers.MaxPooling2D()(x)
     return layers.model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
 

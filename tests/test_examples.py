@@ -7,6 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import flagsaver
 from example_programs import EXAMPLES, imported
 from reference.two_layers import NEEDS_MUON
@@ -112,6 +113,24 @@ def test_vgg11_has_eight_convolutions_and_a_head_by_every_method(example):
     assert count_weights(full).full == counts.full == weights
     assert count_weights(two).full == counts.factored
     assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
+
+
+def test_normalization_is_that_of_keras(example):
+    own = example("cifar10_networks").BatchNormalization()
+    x = tf.constant(np.float32([1.0, 3.0, 0.1]) * images()[:, :2, :2] + 1.0)
+    found = []
+    for layer in (own, keras.layers.BatchNormalization()):
+        layer.build(x.shape)
+        layer.gamma.assign([0.5, 2.0, 1.0])
+        for _ in range(3):  # the statistics move
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = layer(x, training=True)
+                loss = tf.reduce_sum(outputs**3)
+        gradients = tape.gradient(loss, [x, *layer.trainable_variables])
+        found.append([outputs, *gradients, *layer.weights, layer(x)])
+    for ours, expected in zip(*found):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_too_few_ranks_error(example):
