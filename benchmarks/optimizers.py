@@ -8,6 +8,7 @@ those of the same round to the plain step of the same method, medians over the r
     python benchmarks/optimizers.py
     python benchmarks/optimizers.py --widths 784,784,784,784 --ranks 128
     python benchmarks/optimizers.py --network embedding --ranks 64
+    python benchmarks/optimizers.py --network embedding --vocabulary 32000 --ranks 64
 """
 
 import keras
@@ -17,6 +18,7 @@ import reporting
 from absl import flags
 
 NETWORK = flags.DEFINE_enum("network", "dense", ["dense", "embedding"], "What to train.")
+VOCABULARY = flags.DEFINE_integer("vocabulary", 200_000, "Rows of that table.", lower_bound=1)
 WIDTHS = reporting.define_numbers("widths", ["5120"] * 4, "Neurons of the hidden dense layers.")
 RANKS = reporting.define_numbers("ranks", ["32"], "Ranks; each gives its own rows.")
 BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
@@ -33,7 +35,7 @@ _OPTIMIZERS = {
 
 def _build(method, rank, optimizer):
     if NETWORK.value == "embedding":
-        return networks.embedding(method, rank, optimizer=optimizer)
+        return networks.embedding(method, rank, VOCABULARY.value, optimizer=optimizer)
     return networks.dense(method, reporting.numbers(WIDTHS), rank, optimizer)
 
 
@@ -76,8 +78,12 @@ def main(_):
     }
     name = "optimizers" if NETWORK.value == "dense" else f"optimizers_{NETWORK.value}"
     title = f"A training step by optimizer, batch {BATCH.value}"
-    settings = {"widths": reporting.numbers(WIDTHS), "batch": BATCH.value, "rounds": ROUNDS.value}
-    reporting.report(name, title, rows, columns, steps=STEPS.value, **settings)
+    settings = {"batch": BATCH.value, "rounds": ROUNDS.value, "steps": STEPS.value}
+    if NETWORK.value == "dense":
+        settings["widths"] = reporting.numbers(WIDTHS)
+    else:
+        settings["vocabulary"] = VOCABULARY.value
+    reporting.report(name, title, rows, columns, **settings)
 
 
 if __name__ == "__main__":
