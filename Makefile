@@ -21,8 +21,8 @@ demo: .venv/installed  ## train digits at full rank and low-rank, compare, expor
 test: lint  ## check the style and run all tests on the newest versions
 	.venv/bin/python $(PYTEST)
 
-test-slow: .venv/installed  ## run the tests that take minutes (25 at most)
-	timeout 25m .venv/bin/python -m pytest -n 2 --dist worksteal -m slow tests
+test-slow: .venv/installed  ## run the tests that take minutes (35 at most)
+	timeout 35m .venv/bin/python -m pytest -n 2 --dist worksteal -m slow tests
 
 test-oldest: .venv-oldest/installed  ## run all tests on the oldest supported Keras and TensorFlow
 	.venv-oldest/bin/python $(PYTEST)
