@@ -71,9 +71,6 @@ class TangentProbe:
         # Indices have no gradient, nor have sparse inputs, which are data.
         smooth = not isinstance(inputs, tf.SparseTensor) and inputs.dtype.is_floating
 
-        # An image has more positions than a kernel has rows: the bases take up the core, not z.
-        images = smooth and inputs.shape.rank > 3
-
         @tf.custom_gradient
         def apply(x, first, core, last):
             x = x if smooth else inputs
@@ -85,12 +82,7 @@ class TangentProbe:
                     tape.watch(x)
                 basis_tape.watch(first)
                 z = form.project(x, first)
-                # Of images `z S` only takes x's gradient, and a graph does not compute it.
-                z_core = form.project(x, first @ core) if images else matmul_last(z, core)
-            if images:
-                outputs = form.expanded(z, tf.matmul(last, core, transpose_b=True))
-            else:
-                outputs = form.expanded(z_core, last)
+            outputs = form.expanded(matmul_last(z, core), last)
 
             def gradient(d):
                 dv = form.pulled_back(d, last, z)
@@ -98,7 +90,7 @@ class TangentProbe:
                     self._calls.append(_Call(form, transposed, x, z, d, dv))
                 dx = None
                 if smooth:
-                    dx = tape.gradient(z_core, x, dv)
+                    dx = tape.gradient(z, x, matmul_last(dv, core, transpose=True))
                 parts = (
                     self._of_first(basis_tape.gradient(z, first, dv)),
                     tf.matmul(rows(z), rows(dv), transpose_a=True),
