@@ -59,7 +59,10 @@ class Form(NamedTuple):
     def of_basis(self, d, coordinates, basis):
         """The adjoint of `expand` in its basis, `d^T z` of a product: shape `(m, k)`."""
         if self.expand is None:
-            return tf.matmul(rows(d), rows(coordinates), transpose_a=True)
+            if d.shape.rank == 2:
+                return tf.matmul(rows(d), rows(coordinates), transpose_a=True)
+            # Where d is long, to read it transposed takes up to half as much again.
+            return tf.transpose(tf.matmul(rows(coordinates), rows(d), transpose_a=True))
         with tf.GradientTape() as tape:
             tape.watch(basis)
             outputs = self.expand(coordinates, basis)

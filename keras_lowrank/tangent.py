@@ -64,12 +64,13 @@ class TangentProbe:
         return sources if self._first is self.K else [*sources, self._first]
 
     def apply(self, form, inputs, dtype, transposed=False):
-        # A batch of vectors, or of sequences of indices, is shorter than a basis as a rule, and
-        # z^T dV the cheaper way to the S-part; a batch of images or of vectors in sequence is not.
-        self._core_by_pass &= inputs.shape.rank == 2
-
         # Indices have no gradient, nor have sparse inputs, which are data.
         smooth = not isinstance(inputs, tf.SparseTensor) and inputs.dtype.is_floating
+
+        # A batch of vectors is shorter than a basis as a rule: there S multiplies z, and z^T dV is
+        # the cheaper way to the S-part. Images, vectors in sequence and indices have more places.
+        short = inputs.shape.rank == 2 and inputs.dtype.is_floating
+        self._core_by_pass &= short
 
         @tf.custom_gradient
         def apply(x, first, core, last):
@@ -82,7 +83,10 @@ class TangentProbe:
                     tape.watch(x)
                 basis_tape.watch(first)
                 z = form.project(x, first)
-            outputs = form.expanded(matmul_last(z, core), last)
+            if short:
+                outputs = form.expanded(matmul_last(z, core), last)
+            else:
+                outputs = form.expanded(z, tf.matmul(last, core, transpose_b=True))
 
             def gradient(d):
                 dv = form.pulled_back(d, last, z)
@@ -196,12 +200,18 @@ class TangentProbe:
         if self._half:  # its products leave the parts with roundings of their own
             k, s, l = paired(k, l, self.K, self.L)
         elif not self._core_by_pass:
-            s = row_slices.inner(self.K, k)
+            s = self._core(k, l)
         if penalty is not None:
             k = row_slices.plus(tf.matmul(self.K, penalty), k)
             s += penalty
             l += tf.matmul(self.L, penalty, transpose_b=True)
         return TangentVector(k, s, l)
+
+    def _core(self, k, l):
+        """The S-part of two others, by the shorter of the bases."""
+        if self.K.shape[0] <= self.L.shape[0]:
+            return row_slices.inner(self.K, k)
+        return tf.matmul(l, self.L, transpose_a=True)
 
     def coupling(self, left, right, row_scale=None, column_scale=None):
         r"""Returns `Q^T diag(p) G diag(q) Z` for bases that the backward pass did not know.
