@@ -65,12 +65,11 @@ class TangentProbe:
 
     def apply(self, form, inputs, dtype, transposed=False):
         # Indices have no gradient, nor have sparse inputs, which are data.
-        smooth = not isinstance(inputs, tf.SparseTensor) and inputs.dtype.is_floating
-
-        # A batch of vectors is shorter than a basis as a rule: there S multiplies z, and z^T dV is
-        # the cheaper way to the S-part. Images, vectors in sequence and indices have more places.
-        short = inputs.shape.rank == 2 and inputs.dtype.is_floating
-        self._core_by_pass &= short
+        is_float = inputs.dtype.is_floating
+        smooth = is_float and not isinstance(inputs, tf.SparseTensor)
+        # A batch of vectors is shorter than a basis as a rule, and z^T dV the cheaper way to the
+        # S-part; images, vectors in sequence and indices have more places.
+        self._core_by_pass &= is_float and inputs.shape.rank == 2
 
         @tf.custom_gradient
         def apply(x, first, core, last):
@@ -83,9 +82,9 @@ class TangentProbe:
                     tape.watch(x)
                 basis_tape.watch(first)
                 z = form.project(x, first)
-            if short:
+            if is_float:
                 outputs = form.expanded(matmul_last(z, core), last)
-            else:
+            else:  # V has fewer rows than a batch has indices. In other layers this gains nothing.
                 outputs = form.expanded(z, tf.matmul(last, core, transpose_b=True))
 
             def gradient(d):
