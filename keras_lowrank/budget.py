@@ -52,8 +52,6 @@ class Budget(Truncation):
     >>> truncation = Budget(compression=90.0, steps=2000)
     """
 
-    by_tail = True
-
     def __init__(self, *, weights=None, compression=None, steps):
         if (weights is None) == (compression is None):
             raise ValueError(
@@ -113,16 +111,13 @@ class Budget(Truncation):
 class _Capped(Truncation):
     """At most a rank that was allotted to a layer for one step."""
 
-    by_tail = True
+    grows = False
 
     def __init__(self, cap):
         self._cap = cap
 
     def rank(self, singular_values, current):
         return tf.minimum(current, self._cap)
-
-    def bounds(self, values, tail, slack, current):
-        return current <= self._cap, True
 
 
 def spend(shares, sizes, allowed):

@@ -79,19 +79,9 @@ class Replicas:
         size = tf.cast(tf.shape(batch)[0], tf.float64)
         return tf.math.divide_no_nan(self.count * size, self.sum(size))
 
-    def all(self, flags):
-        """A dict of scalar bool tensors, each true where it is true in every replica."""
-        if self.count == 1 or not flags:
-            return flags
-        false = self.sum(tf.cast(~tf.stack(list(flags.values())), tf.float32))
-        return dict(zip(flags, tf.unstack(false == 0.0)))
-
-    def decided(self, flags):
-        """A dict of scalar bool tensors, as the first replica has them."""
-        if self.count == 1:
-            return flags
-        first = self.first({name: tf.cast(flag, tf.float32) for name, flag in flags.items()})
-        return {name: first[name] > 0.0 for name in flags}
+    def decided(self, flag):
+        """A scalar bool tensor, as the first replica has it."""
+        return flag if self.count == 1 else self.first(tf.cast(flag, tf.float32)) > 0.0
 
     def first(self, structure):
         """What the first replica has, exactly: a sum with zeros is."""

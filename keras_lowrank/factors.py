@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.linalg import orthonormalized
+from keras_lowrank.linalg import orthonormalized, signed_svd
 
-# Above what training leaves (1e-5), so that a file of a model in training is taken as it is.
-_ORTHONORMAL = 1e-4
+# What a core has in place of a singular value of zero: too little to be seen in any product, and
+# enough for the gradients of U and V to tell where the matrix wants to grow.
+_LEAST = 1e-18
 
 
 class Factorization(NamedTuple):
@@ -28,14 +29,16 @@ class Factorization(NamedTuple):
     V: tf.Tensor
 
 
-def has_orthonormal_bases(factorization):
-    """Scalar bool tensor: U and V have orthonormal columns, as well as a step needs them."""
-    good = []
-    for basis in (factorization.U, factorization.V):
-        gram = tf.matmul(basis, basis, transpose_a=True)
-        off = gram - tf.eye(tf.shape(gram)[0], dtype=gram.dtype)
-        good.append(tf.reduce_all(tf.abs(off) <= _ORTHONORMAL))  # false for NaN
-    return good[0] & good[1]
+def diagonal(values):
+    """A core with these singular values, shape `(r, r)`: none of them is exactly zero."""
+    return tf.linalg.diag(tf.maximum(values, tf.cast(_LEAST, values.dtype)))
+
+
+def diagonalized(factorization):
+    """The same W with a diagonal core, descending; U and V must be orthonormal."""
+    u, s, v = factorization
+    p, values, q = signed_svd(s)
+    return Factorization(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))
 
 
 class RankVariable(keras.Variable):
@@ -186,20 +189,14 @@ class Factors:
         return taken_by is training and not any(v.assigned_outside for v in self.variables)
 
     def orthonormalize(self):
-        """Makes the bases orthonormal where they are not; W stays what it is. On the host only.
-
-        Returns:
-            bool, whether the bases had to be changed.
+        """Makes the bases orthonormal and S diagonal; W stays what it is. On the host only.
 
         Raises:
             ValueError: the shapes are not those of one matrix of this size.
         """
         present = self.read()
         self.check_shapes(*(tensor.shape for tensor in present))
-        if has_orthonormal_bases(present):
-            return False
-        self.assign(orthonormalized(*present))
-        return True
+        self.assign(diagonalized(Factorization(*orthonormalized(*present))))
 
     def taken_by(self, training):
         """Notes that `training` goes on from the present values, and that they need no look."""

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_lowrank import row_slices
+from keras_lowrank.traces import outlined
 
 
 class Snapshot:
@@ -70,20 +71,25 @@ class FaultRecord:
         """Scalar bool tensor: nothing was recorded."""
         return self._step < 0
 
-    def record(self, fatal, good, step):
+    def record(self, fatal, obeyed, places, step):
         """Records the first that is not good where `fatal` is true.
 
         Args:
             fatal: scalar bool tensor.
-            good: dict from a place, str, whose values should be finite, or from a callable
-                `(step) -> Exception`, to scalar bool tensor.
+            obeyed: dict from a callable `(step) -> Exception` to a scalar bool tensor.
+            places: list of `(place, tensors)`, a str and a list of tensors, or None among them,
+                that should be finite. Looked at only where `fatal` is true.
             step: integer scalar tensor, number of completed steps.
         """
-        self._findings = list(good)
-        new = tf.logical_and(fatal, self.clear)
-        flags = tf.cast(tf.stack(list(good.values())), tf.int32)
-        first = tf.argmin(flags, output_type=tf.int64)
-        self._place.assign(tf.where(new, first, self._place))
+        self._findings = [*obeyed, *(place for place, _ in places), "the sum of all values"]
+        new = fatal & self.clear
+
+        def first():
+            good = [*obeyed.values(), *(_all_finite(tensors) for _, tensors in places), False]
+            return tf.argmin(tf.cast(tf.stack(good), tf.int32), output_type=tf.int64)
+
+        place = tf.cond(new, outlined(first), lambda: tf.identity(self._place))
+        self._place.assign(place)
         self._step.assign(tf.where(new, tf.cast(step, tf.int64) + 1, self._step))
 
     def raise_if_any(self):
@@ -103,16 +109,6 @@ class FaultRecord:
         )
 
 
-class Findings(dict):
-    """Whether values are finite, scalar bool tensors by the place where the values came up."""
-
-    def note(self, place, *tensors):
-        """Notes whether every entry of every tensor is finite. None counts as finite."""
-        finite = all_finite(*tensors)
-        # Places are named by paths, which need not be unique: of one name all must be finite.
-        self[place] = self[place] & finite if place in self else finite
-
-
 def choose(condition, structure, other):
     """A structure of tensors where `condition` is true, else the other one; copies nothing."""
     flat = tf.nest.flatten(structure)
@@ -121,25 +117,33 @@ def choose(condition, structure, other):
     return tf.nest.pack_sequence_as(structure, flat)
 
 
-def all_finite(*tensors):
+def are_finite(structure):
     """Scalar bool tensor: every entry of every tensor is finite. None counts as finite.
 
-    By their sums, one reading pass: a sum that overflows counts as not finite too.
+    By their sum, in one reading pass: a sum that overflows counts as not finite too.
     """
-    return _all([tf.math.is_finite(_sum(t)) for t in tensors if t is not None])
+    return tf.math.is_finite(total(structure))
+
+
+def total(structure):
+    """A sum of all entries of all tensors, that is not finite where one of them is not."""
+    tensors = [tensor for tensor in tf.nest.flatten(structure) if tensor is not None]
+    return tf.add_n([tf.zeros([]), *map(_sum, tensors)])
+
+
+def _all_finite(structure):
+    """The same as `are_finite`, slower, in fewer operations."""
+    tensors = [row_slices.values(t) for t in tf.nest.flatten(structure) if t is not None]
+    sums = [tf.cast(tf.reduce_sum(tensor), tf.float32) for tensor in tensors]
+    return tf.math.is_finite(tf.add_n(sums) if sums else 0.0)
 
 
 def _sum(tensor):
-    tensor = tf.cast(tensor, tf.float32)
+    tensor = tf.cast(row_slices.values(tensor), tf.float32)
     if tensor.shape.rank == 2:
         # The product with a row of ones reads a tall block twice as fast as a reduction does.
         tensor = tf.matmul(tf.ones([1, tf.shape(tensor)[0]]), tensor)
     return tf.reduce_sum(tensor)
-
-
-def is_zero(gradient):
-    """Scalar bool tensor: every entry of a gradient, whole or given by rows, is zero."""
-    return tf.reduce_all(row_slices.values(gradient) == 0.0)
 
 
 def poisoned(gradient, finite):
@@ -149,12 +153,3 @@ def poisoned(gradient, finite):
     values = row_slices.values(gradient)
     values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
     return row_slices.with_values(gradient, values)
-
-
-def all_finite_flags(finite_by_place):
-    """Scalar bool tensor: every place is finite."""
-    return _all(list(finite_by_place.values()))
-
-
-def _all(flags):
-    return tf.reduce_all(tf.stack(flags)) if flags else tf.constant(True)

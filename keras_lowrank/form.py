@@ -1,12 +1,11 @@
-"""How a layer type multiplies with its matrix, and the adjoints that a tangent gradient takes."""
+"""How a layer type multiplies with its matrix."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
-from keras_lowrank.linalg import extent, matmul_last, rows
+from keras_lowrank.linalg import extent, matmul_last
 
 
 class Form(NamedTuple):
@@ -37,36 +36,11 @@ class Form(NamedTuple):
 
     def expanded(self, coordinates, basis):
         """`expand(z, B)`."""
-        if self.expand is None:
+        if self.expand is None and coordinates.shape.rank == 2:
             return matmul_last(coordinates, basis, transpose=True)
+        if self.expand is None:  # the gradient of B then reads no long block transposed
+            return matmul_last(coordinates, tf.transpose(basis))
         return self.expand(coordinates, basis)
-
-    def pulled_back(self, d, basis, coordinates):
-        """The adjoint of `expand` in its coordinates, `d B` of a product.
-
-        Args:
-            d: tensor, of the shape of the outputs.
-            basis: tensor B, shape `(m, k)`.
-            coordinates: tensor, shape `(..., k)`, for its shape.
-        """
-        if self.expand is None:
-            return matmul_last(d, basis)
-        with tf.GradientTape() as tape:
-            tape.watch(coordinates)
-            outputs = self.expand(coordinates, basis)  # that nobody reads: a graph leaves it out
-        return tape.gradient(outputs, coordinates, d)
-
-    def of_basis(self, d, coordinates, basis):
-        """The adjoint of `expand` in its basis, `d^T z` of a product: shape `(m, k)`."""
-        if self.expand is None:
-            if d.shape.rank == 2:
-                return tf.matmul(rows(d), rows(coordinates), transpose_a=True)
-            # Where d is long, to read it transposed takes up to half as much again.
-            return tf.transpose(tf.matmul(rows(coordinates), rows(d), transpose_a=True))
-        with tf.GradientTape() as tape:
-            tape.watch(basis)
-            outputs = self.expand(coordinates, basis)
-        return row_slices.dense(tape.gradient(outputs, basis, d), extent(basis, 0))
 
 
 # Plain products, for an application of the matrix that is no layer's own.

@@ -4,6 +4,7 @@ When a Keras release moves one of these, `tests/test_keras_internals.py` fails a
 this is the one file to mend.
 """
 
+import contextlib
 import functools
 import inspect
 
@@ -20,7 +21,8 @@ from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.utils.tracking import no_automatic_dependency_tracking
-from tensorflow.python.eager import record
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+from tensorflow.python.eager import context
 
 from keras_lowrank.distribution import spans_hosts
 
@@ -61,13 +63,27 @@ def is_graph(model):
     return False
 
 
-def is_recorded():
-    """Whether a tape sees what is computed now: not in a forward pass that is to be recomputed.
+# TensorFlow puts a function with the first of these not in line with its callers; those with the
+# second it takes for one of tf.data, and does not optimise them together with their callers.
+NOT_OPTIMIZED = {"_noinline": True, "_tf_data_function": True}
 
-    Of TensorFlow, and not public either: `tf.recompute_grad`, which `keras.RematScope` uses, says
-    so in no other way.
+
+@contextlib.contextmanager
+def calls_not_optimized():
+    """While open, calls of traced functions that are made in a graph leave them as traced.
+
+    Of TensorFlow, and not public: `tf.config.optimizer` would switch it off for the whole process.
     """
-    return record.could_possibly_record()
+    present = context.context()
+    before = present.function_call_options
+    rewriting = rewriter_config_pb2.RewriterConfig(disable_meta_optimizer=True)
+    options = config_pb2.GraphOptions(rewrite_options=rewriting)
+    config = config_pb2.ConfigProto(allow_soft_placement=True, graph_options=options)
+    present.function_call_options = context.FunctionCallOptions(config_proto=config)
+    try:
+        yield
+    finally:
+        present.function_call_options = before
 
 
 def is_called_with(layer, argument):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank.traces import rare
+from keras_lowrank.traces import apart
 
 # A direction smaller than this many units of rounding, relative to the whole block, is noise: a
 # block is a sum over a batch, and comes with some ten roundings itself.
@@ -20,13 +20,6 @@ _NOISE_UNITS = 256.0
 # The finest unit that a float64 Gram matrix resolves, because it squares the condition number:
 # 256 * 2^-30 is an order of magnitude above sqrt(eps).
 _GRAM_UNIT = 2.0**-30
-
-# What a float32 Gram matrix may be off by, relative to its norm.
-_GRAM_ROUNDING = 1e-6
-
-# Directions down to this size, relative to the largest, are told apart by a float32 Gram matrix to
-# two digits: its rounding is 2% of the square of this.
-_DISTINCT = 7e-3
 
 # The spectral norm of B^T B - I that a basis is left with, in units of rounding: 7.6e-6 in float32.
 _DEFECT_UNITS = 64.0
@@ -157,45 +150,6 @@ def complement(block, basis, static=False):
     return Complement(inside, residual, root, leak, tf.cast(outside, dtype))
 
 
-def rough_complement(block, basis, inside, gram, static=False):
-    """A `Complement` to two digits, for what enters in second order only; a third of the time.
-
-    Where all directions are distinct, a float32 Gram matrix tells them apart. Else, and in
-    float64, it is `complement`.
-
-    Args:
-        block: float tensor `A`, shape `(n, r)`.
-        basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
-        inside: float tensor `X = B^T A`, shape `(b, r)`.
-        gram: float tensor `A^T A - X^T X`, shape `(r, r)`.
-        static: as in `complement`.
-    """
-    if block.dtype == tf.float64:
-        return complement(block, basis, static)
-    # R = A - B X has the Gram matrix e L L^T, so Q = R L^-T / e^(1/2): a Cholesky factor and its
-    # inverse take a third of the time of an eigenvalue problem. The shift, which is rounding of
-    # the Gram matrix, keeps it positive; a failure would be written to the log at every step.
-    one, energy = identity_like(gram), tf.linalg.trace(gram)
-    sound = tf.math.is_finite(tf.reduce_sum(gram)) & (energy > 0.0)
-    gram = tf.where(sound, gram / energy, one)
-    largest = spectral_norm(gram)
-    factor = tf.linalg.cholesky(gram + _GRAM_ROUNDING * largest * one)
-    inverse = tf.linalg.triangular_solve(factor, one)
-    surplus = tf.shape(gram)[0] - _room(block, basis)
-
-    def from_gram():
-        size = tf.sqrt(energy)
-        root = tf.transpose(inverse[surplus:]) / size  # as many columns as in the other branch
-        leak = tf.matmul(inside, root)
-        return Complement(inside, block, root, leak, size * tf.transpose(factor[:, surplus:]))
-
-    # The squares of the largest size, inside of B too, and of the inverse of the smallest.
-    largest = tf.maximum(largest, tf.reduce_sum(tf.square(inside)) / energy)
-    faintest = spectral_norm(tf.matmul(inverse, inverse, transpose_a=True))
-    distinct = sound & (surplus == 0) & (_DISTINCT**2 * largest * faintest < 1.0)
-    return tf.cond(distinct, from_gram, rare(lambda: complement(block, basis, static)))
-
-
 def _room(block, basis):
     """How many columns a block can add to a basis at most."""
     return tf.minimum(tf.shape(block)[1], tf.shape(basis)[0] - tf.shape(basis)[1])
@@ -295,12 +249,7 @@ def _mended(dtype):
         )
 
     block, number = tf.TensorSpec([None, None], dtype), tf.TensorSpec([], dtype)
-    return tf.function(
-        mended,
-        input_signature=[block] * 5 + [number],
-        autograph=False,
-        experimental_attributes={"_noinline": True},
-    )
+    return apart(mended, [block] * 5 + [number])
 
 
 def roots(e):

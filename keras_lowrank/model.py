@@ -15,8 +15,8 @@ from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import find_built_layers, set_weights
 from keras_lowrank.optimizers import rule_for, rules_of
-from keras_lowrank.optimizers.rule import TANGENT
-from keras_lowrank.optimizers.state import ACCUMULATED, OptimizerState
+from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
+from keras_lowrank.optimizers.state import OptimizerState
 from keras_lowrank.precision import require_whole_products
 from keras_lowrank.summary import print_ranks
 from keras_lowrank.training_step import TrainingStep
@@ -129,6 +129,12 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return keras_internals.per_host(logs)
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        history = super().fit(*args, **kwargs)
+        self._finish_training()
+        return history
+
     def make_train_function(self, force=False):
         # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
         # products back, or trained the layers, in traced code that the host does not see.
@@ -149,8 +155,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 if not built and self._choose_jit():  # layers made just now do not bear it
                     return self.make_train_function(force=True)(iterator)
             if self.optimizer_state is not None:
-                self.optimizer_state.follow_ranks()
-                self.optimizer_state.settle()
+                self.optimizer_state.settle(at_origin=self.integrator.adapt_every == 1)
             logs = run(iterator)
             if self.run_eagerly:  # the step itself has assigned the factors where the host sees it
                 for layer in self._trained_layers().values():
@@ -385,6 +390,17 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         rules = rules_of(self.rule, layers)
         kinds = {path: {**rule.state, **sums} for path, rule in rules.items()}
         self.optimizer_state = OptimizerState.of(optimizer, layers, kinds)
+
+    def _finish_training(self):
+        """Leaves orthonormal bases and diagonal cores, wherever in a chart the last step ended."""
+        layers = self._trained_layers()
+        if self.optimizer_state is None or not layers or self.integrator.adapt_every == 1:
+            return
+        self.optimizer_state.settle()
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        points = [layer.factors.read() for layer in layers.values()]
+        for path, policy in zip(layers, self.policies(layers.values(), points, step)):
+            self.optimizer_state.recenter(path, policy)
 
     def _tell_layers_of_jit(self):
         static = self._ranks_frozen or not self.integrator.adapts_rank

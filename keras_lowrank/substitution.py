@@ -1,12 +1,7 @@
 """How a layer applies its low-rank matrix, and what may be put in its place.
 
-Every low-rank layer applies its matrix through `low_rank_apply`, or `recurrence`, which is the same
-for a loop. What that multiplies with is
-
-- the layer's variables, differentiated as TensorFlow differentiates everything: the honest
-  gradients of U, S and V;
-- inside `substitute`, whatever the caller put in their place: a `TangentProbe`, whose gradients
-  are the pair `(G V, G^T U)`, or a `Product` of given matrices.
+Every low-rank layer applies its matrix through `low_rank_apply`, with its variables, which any tape
+differentiates as it does everything; or, inside `substitute`, with a `Product` of given matrices.
 """
 
 import contextlib
@@ -52,12 +47,10 @@ class Product:
 
     def folded(self, dtype):
         """The same as a product of two, for whoever multiplies with it again and again."""
-        if len(self.matrices) < 3:
-            return self
-        first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
+        first, *rest = self.matrices
         for matrix in rest[:-1]:
             first = tf.matmul(first, matrix)
-        return Product(first, rest[-1])
+        return Product(*(tf.cast(one, dtype) for one in (first, *rest[-1:])), core=self.core)
 
 
 def low_rank_apply(form, factors, inputs, dtype, transposed=False):
@@ -75,15 +68,23 @@ def low_rank_apply(form, factors, inputs, dtype, transposed=False):
     """
     kernel = substitutes().get(factors)
     if kernel is None:
-        kernel = Product.of(factors.read())
+        u, s, v = factors.read()
+        # A batch of vectors is shorter than U as a rule; images, vectors in sequence and indices
+        # have more places than that, and half precision no digits for a core of its own.
+        if inputs.shape.rank == 2 and inputs.dtype.is_floating and dtype == s.dtype:
+            kernel = Product(u, s, v)
+        elif transposed or not inputs.dtype.is_floating:
+            kernel = Product(u, tf.matmul(v, s, transpose_b=True))
+        else:
+            kernel = Product(tf.matmul(u, s), v)
     return kernel.apply(form, inputs, dtype, transposed)
 
 
 def squared_norm(factors):
     r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
 
-    With orthonormal bases, as every step of an integrator has them, it is `||S||_F^2`; outside of
-    one, where U and V may be anything, `<U^T U S, S V^T V>`.
+    `<U^T U S, S V^T V>`, or `||S||_F^2` for a substitute that has a core, whose bases are
+    orthonormal.
     """
     kernel = substitutes().get(factors)
     if kernel is not None and kernel.core is not None:
@@ -99,7 +100,7 @@ def substitute(kernels):
     """While open, `low_rank_apply` uses `kernels[factors]` in place of the layer's variables.
 
     Args:
-        kernels: dict from `Factors` to a `TangentProbe` or a `Product`.
+        kernels: dict from `Factors` to a `Product`.
     """
     outer = substitutes()
     _LOCAL.kernels = {**outer, **kernels}
@@ -109,10 +110,22 @@ def substitute(kernels):
         _LOCAL.kernels = outer
 
 
+def folded(factors, dtype):
+    """While open, layers that multiply again and again do so with products of two.
+
+    Args:
+        factors: list of `Factors`.
+        dtype: str, the type to compute in.
+    """
+    table = substitutes()
+    kernels = {one: table.get(one) or Product.of(one.read()) for one in factors}
+    return substitute({one: kernel.folded(dtype) for one, kernel in kernels.items()})
+
+
 # One table per thread: each replica of a tf.distribute strategy traces in a thread of its own.
 _LOCAL = threading.local()
 
 
 def substitutes():
-    """The open substitutes: dict from `Factors` to a `TangentProbe` or a `Product`."""
+    """The open substitutes: dict from `Factors` to a `Product`."""
     return getattr(_LOCAL, "kernels", {})

@@ -1,37 +1,52 @@
 """Less for TensorFlow to trace and to optimise before the first step.
 
-A step of one matrix is a thousand small operations, most of them in branches that are seldom taken.
-TensorFlow traces all of it for every layer anew, and optimises it as one graph. So networks of many
-layers would wait long for their first step: these functions take the repetition out of the trace,
-and the branches out of the graph. They change nothing in what is computed.
+What a step does to a matrix is the same for all layers, and its full step is seldom taken.
+TensorFlow would trace all of it for every layer, and optimise it as one graph, before anything
+runs. These functions take the repetition out of the trace, and both out of the graph. They change
+nothing in what is computed.
 """
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
+from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.truncation import Policy
 
 
-def rare(branch):
-    """Returns a branch of a `tf.cond` that stays a function of its own, prepared when first taken.
+def apart(function, specs=()):
+    """A traced function that TensorFlow neither puts in line nor optimises: both take seconds.
 
-    TensorFlow puts the operations of all other branches and functions in line.
+    Args:
+        function: callable of tensors.
+        specs: list of `tf.TensorSpec`, theirs.
+    """
+    once = tf.function(
+        function, autograph=False, experimental_attributes=keras_internals.NOT_OPTIMIZED
+    ).get_concrete_function(*specs)
+
+    def call(*tensors):
+        with keras_internals.calls_not_optimized():
+            return once(*tensors)
+
+    return call
+
+
+def outlined(branch):
+    """Returns a branch of a `tf.cond` that stays a function of its own, prepared when first taken.
 
     Args:
         branch: callable without arguments.
     """
     if tf.executing_eagerly():
         return branch
-    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
+    return apart(branch)
 
 
-def shared(function):
+def trace_once(function):
     """Returns `function`, traced once for all matrices of a step that it treats alike.
 
     Args:
-        function: callable of nests of tensors and of `Policy`s, that returns a nest of tensors. All
-            else that it depends on has to be the same for all matrices. Where it is first called
-            inside of a branch, it must not depend on any other tensor of the graph.
+        function: callable of nests of tensors, None and `Policy`s, that returns a nest of tensors.
+            All else that it depends on has to be the same for all matrices.
     """
     traces = {}
 
@@ -40,12 +55,16 @@ def shared(function):
         if tf.executing_eagerly() or any(map(row_slices.is_slices, tf.nest.flatten(arguments))):
             return function(*arguments)
         kinds, tensors = zip(*map(_parts, arguments))
-        flat = tf.nest.flatten(tensors)
-        key = kinds, tuple(tensor.dtype for tensor in flat)
+        given = tf.nest.flatten(tensors)
+        flat = [tensor for tensor in given if tensor is not None]
+        there = tuple(tensor is not None for tensor in given)
+        key = kinds, there, tuple((tensor.dtype, len(tensor.shape)) for tensor in flat)
         if key not in traces:
 
             def of_tensors(*flat):
-                parts = tf.nest.pack_sequence_as(tensors, flat)
+                values = iter(flat)
+                every = [next(values) if one else None for one in there]
+                parts = tf.nest.pack_sequence_as(tensors, every)
                 whole = [
                     argument.of_parts(part) if isinstance(argument, Policy) else part
                     for argument, part in zip(arguments, parts)
@@ -53,7 +72,7 @@ def shared(function):
                 return function(*whole)
 
             specs = [tf.TensorSpec([None] * len(tensor.shape), tensor.dtype) for tensor in flat]
-            traces[key] = tf.function(of_tensors, autograph=False).get_concrete_function(*specs)
+            traces[key] = apart(of_tensors, specs)
         return traces[key](*flat)
 
     return traced

@@ -1,33 +1,23 @@
-"""One training step of a Keras model: its passes, as the `Problem` that an integrator solves."""
+"""One training step of a Keras model: a pass over the batch, and what follows from it."""
 
-import itertools
 import warnings
 
 import tensorflow as tf
 
 from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.distribution import Replicas
-from keras_lowrank.faults import (
-    Findings,
-    Snapshot,
-    all_finite_flags,
-    choose,
-    is_zero,
-    poisoned,
-)
+from keras_lowrank.faults import Snapshot, are_finite, choose, poisoned
+from keras_lowrank.integrators.chart import Chart
+from keras_lowrank.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
-from keras_lowrank.optimizers.state import ACCUMULATED
-from keras_lowrank.passes import on_variables, run_pass
-from keras_lowrank.substitution import Product
-from keras_lowrank.tangent import TangentProbe
-from keras_lowrank.tangent_vector import core_in, zeros_at
-
-# Roundings turn orthonormal bases by some 1e-7 a step, in no direction: far from 1e-5 after these.
-_STEPS_BETWEEN_CHECKS = 16
+from keras_lowrank.optimizers.rule import ACCUMULATED
+from keras_lowrank.substitution import Product, substitute
+from keras_lowrank.tangent_vector import TangentVector, core_in, zeros_at
+from keras_lowrank.traces import trace_once
 
 
 class TrainingStep:
-    """A `Problem` made of a model's low-rank layers and one batch.
+    """A step of a model on one batch. To an integrator with `adapt_every=1` it is the `Problem`.
 
     Args:
         model: compiled `LowRankModel`.
@@ -45,114 +35,162 @@ class TrainingStep:
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
         for path, layer in layers.items():
             layer.factors.check_trainable(path)
-        self._points = [layer.factors.read() for layer in layers.values()]
-        # Everything that a forward pass may change: statistics, states, seeds of dropout.
-        held = {id(v) for layer in layers.values() for v in layer.factors.variables}
-        changing = [v for v in model.non_trainable_variables if id(v) not in held]
-        seed = keras_internals.global_seed()
-        changing += keras_internals.states(model) + ([] if seed is None else [seed])
-        self._state = Snapshot(changing)
         # As it is now: a step that is found to be bad has been counted by then.
         self._completed = tf.identity(
             tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer))
         )
-        self.check_bases = tf.equal(self._completed % _STEPS_BETWEEN_CHECKS, 0)
         rate = tf.convert_to_tensor(model.optimizer.learning_rate)
-        self._learning_rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
-        self._number = tf.cast(self._completed, tf.float32) + 1.0
-        self._checks = {}
-        self.step_size = model.rule.step_size(self._learning_rate, self._number)
-        self.wants_overlap = self._slots.carries
+        rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
+        number, every = tf.cast(self._completed, tf.float32) + 1.0, model.integrator.adapt_every
+        adapts = tf.equal((self._completed + 1) % every, 0)
+        self.step_size = tf.convert_to_tensor(model.rule.step_size(rate, number))
+        self._numbers = Numbers(rate, number, self.step_size, adapts)
+        self._tangent_gradient = trace_once(tangent_gradient)
 
     def run(self):
-        """Performs the step: integrator, optimizer, and the decision whether any of it is kept.
+        """Performs the step: gradients, factors, optimizer, and whether any of it is kept.
 
         Returns:
             `(x, y, y_pred, sample_weight)`, for the metrics.
         """
         model = self._model
-        gradients = self._tangent_gradients()
-        self._set_out()
-        old_slots = [self._slots.read(path) for path in self._layers]
-        if self._optimizer.gradient_accumulation_steps:
-            new, new_slots = self._accumulate(gradients, old_slots)
-        else:
-            new, new_slots = self._advance(gradients, old_slots)
-        new, new_slots = self._replicas.to_assign((new, new_slots))
-        self._note("the new core of layer", [(factors.S,) for factors in new])
-        self._finite = self._replicas.decided(self._finite)
-        obeyed = all_finite_flags(self._checks)
-        finite = all_finite_flags(self._finite) & obeyed & model.faults.clear
-        fatal = ~finite
+        self._statistics = Snapshot(self._changed_by_a_pass())
+        gradients = self._first_pass()
+        held = [self._slots.read(path) for path in self._layers]
+        new = self._replicas.to_assign(self._moved(held, gradients))
+        self._places += [
+            (f"the new core of layer {path!r}", [matrix.factors.S])
+            for path, matrix in zip(self._layers, new)
+        ]
+        obeyed = tf.reduce_all([True, *self._obeyed.values()])
+        good = are_finite([self._loss, *(matrix.check for matrix in new)])
+        good = self._replicas.decided(good) & obeyed & model.faults.clear
+        fatal = ~good
         if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
             # A scaled loss overflows now and then, and the scale then shrinks: no fault, unless
             # the loss itself overflows or there is no scale left to take away.
-            hopeless = ~self._finite["the loss"] | (self._scale < 1.0) | ~obeyed
+            hopeless = ~are_finite(self._loss) | (self._scale < 1.0) | ~obeyed
             fatal &= hopeless | ~model.faults.clear
-        before = self._update_others(finite)
-        updated = self._note_updates(before.variables)
-        fatal |= finite & ~updated
-        finite &= updated
-        model.faults.record(fatal, {**self._checks, **self._finite}, self._completed)
+        before = self._update_others(good)
+        moved = [v for v in before.variables if "float" in str(v.dtype)]
+        self._places += [(f"the new value of {v.path!r}", [v.value]) for v in moved]
+        updated = self._replicas.decided(are_finite([v.value for v in moved]))
+        fatal |= good & ~updated
+        good &= updated
+        model.faults.record(fatal, self._obeyed, self._places, self._completed)
         before.restore_unless(~fatal)
-        self._state.restore_unless(finite)
-        new, new_slots = choose(finite, (new, new_slots), (self._points, old_slots))
-        for (path, layer), factors, slots in zip(self._layers.items(), new, new_slots):
+        self._statistics.restore_unless(good)
+        kept = choose(good, [matrix.kept() for matrix in new], [one.kept() for one in held])
+        for (path, layer), (factors, scale, slots) in zip(self._layers.items(), kept):
             layer.factors.assign(factors)
-            self._slots.assign(path, slots)
+            self._slots.assign(path, scale, slots)
         return self._x, self._y, self._y_pred, self._sample_weight
 
-    # The problem that the integrator sees.
+    # The low-rank matrices.
 
-    def _set_out(self):
-        """Where the step starts from, and what the ranks will follow."""
-        layers = self._layers.values()
-        self._kept = [self._after_decay(*item) for item in self._layers.items()]
-        self.factors = [
-            point if kept is None else point._replace(S=kept * point.S)
-            for point, kept in zip(self._points, self._kept)
-        ]
-        self.policies = self._model.policies(layers, self.factors, self._number)
+    def _moved(self, held, gradients):
+        """What a step makes of all matrices, list of `Matrix`."""
+        self._decays = [self._decay(*item) for item in self._layers.items()]
+        held = [one.decayed(decay) for one, decay in zip(held, self._decays)]
+        self.factors = [one.factors for one in held]
+        self.policies = self._model.policies(
+            self._layers.values(), self.factors, self._numbers.number
+        )
+        self._obeyed = {}
         for policy in self.policies:
-            self._checks.update(policy.truncation.checks())
+            self._obeyed.update(policy.truncation.checks())
+        tangents = [
+            self._tangent_gradient(one.factors, one.scale, gradient, self._unscaling)
+            for one, gradient in zip(held, gradients)
+        ]
+        if self._optimizer.gradient_accumulation_steps:
+            return self._accumulated(held, tangents)
+        return self._advanced(held, tangents)
 
-    def direction(self):
+    def _advanced(self, held, tangents):
+        """A step from gradients, list of `Matrix`."""
         clips, self._common_clip = clip_factors(
             self._optimizer,
-            self._tangents,
-            [_scaled(g, self._unscaling) for g in self._other_gradients],
+            tangents,
+            [_scaled(gradient, self._unscaling) for gradient in self._other_gradients],
         )
-        # What the gradient of the network is multiplied with before the rule sees it.
+        # What the gradient of the network is multiplied with before a rule sees it.
         self._gains = [_product(self._unscaling, clip) for clip in clips]
-        self._clipped = [
+        clipped = [
             tangent if clip is None else tangent.scaled(clip)
-            for tangent, clip in zip(self._tangents, clips)
+            for tangent, clip in zip(tangents, clips)
         ]
+        integrator = self._model.integrator
+        if integrator.adapt_every > 1:
+            steps = {
+                rule: trace_once(_of_rule(advance, integrator, rule))
+                for rule in self._rules.values()
+            }
+            matrices = zip(self._rules.values(), held, clipped, self.policies)
+            return [steps[rule](*matrix, self._numbers) for rule, *matrix in matrices]
+        self._held, self._clipped = held, clipped
+        new = integrator.step(self)
+        matrices = zip(self._rules.values(), held, self._new_slots, new)
+        return [
+            Matrix.of(factors, carry(rule, slots, old.factors, factors))
+            for rule, old, slots, factors in matrices
+        ]
+
+    def _accumulated(self, held, tangents):
+        """A step from the mean of some gradients at one point, or nothing but their sum."""
+        steps = self._optimizer.gradient_accumulation_steps
+        sums = [t.plus(one.slots[ACCUMULATED]) for t, one in zip(tangents, held)]
+
+        def advance_all():
+            new = self._advanced(held, [total.scaled(1.0 / steps) for total in sums])
+            zeros = [zeros_at(matrix.factors) for matrix in new]
+            return _flat([one.with_slot(ACCUMULATED, zero) for one, zero in zip(new, zeros)])
+
+        def wait():
+            return _flat([one.with_slot(ACCUMULATED, total) for one, total in zip(held, sums)])
+
+        complete = keras_internals.completes_accumulation(self._optimizer)
+        return tf.nest.pack_sequence_as(held, tf.cond(complete, advance_all, wait))
+
+    def _decay(self, path, layer):
+        """What decoupled weight decay, as Keras has it, leaves of W; None for all of it."""
+        decay = weight_decay(self._rules[path], layer)
+        if not decay:
+            return None
+        return tf.cast(1.0 - decay * self._numbers.learning_rate, layer.S.dtype)
+
+    # The problem that an integrator with `adapt_every=1` sees.
+
+    def direction(self):
+        rate, number = self._numbers.learning_rate, self._numbers.number
         results = [
-            self._rules[path].direction(gradient, slots, point, self._learning_rate, self._number)
-            for path, gradient, slots, point in zip(
-                self._layers, self._clipped, self._old_slots, self._points
-            )
+            rule.direction(gradient, one.slots, Chart(one.factors, one.scale), rate, number)
+            for rule, gradient, one in zip(self._rules.values(), self._clipped, self._held)
         ]
         self._directions = [direction for direction, _ in results]
         self._new_slots = [slots for _, slots in results]
         return [direction.tangent for direction in self._directions]
 
-    def coupling(self, index, left, right):
-        direction = self._directions[index]
-        if direction.share is None:
-            shape = [tf.shape(left.root)[1], tf.shape(right.root)[1]]
-            return tf.zeros(shape, left.root.dtype)
-        if self.replicated:
-            parts = self._replicas.first([(added.root, added.leak) for added in (left, right)])
-            left, right = (
-                added._replace(root=root, leak=leak)
-                for added, (root, leak) in zip((left, right), parts)
-            )
-        block = self._probes[index].coupling(left, right, direction.rows, direction.columns)
-        block = self._replicas.sum(block)
-        gain = _product(self._gains[index], direction.share)
-        return block if gain is None else tf.cast(gain, block.dtype) * block
+    def normal_blocks(self, augmented):
+        kernels = []
+        for (point, left, right), direction in zip(augmented, self._directions):
+            q, z = left.formed(point.U), right.formed(point.V)
+            if direction.rows is not None:
+                q, z = direction.rows[:, None] * q, direction.columns[:, None] * z
+            rank = tf.shape(point.S)[0]
+            core = tf.pad(point.S, [[0, tf.shape(q)[1]], [0, tf.shape(z)[1]]])
+            u, v = tf.concat([point.U, q], axis=1), tf.concat([point.V, z], axis=1)
+            kernels.append((u, core, v))
+        if all(direction.share is None for direction in self._directions):
+            gradients = [tf.zeros_like(core) for _, core, _ in kernels]
+        else:
+            gradients = self._second_pass(kernels)
+        blocks = []
+        for gradient, gain, direction in zip(gradients, self._gains, self._directions):
+            rank = tf.shape(direction.tangent.S)[0]
+            share = 0.0 if direction.share is None else direction.share
+            blocks.append(_scaled(gradient[rank:, rank:], _product(gain, share)))
+        return blocks
 
     def core_direction(self, factors):
         """Where D is a multiple of the gradient and something known, the gradient is a new one."""
@@ -160,84 +198,93 @@ class TrainingStep:
         new_gradients = [None] * len(settled) if all(settled) else self._second_pass(factors)
         cores = []
         for index, (direction, new) in enumerate(zip(self._directions, factors)):
-            point, gradient = self._points[index], self._clipped[index]
-            is_gradient = direction.tangent is gradient and not settled[index]
-            core = 0.0 if is_gradient else core_in(direction.tangent, point, new)
+            point = self.factors[index]
+            core = core_in(direction.tangent, point, new)
             if not settled[index]:
-                new_gradient = new_gradients[index]
-                gain = tf.cast(_product(self._gains[index], direction.share), new_gradient.dtype)
-                core += gain * new_gradient
-            if not (settled[index] or is_gradient):
-                old = core_in(gradient, point, new)
-                core -= tf.cast(direction.share, old.dtype) * old
+                core += _scaled(new_gradients[index], _product(self._gains[index], direction.share))
+                core -= _scaled(core_in(self._clipped[index], point, new), direction.share)
             cores.append(core)
         return cores
 
-    def _advance(self, tangents, slots):
-        """A step from gradients: the new matrices, and the state of the optimizer for them."""
-        self._tangents, self._old_slots = tangents, slots
-        moves = self._model.integrator.step(self)
-        carried = [
-            self._slots.carried(state, point, moved, direction.tangent, self._rules[path].decay)
-            for path, state, point, moved, direction in zip(
-                self._layers, self._new_slots, self._points, moves, self._directions
-            )
+    def _second_pass(self, factors):
+        """The gradients of the cores at new matrices, given as `(U, S, V)`."""
+        # The same batch, the same dropout mask, and statistics that are updated once: by this
+        # pass, whose gradients move the cores and the other variables.
+        metrics = Snapshot(self._model.metrics_variables)
+        self._statistics.restore()
+        kernels, cores = {}, []
+        matrices = zip(self._layers.values(), self._replicas.first(factors), self._decays)
+        for layer, (u, s, v), decay in matrices:
+            u.set_shape([layer.factors.n, None])  # a trace for all sizes does not know them
+            v.set_shape([layer.factors.m, None])
+            # Keras takes the gradient first, and lets weights decay then.
+            cores.append(tf.identity(s if decay is None else s / decay))
+            kernels[layer.factors] = Product(u, cores[-1], v, core=cores[-1])
+        gradients = self._pass(kernels, cores)
+        metrics.restore()
+        gradients = [tf.zeros_like(s) if g is None else g for s, g in zip(cores, gradients)]
+        when = " at the new bases"
+        gradients = self._summed(gradients, when)
+        self._places += [
+            (f"the gradient{when} of layer {path!r}", [gradient])
+            for path, gradient in zip(self._layers, gradients)
         ]
-        return [moved.factors for moved in moves], carried
+        return gradients
 
-    def _accumulate(self, tangents, slots):
-        """A step from the mean of some gradients at one point, or nothing but their sum."""
-        steps = self._optimizer.gradient_accumulation_steps
-        sums = [t.plus(state[ACCUMULATED]) for t, state in zip(tangents, slots)]
+    # The passes over the network.
 
-        def advance():
-            means = [total.scaled(1.0 / steps) for total in sums]
-            new, states = self._advance(means, slots)
-            states = [
-                {**state, ACCUMULATED: zeros_at(factors)} for state, factors in zip(states, new)
-            ]
-            return _flat((new, states))
+    def _changed_by_a_pass(self):
+        """All variables that a forward pass may change: statistics, states, seeds of dropout."""
+        factors = {id(v) for layer in self._layers.values() for v in layer.factors.variables}
+        model, seed = self._model, keras_internals.global_seed()
+        changing = [v for v in model.non_trainable_variables if id(v) not in factors]
+        return changing + keras_internals.states(model) + ([] if seed is None else [seed])
 
-        def wait():
-            states = [{**state, ACCUMULATED: total} for state, total in zip(slots, sums)]
-            return _flat((self._points, states))
-
-        complete = keras_internals.completes_accumulation(self._optimizer)
-        return _packed((self._points, slots), tf.cond(complete, advance, wait))
-
-    def _after_decay(self, path, layer):
-        """What decoupled weight decay, as Keras has it, leaves of W; None for all of it."""
-        decay = weight_decay(self._rules[path], layer)
-        if not decay:
-            return None
-        return tf.cast(1.0 - decay * self._learning_rate, layer.S.dtype)
-
-    def _tangent_gradients(self):
-        """One forward and one backward pass; returns the tangent gradients, as of no scale."""
-        integrator = self._model.integrator
+    def _first_pass(self):
+        """One forward and one backward pass: the gradients of U, S and V of each layer."""
+        variables = [v for layer in self._layers.values() for v in layer.factors.variables]
+        found = self._pass({}, variables)
+        keras_internals.track_loss(self._model, self._reported_loss, self._x)
+        by_layer = [found[at : at + 3] for at in range(0, len(found), 3)]
+        gradients = self._of_reached(by_layer)
         # Replicas have other rows each, and XLA asks for a number of rows that is known.
-        by_rows = integrator.takes_rows and not self.replicated and not self._model.jit_compile
-        self._probes = [
-            TangentProbe(
-                point,
-                integrator.needs_coupling,
-                by_rows and self._rules[path].takes_rows,
-                layer.factors,
-            )
-            for point, (path, layer) in zip(self._points, self._layers.items())
-        ]
-        sources = [probe.sources for probe in self._probes]
-        found = self._pass(self._probes, _flat(sources), first=True)
+        by_rows = not self.replicated and not self._model.jit_compile
         gradients = [
-            probe.with_found(own) for probe, own in zip(self._probes, _packed(sources, found))
+            _whole(path, gradient, layer.factors, by_rows and self._rules[path].takes_rows)
+            for (path, layer), gradient in zip(self._layers.items(), gradients)
         ]
-        gradients = self._of_reached(gradients)
-        tangents = [probe.tangent(own) for probe, own in zip(self._probes, gradients)]
-        tangents = self._summed(tangents)
-        self._note("the gradient of layer", [(row_slices.values(t.K), t.L) for t in tangents])
-        if self._unscaling is None:
-            return tangents
-        return [tangent.scaled(self._unscaling) for tangent in tangents]
+        self._places = []
+        gradients = self._summed(gradients)
+        self._places += [
+            (f"the gradient of layer {path!r}", gradient)
+            for path, gradient in zip(self._layers, gradients)
+        ]
+        return gradients
+
+    def _pass(self, kernels, sources):
+        """A pass with `kernels` in the place of layers; the gradients of `sources`, still scaled.
+
+        All gradients are those of the part that this replica has in the loss of the whole batch.
+        """
+        model, optimizer = self._model, self._model.optimizer
+        with substitute(kernels), tf.GradientTape() as tape:
+            tape.watch([kernel.core for kernel in kernels.values()])
+            self._y_pred = keras_internals.call_in_training(model, self._x)
+            loss = keras_internals.compute_loss(
+                model, self._x, self._y, self._y_pred, self._sample_weight
+            )
+            share = self._replicas.share(self._x)
+            own = loss if share is None else tf.cast(share, loss.dtype) * loss
+            scaled = optimizer.scale_loss(own)
+        with substitute(kernels):  # for what is recomputed
+            gradients, self._other_gradients = tape.gradient(
+                scaled, (sources, model.other_variables)
+            )
+        self._reported_loss, self._loss = loss, own
+        self._scale = optimizer.scale_loss(tf.ones([], tf.float32))
+        scales = self._optimizer is not optimizer or self._optimizer.loss_scale_factor
+        self._unscaling = 1.0 / self._scale if scales else None
+        return gradients
 
     def _of_reached(self, gradients):
         """The gradients of the layers that have one; the step goes on as if there were no others.
@@ -245,13 +292,9 @@ class TrainingStep:
         As Keras has it: a variable without a gradient stays what it is, undecayed, and is worth a
         warning; where none has one, it is an error.
         """
-        lost = [
-            path
-            for path, probe, own in zip(self._layers, self._probes, gradients)
-            if not probe.reached(own)
-        ]
-        others = [gradient for own in gradients for gradient in own] + self._other_gradients
-        if all(gradient is None for gradient in others):
+        reached = [any(g is not None for g in gradient) for gradient in gradients]
+        lost = [path for path, has_one in zip(self._layers, reached) if not has_one]
+        if not any(reached) and all(gradient is None for gradient in self._other_gradients):
             raise ValueError(
                 "The loss must depend on a variable of the model. No gradients provided for any "
                 f"variable. Received: a loss that depends on none of the layers {lost}"
@@ -263,81 +306,26 @@ class TrainingStep:
                 "of them. They are not trained by it.",
                 stacklevel=2,
             )
-        moved = [probe.is_moved(own) for probe, own in zip(self._probes, gradients)]
-        self._layers = dict(itertools.compress(self._layers.items(), moved))
-        self._points = list(itertools.compress(self._points, moved))
-        self._probes = list(itertools.compress(self._probes, moved))
-        return list(itertools.compress(gradients, moved))
-
-    def _second_pass(self, factors):
-        """The gradients of the cores at new matrices."""
-        recomputed = [path for path, probe in zip(self._layers, self._probes) if probe.found]
-        if recomputed:
-            raise ValueError(
-                "With plain steps or a momentum `integrator='fixed_rank'` takes a second pass, at "
-                "bases that no variable holds, and a layer whose outputs are recomputed "
-                "(`tf.recompute_grad`, `keras.remat`, `keras.RematScope`) is differentiated by "
-                "variables alone. Use integrator='parallel' or 'rank_adaptive'. "
-                f"Received: the layers {recomputed}"
-            )
-        # The same batch, the same dropout mask, and statistics that are updated once: by this
-        # pass, whose gradients move the cores and the other variables.
-        metrics = Snapshot(self._model.metrics_variables)
-        self._state.restore()
-        factors = self._replicas.first(factors)
-        for new, point in zip(factors, self._points):  # a trace for all sizes does not know them
-            new.U.set_shape([point.U.shape[0], None])
-            new.V.set_shape([point.V.shape[0], None])
-        # Keras takes the gradient first, and lets weights decay then.
-        cores = [
-            tf.identity(f.S if kept is None else f.S / kept) for f, kept in zip(factors, self._kept)
-        ]
-        kernels = [Product.of(f._replace(S=core)) for f, core in zip(factors, cores)]
-        gradients = self._pass(kernels, [kernel.core for kernel in kernels], first=False)
-        metrics.restore()
-        gradients = [tf.zeros_like(f.S) if g is None else g for f, g in zip(factors, gradients)]
-        gradients = self._summed(gradients, " at the new bases")
-        self._note("the gradient at the new bases of layer", [(g,) for g in gradients])
-        return gradients
-
-    # The passes over the network.
-
-    def _pass(self, kernels, sources, first):
-        """One forward and one backward pass; returns the gradients of `sources`, still scaled."""
-        model, batch = self._model, (self._x, self._y, self._sample_weight)
-        table = dict(zip((layer.factors for layer in self._layers.values()), kernels))
-        found = run_pass(model, batch, table, sources, self._replicas)
-        if found.strays:
-            zero = {n: is_zero(gradient) for n, gradient in enumerate(found.strays)}
-            self._checks.update(self._replicas.all({on_variables: all_finite_flags(zero)}))
-        self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
-        self._other_gradients, self._loss = found.of_others, found.own_loss
-        if first:
-            keras_internals.track_loss(model, found.loss, self._x)
-            self._y_pred = found.y_pred
-            self._finite = Findings()
-        scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
-        self._unscaling = 1.0 / self._scale if scales else None
-        return found.of_sources
+        keep = [path for path, has_one in zip(self._layers, reached) if has_one]
+        self._layers = {path: self._layers[path] for path in keep}
+        self._rules = {path: self._rules[path] for path in keep}
+        return [gradient for gradient, has_one in zip(gradients, reached) if has_one]
 
     def _summed(self, gradients, when=""):
         """Sums over all replicas what a pass has found: these, and all else that it keeps."""
         gradients, self._other_gradients, self._loss = self._replicas.sum(
             (gradients, self._other_gradients, self._loss)
         )
-        # A second pass starts from what the first has found, and must not hide its findings.
-        self._finite.note(f"the loss{when}", self._loss)
-        for variable, gradient in zip(self._model.other_variables, self._other_gradients):
-            place = f"the gradient of {variable.path!r}{when}"
-            self._finite.note(place, row_slices.values(gradient))
+        self._places.append((f"the loss{when}", [self._loss]))
+        self._places += [
+            (f"the gradient of {variable.path!r}{when}", [gradient])
+            for variable, gradient in zip(self._model.other_variables, self._other_gradients)
+        ]
         return gradients
 
-    def _note(self, place, tensors_by_layer):
-        """Notes for every layer whether its tensors are finite."""
-        for path, tensors in zip(self._layers, tensors_by_layer):
-            self._finite.note(f"{place} {path!r}", *tensors)
+    # All other variables.
 
-    def _update_others(self, finite):
+    def _update_others(self, good):
         """Lets the compiled optimizer update the other variables, once; returns how they were."""
         optimizer = self._model.optimizer
         variables, gradients = self._model.other_variables, self._other_gradients
@@ -349,7 +337,7 @@ class TrainingStep:
         gradients = [_scaled(g, self._common_clip) for g in gradients]
         if isinstance(optimizer, keras_internals.LossScaleOptimizer):
             # It finds overflow by itself, in the gradients that it sees: these tell of all others.
-            gradients = [poisoned(gradient, finite) for gradient in gradients]
+            gradients = [poisoned(gradient, good) for gradient in gradients]
         held = {id(variable) for variable in self._slots.variables}
         own = [v for v in optimizer.variables if id(v) not in held]
         before = Snapshot([*variables, *own])
@@ -359,27 +347,28 @@ class TrainingStep:
             before.restore(variables)
         return before
 
-    def _note_updates(self, variables):
-        """Notes for variables and moments whether they are finite: a square may overflow.
 
-        Returns:
-            Scalar bool tensor, whether all are.
-        """
-        finite = Findings()
-        for variable in variables:
-            if "float" in str(variable.dtype):
-                finite.note(f"the new value of {variable.path!r}", variable.value)
-        finite = self._replicas.all(finite)
-        self._finite.update(finite)
-        return all_finite_flags(finite)
+def _of_rule(advance, integrator, rule):
+    return lambda *matrix: advance(integrator, rule, *matrix)
+
+
+def _whole(path, gradient, factors, by_rows):
+    """The gradients of U, S and V, none of them None; that of U by its rows where it is wanted."""
+    tensors = [
+        tf.zeros_like(v.value) if one is None else one
+        for one, v in zip(gradient, factors.variables)
+    ]
+    if by_rows:
+        tensors[0] = row_slices.collected(tensors[0], factors.n)
+    tensors = [
+        one if by_rows and index == 0 else row_slices.dense(one, size)
+        for index, (one, size) in enumerate(zip(tensors, (factors.n, None, factors.m)))
+    ]
+    return TangentVector(*tensors)
 
 
 def _flat(structure):
     return tf.nest.flatten(structure)
-
-
-def _packed(structure, tensors):
-    return tf.nest.pack_sequence_as(structure, tensors)
 
 
 def _product(one, other):

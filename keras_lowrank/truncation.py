@@ -16,19 +16,11 @@ class Truncation:
     something to save.
 
     Attributes:
-        by_tail: bool. Whether the rank depends on the singular values that it does not keep
-            through their norm alone. They may then be given summed up in one last value, and most
-            steps need no singular value decomposition of the augmented core.
+        grows: bool. Whether ranks may become larger: then an integrator that can tries out more
+            directions than `rank` asks for.
     """
 
-    by_tail = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if "rank" in vars(cls):  # what is inherited beside it is of another rule
-            for name in ("bounds", "by_tail"):
-                if name not in vars(cls):
-                    setattr(cls, name, getattr(Truncation, name))
+    grows = True
 
     def together_with(self, other):
         """Whether `plan` decides at once for the layers of this truncation and of another one."""
@@ -70,24 +62,6 @@ class Truncation:
         # Abstract: a truncation is its decision, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `rank`.")
 
-    def bounds(self, values, tail, slack, current):
-        """Returns what is sure of the rank where it is only known about what the values are.
-
-        Where it is sure to stay, a step need not work out the singular values.
-
-        Args:
-            values: tensor, shape `(current,)`, the singular values in any order, each within a
-                factor `1 - slack` to `1 + slack`.
-            tail: scalar tensor, a bound on the norm of all others.
-            slack: scalar tensor.
-            current: int32 scalar tensor, the rank before the step.
-
-        Returns:
-            `(not_less, not_more)`, bool or scalar bool tensors: whether `rank` is sure to return
-            no less, and no more, than `current`. By default nothing is.
-        """
-        return False, False
-
     def get_config(self):
         return {}
 
@@ -122,7 +96,6 @@ class Tolerance(Truncation):
     >>> rising = Tolerance(keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 0.2))
     """
 
-    by_tail = True
     _planned_by = None  # the scheduled tolerance that this one is of one step
 
     def __init__(self, tau, relative=True):
@@ -166,13 +139,6 @@ class Tolerance(Truncation):
         # tails[i] is what is cut when i values are kept.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 
-    def bounds(self, values, tail, slack, current):
-        theta = tf.cast(self.tau, values.dtype)
-        if self.relative:
-            theta *= tf.sqrt(tf.reduce_sum(tf.square(values)) + tf.square(tail))
-        least = (1.0 - slack) * tf.reduce_min(values)
-        return least > (1.0 + slack) * theta, tail <= (1.0 - slack) * theta
-
     def get_config(self):
         tau = keras.saving.serialize_keras_object(self.tau) if callable(self.tau) else self.tau
         return {"tau": tau, "relative": self.relative}
@@ -182,13 +148,10 @@ class Tolerance(Truncation):
 class KeepRank(Truncation):
     """Keeps the rank that the layer has: what `LowRankModel.freeze_ranks` uses."""
 
-    by_tail = True
+    grows = False
 
     def rank(self, singular_values, current):
         return current
-
-    def bounds(self, values, tail, slack, current):
-        return True, True
 
 
 def _outside_its_range(relative, received):
@@ -216,10 +179,6 @@ class Policy(NamedTuple):
     max_rank: int | None = None
 
     @property
-    def by_tail(self):
-        return self.truncation.by_tail
-
-    @property
     def keeps_rank(self):
         """bool, whether the rank is known to stay before the singular values are."""
         return type(self.truncation).rank is KeepRank.rank
@@ -242,19 +201,13 @@ class Policy(NamedTuple):
         return self._replace(truncation=truncation, **tensors["bounds"])
 
     def rank(self, singular_values, current):
-        available = tf.shape(singular_values)[0]
-        most = available if self.max_rank is None else tf.minimum(self.max_rank, available)
         rank = self.truncation.rank(singular_values, current)
+        most = self.most(tf.shape(singular_values)[0])
         return tf.minimum(tf.maximum(rank, self.min_rank), most)
 
-    def keeps(self, values, tail, slack, current):
-        """Whether the rank is sure to stay; the arguments are those of `Truncation.bounds`."""
-        not_less, not_more = self.truncation.bounds(values, tail, slack, current)
-        not_less |= current <= self.min_rank
-        if self.max_rank is not None:
-            not_less &= current <= self.max_rank
-            not_more |= current >= self.max_rank
-        return not_less & not_more & (current >= self.min_rank)
+    def most(self, available):
+        """The largest rank that there may be, of so many."""
+        return available if self.max_rank is None else tf.minimum(self.max_rank, available)
 
 
 def plan(policies, matrices, step, others):

@@ -1,11 +1,11 @@
-"""What a layer type does with its matrix: both adjoints of `expand`, and the whole matrix."""
+"""What a layer type does with its matrix: two bases, and the whole matrix."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
-from reference.probing import cases, eager_and_traced, make
+from reference.probing import cases, make
 
 from keras_lowrank import LowRankLayer, LowRankModel
 from keras_lowrank.linalg import matmul_last
@@ -21,10 +21,6 @@ def make_arranged(case):
     return layer, x
 
 
-def inner(a, b):
-    return np.sum(np.asarray(a) * np.asarray(b))
-
-
 @cases
 def test_two_bases_make_what_the_whole_matrix_makes(case):
     layer, x = make_arranged(case)
@@ -35,27 +31,6 @@ def test_two_bases_make_what_the_whole_matrix_makes(case):
     W = tf.matmul(a, b, transpose_b=True)
     for one in (form, form._replace(whole=None)):
         np.testing.assert_allclose(one.apply_whole(x, W), outputs, atol=1e-11)
-
-
-@cases
-@eager_and_traced
-def test_adjoints_of_expand(case, traced):
-    layer, x = make_arranged(case)
-    rng = np.random.default_rng(2)
-    form = layer.form
-    z = form.project(x, layer.factors.read().U)
-    b = tf.constant(rng.standard_normal((layer.factors.m, z.shape[-1])))
-    d = tf.constant(rng.standard_normal(form.expanded(z, b).shape))
-
-    def adjoints(z, b, d):
-        return form.pulled_back(d, b, z), form.of_basis(d, z, b)
-
-    by_z, by_b = (tf.function(adjoints) if traced else adjoints)(z, b, d)
-    assert by_z.shape == z.shape and by_b.shape == b.shape
-    # <expand(z', b), d> = <z', adjoint>, for other z' and b' than those it was taken at.
-    other_z, other_b = (tf.constant(rng.standard_normal(t.shape)) for t in (z, b))
-    np.testing.assert_allclose(inner(form.expanded(other_z, b), d), inner(other_z, by_z))
-    np.testing.assert_allclose(inner(form.expanded(z, other_b), d), inner(other_b, by_b))
 
 
 class Doubled(LowRankLayer):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_lowrank import row_slices
-from keras_lowrank.factors import Factorization
+from keras_lowrank.factors import Factorization, diagonal
 from keras_lowrank.linalg import Complement, complement, orthonormalized, rotate, signed_svd
 
 
@@ -38,18 +38,21 @@ def augment(factors, direction, static=False):
     )
 
 
-def moved_core(augmented, corner, step_size):
+def moved_core(augmented, step_size, normal_block=None):
     """Returns `S^ - h U^^T D V^` in the augmented bases.
 
-    Three blocks of the product are in the direction's pair; `corner = Q^T D Z` is the fourth.
+    Three blocks of the product are in the direction's pair; the fourth, `Q^T D Z`, is zero unless
+    it is given.
 
     Returns:
         Tensor of shape `(r + a, r + b)`.
     """
     (_, s, _), left, right = augmented
     h = tf.cast(step_size, s.dtype)
+    if normal_block is None:
+        normal_block = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], s.dtype)
     top = [s - h * left.inside, -h * tf.transpose(right.outside)]
-    bottom = [-h * left.outside, -h * corner]
+    bottom = [-h * left.outside, -h * normal_block]
     return tf.concat([tf.concat(top, axis=1), tf.concat(bottom, axis=1)], axis=0)
 
 
@@ -66,7 +69,7 @@ def truncate(augmented, core, policy):
     return Factorization(
         *orthonormalized(
             rotate(u, left, p[:, :rank]),
-            tf.linalg.diag(values[:rank]),
+            diagonal(values[:rank]),
             rotate(v, right, q[:, :rank]),
         )
     )

@@ -3,11 +3,12 @@
 import keras
 import tensorflow as tf
 
-from keras_lowrank.factors import Factorization
+from keras_lowrank.factors import Factorization, diagonalized
 from keras_lowrank.integrators.augmentation import augment
-from keras_lowrank.integrators.integrator import Integrator, Moved
+from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.parallel import Parallel
 from keras_lowrank.linalg import orthonormalized, rotate, signed_qr
-from keras_lowrank.traces import shared
+from keras_lowrank.traces import trace_once
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -22,21 +23,32 @@ class FixedRank(Integrator):
     No shape ever changes. Bases come from the augmented ones: `K1 = [U, Q] C` with a small C of
     shape `(r + a, r)`, whose Householder QR has r columns also where K1 has lower rank.
 
+    That is `adapt_every=1`. Otherwise a full step takes no second pass: it is one of `Parallel`,
+    at the rank that there is.
+
+    Args:
+        adapt_every: as in `Integrator`.
+
     Example:
 
     >>> integrator = FixedRank()   # the same as compile(integrator="fixed_rank")
     """
 
     adapts_rank = False
-    needs_core_direction = True
+
+    @property
+    def needs_second_pass(self):
+        return self.adapt_every == 1
 
     def step(self, problem):
-        directions = problem.direction()
-        h = problem.step_size
-        new_bases = shared(lambda factors, direction: _new_bases(factors, direction, h))
-        moved = list(map(new_bases, problem.factors, directions))
-        cores = problem.core_direction(moved)
-        return [Moved(f._replace(S=f.S - tf.cast(h, c.dtype) * c)) for f, c in zip(moved, cores)]
+        directions, h = problem.direction(), problem.step_size
+        new_bases = trace_once(lambda factors, direction: _new_bases(factors, direction, h))
+        bases = list(map(new_bases, problem.factors, directions))
+        cores = problem.core_direction(bases)
+        moved = [f._replace(S=f.S - tf.cast(h, c.dtype) * c) for f, c in zip(bases, cores)]
+        return list(map(trace_once(diagonalized), moved))
+
+    move = Parallel.move
 
 
 def _new_bases(factors, direction, step_size):

@@ -1,13 +1,15 @@
 """What an integrator is, and what it is given."""
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import tensorflow as tf
 
 from keras_lowrank.factors import Factorization
-from keras_lowrank.linalg import Complement
-from keras_lowrank.tangent_vector import Overlap, TangentVector
+from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.truncation import Policy
+
+# Measured: benchmarks/README.md, "Full steps".
+ADAPT_EVERY = 32
 
 
 class Problem(Protocol):
@@ -17,75 +19,89 @@ class Problem(Protocol):
     `keras_lowrank.linalg`, whose functions bear NaN.
 
     Attributes:
-        factors: the matrices before the step.
+        factors: the matrices before the step, with orthonormal U and V.
         policies: who decides their ranks.
         step_size: the scalar tensor h.
-        check_bases: scalar bool tensor, true every few steps: then an integrator that does not
-            measure its new bases at every step has to.
-        wants_overlap: bool, whether something follows the bases, so that the `overlap` of a
-            `Moved` is of use.
         replicated: bool, whether the step is shared by several replicas (`tf.distribute`). Then
-            `coupling` sums over all of them, and must not be called inside of a `tf.cond`.
+            shapes that a second pass takes must be the same in all of them.
     """
 
     factors: list[Factorization]
     policies: list[Policy]
     step_size: tf.Tensor
-    check_bases: tf.Tensor
-    wants_overlap: bool
     replicated: bool
 
     def direction(self) -> list[TangentVector]:
         """The parts of D at the present matrices: from one backward pass, by the optimizer."""
 
-    def coupling(self, index: int, left: Complement, right: Complement) -> tf.Tensor:
-        """The block `Q^T D Z` of one matrix, for the bases of two complements: the same pass."""
+    def normal_blocks(self, augmented) -> list[tf.Tensor]:
+        """The blocks `Q^T D Z`, for a list of `Augmented`: a second pass."""
 
     def core_direction(self, factors: list[Factorization]) -> list[tf.Tensor]:
         """`U^T D(U S V^T) V` at new matrices: a second pass."""
 
 
-class Moved(NamedTuple):
-    """What a step has made of one matrix.
-
-    Attributes:
-        factors: `Factorization` of the new matrix.
-        overlap: `Overlap` of the direction with it, from an integrator that has it for less than
-            the four products of tall blocks that it takes; else `()`.
-    """
-
-    factors: Factorization
-    overlap: Overlap | tuple = ()
-
-
 class Integrator:
-    """Takes one step: new factors from a `Problem`.
+    """Takes steps: new factors from a `Problem`.
 
-    Subclass it for an integrator of your own: implement `step`, and `get_config` where there is
-    something to save.
+    Subclass it for an integrator of your own: implement `step`, for `adapt_every=1`, or `move`, or
+    both; and `get_config` where there is more to save.
+
+    Args:
+        adapt_every: int, every how many steps bases and ranks are adapted, by a full step. The
+            steps in between move the factors in a chart of the manifold at fixed rank, see
+            `integrators.chart`, at next to no cost; one that would go far is a full step too. 1 is
+            the algorithm of the paper, step by step.
 
     Attributes:
-        needs_coupling: bool. Whether `step` calls `problem.coupling`, for which the inputs and
-            output gradients of every layer are kept to the end of the step.
-        needs_core_direction: bool. Whether `step` calls `problem.core_direction`.
+        needs_second_pass: bool. Whether `step` calls `problem.core_direction` or
+            `problem.normal_blocks`.
         adapts_rank: bool. Whether ranks may change.
-        takes_rows: bool. Whether `step` takes a direction whose K-part is given by its rows
-            (`tf.IndexedSlices`), which is what an embedding has of a batch: an integrator does that
-            leaves K-parts to `retract` and `augment`, or asks for `direction.dense()`.
     """
 
-    needs_coupling = False
-    needs_core_direction = False
+    needs_second_pass = False
     adapts_rank = True
-    takes_rows = False
+
+    def __init__(self, adapt_every=ADAPT_EVERY):
+        if not isinstance(adapt_every, int) or isinstance(adapt_every, bool) or adapt_every < 1:
+            raise ValueError(
+                f"`adapt_every` must be a positive integer. Received: adapt_every={adapt_every!r}"
+            )
+        self.adapt_every = adapt_every
 
     def step(self, problem):
-        """Returns the matrices after the step, a list of `Moved`."""
+        """Returns the matrices after a full step of all of them, a list of `Factorization`.
+
+        Each with orthonormal U and V and a diagonal S.
+        """
         # Abstract: an integrator is its step, and there is none to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `step`.")
 
+    def move(self, factors, direction, step_size, policy):
+        """Returns one matrix after a step that is too long for the chart.
+
+        With orthonormal U and V and a diagonal S.
+
+        Args:
+            factors: `Factorization` W, with orthonormal U and V.
+            direction: `TangentVector` D.
+            step_size: scalar tensor h.
+            policy: `Policy`, who decides the rank.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `move`, or have adapt_every=1."
+        )
+
+    def tries(self, rank):
+        """How many directions a full step adds to a matrix of that rank, on trial; None for none.
+
+        Their bases stay as they are until the next full step. Only their core learns, and gathers
+        strength over all steps before the policy judges it.
+        """
+        return None
+
     def get_config(self):
-        return {}
+        return {"adapt_every": self.adapt_every}
 
     @classmethod
     def from_config(cls, config):

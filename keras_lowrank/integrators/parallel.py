@@ -1,12 +1,10 @@
 """The parallel integrator: one gradient moves bases and core."""
 
 import keras
-import tensorflow as tf
 
 from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
 from keras_lowrank.integrators.integrator import Integrator
-from keras_lowrank.integrators.retraction import retract
-from keras_lowrank.traces import shared
+from keras_lowrank.traces import trace_once
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -19,33 +17,27 @@ class Parallel(Integrator):
     4. Truncation of `S^` to the rank that the policy chooses, up to twice the present one.
 
     So a step is `W <- truncation of (W - h P(D))`: where the rank stays it is Riemannian gradient
-    descent with the metric-projection retraction. Nothing is kept of a layer's inputs and output
-    gradients, and truncation takes r x r matrices wherever it can (`retract`).
+    descent with the metric-projection retraction.
 
-    A rank grows only by what a step adds in second order: start high enough (`rank=None` does), or
-    use `RankAdaptive`, whose fourth block is of first order.
+    A rank grows only by what a step adds in second order: start high enough, or use `RankAdaptive`.
+
+    Args:
+        adapt_every: as in `Integrator`.
 
     Example:
 
     >>> integrator = Parallel()   # the same as compile(integrator="parallel")
     """
 
-    takes_rows = True
-
     def step(self, problem):
-        directions = problem.direction()
-        h = problem.step_size
+        steps = zip(problem.factors, problem.direction(), problem.policies)
+        move = trace_once(_moved)
+        return [move(factors, direction, problem.step_size, p) for factors, direction, p in steps]
 
-        @shared
-        def move(factors, direction, policy):
-            def general():
-                augmented = augment(factors, direction, policy.keeps_rank)
-                corner = tf.zeros(
-                    [tf.shape(augmented.left.root)[1], tf.shape(augmented.right.root)[1]],
-                    factors.S.dtype,
-                )
-                return truncate(augmented, moved_core(augmented, corner, h), policy)
+    def move(self, factors, direction, step_size, policy):
+        return _moved(factors, direction, step_size, policy)
 
-            return retract(problem, factors, direction, policy, general)
 
-        return list(map(move, problem.factors, directions, problem.policies))
+def _moved(factors, direction, step_size, policy):
+    augmented = augment(factors, direction, policy.keeps_rank)
+    return truncate(augmented, moved_core(augmented, step_size), policy)

@@ -9,7 +9,7 @@ from keras_lowrank import keras_internals
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
 from keras_lowrank.layers.low_rank_layer import check_regularizer, refuse, set_weights
-from keras_lowrank.recurrence import low_rank_recurrence
+from keras_lowrank.substitution import folded
 from keras_lowrank.truncation import get_truncation
 
 _MATRICES = "kernel", "recurrent"
@@ -113,12 +113,6 @@ class GatedCell:
             h = [h * mask for mask in self.get_recurrent_dropout_mask(h)]
         return _product(self.recurrent_kernels, h)
 
-    def multiplies_once(self, training):
-        """Whether a step is no more than `advance` on one product with the recurrent kernels."""
-        if training and 0.0 < self.recurrent_dropout < 1.0:
-            return False
-        return all(isinstance(layer, LowRankDense) for layer in self.recurrent_kernels)
-
     def step(self, projected, states, training):
         """One step from the `input_product` of its inputs: `(output, new states)`."""
         states = tf.nest.flatten(states)
@@ -203,8 +197,7 @@ class GatedCell:
 class GatedLayer:
     """A Keras recurrent layer around a `GatedCell`: goes before the Keras layer in a class's bases.
 
-    The product with the inputs is one for the whole sequence, before the loop. So is, in a
-    `LowRankModel`, the tangent gradient of the recurrent kernels, after it.
+    The product with the inputs is one for the whole sequence, before the loop.
 
     Args:
         units, activation, recurrent_activation, use_bias: as in the Keras layer.
@@ -250,48 +243,23 @@ class GatedLayer:
         states = tf.nest.flatten(initial_state)
         mask = tf.nest.flatten(mask)[0]
         projected = cell.input_product(sequences, training)
-        if not cell.multiplies_once(training):
 
-            def step(inputs, states):
-                return cell.step(inputs, states, training)
+        def step(inputs, states):
+            return cell.step(inputs, states, training)
 
-            return self._run(step, projected, states, mask, self.return_sequences)
-
-        summands = cell.summands(projected)
-        widths = [sequence.shape[-1] for sequence in summands]
-
-        def loop(multiply, keep, *tensors):
-            sequences, states = tensors[: len(widths)], tensors[len(widths) :]
-            # Where steps are masked, the state before a step is not the output before it.
-            beside = keep and mask is not None
-
-            def step(inputs, states):
-                added, *rest = tf.split(inputs, widths, axis=-1) if len(widths) > 1 else [inputs]
-                h = states[0]
-                new, states = cell.advance(multiply(h) + added, *rest, *states)
-                return (tf.concat([new, h], -1) if beside else new), states
-
-            inputs = tf.concat(sequences, -1) if len(widths) > 1 else sequences[0]
-            every = keep or self.return_sequences
-            last, outputs, new_states = self._run(step, inputs, states, mask, every)
-            visited = None
-            if beside:
-                last, visited = last[:, : cell.units], outputs[..., cell.units :]
-                outputs = outputs[..., : cell.units]
-            elif keep:
-                visited = tf.concat([states[0][:, None], outputs[:, :-1]], 1)
-            if keep and self.go_backwards:  # in the order of the sums that they belong to
-                visited = tf.reverse(visited, [1])
-            return [outputs if self.return_sequences else last, *new_states], visited
-
-        results, *states = low_rank_recurrence(
-            [layer.factors for layer in cell.recurrent_kernels],
-            loop,
-            [*summands, *states],
-            self.compute_dtype,
-        )
-        last = results[:, -1] if self.return_sequences else results
-        return last, results, states
+        factors = [one.factors for one in cell.recurrent_kernels if isinstance(one, LowRankDense)]
+        with folded(factors, self.compute_dtype):
+            return keras_internals.rnn(
+                step,
+                projected,
+                states,
+                go_backwards=self.go_backwards,
+                mask=mask,
+                unroll=self.unroll,
+                input_length=projected.shape[1],
+                zero_output_for_mask=self.zero_output_for_mask,
+                return_all_outputs=self.return_sequences,
+            )
 
     def set_weights(self, weights):
         set_weights(self, weights)
@@ -301,19 +269,6 @@ class GatedLayer:
         own["truncation"] = keras.saving.serialize_keras_object(self.cell.truncation)
         own["stacked"] = self.cell.stacked
         return {**super().get_config(), **own}
-
-    def _run(self, step, inputs, states, mask, every):
-        return keras_internals.rnn(
-            step,
-            inputs,
-            states,
-            go_backwards=self.go_backwards,
-            mask=mask,
-            unroll=self.unroll,
-            input_length=inputs.shape[1],
-            zero_output_for_mask=self.zero_output_for_mask,
-            return_all_outputs=every,
-        )
 
 
 # What the Keras layers hand on to their cells, and what a `GatedCell` has beside it.

@@ -41,7 +41,6 @@ import tensorflow as tf
 
 from keras_lowrank import row_slices
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
-from keras_lowrank.tangent_vector import paired
 
 
 def mean_squares(gradient):
@@ -87,7 +86,8 @@ class _Adaptive(Rule):
         # Dense, for the mean of the two S-parts is in all rows of K.
         k = (a / tf.reduce_mean(y))[:, None] * row_slices.dense(momentum.K)
         l = (b / tf.reduce_mean(x))[:, None] * momentum.L
-        return Direction(paired(k, l, point.U, point.V), share, a, b)
+        frozen = tf.reduce_mean(a) * tf.reduce_mean(b) * momentum.S
+        return Direction(point.paired(k, l, frozen), share, a, b)
 
     def averages(self, state, gradient, rate):
         """The running means of the mean squares, which forget by `rate` a step."""

@@ -72,7 +72,8 @@ class Muon(Rule):
     def _scale(self, point):
         if self.optimizer.rms_rate is None:
             return 1.0
-        return self.optimizer.rms_rate * max(point.U.shape[0], point.V.shape[0]) ** 0.5
+        longest = tf.maximum(tf.shape(point.U)[0], tf.shape(point.V)[0])
+        return self.optimizer.rms_rate * tf.sqrt(tf.cast(longest, point.S.dtype))
 
 
 class _AdamW(Adam):

@@ -53,7 +53,7 @@ def rule_for(optimizer, integrator):
             "an average of low-rank matrices is not one. Use a learning rate that falls to zero",
         )
     if inner.gradient_accumulation_steps:
-        if integrator.needs_coupling or integrator.needs_core_direction:
+        if integrator.needs_second_pass:
             _refuse(
                 inner,
                 "gradient_accumulation_steps",

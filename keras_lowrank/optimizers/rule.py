@@ -9,6 +9,9 @@ from keras_lowrank.tangent_vector import TangentVector
 # Kinds of state, see `Rule.state`.
 TANGENT, ROWS, COLUMNS, SCALAR = "tangent", "rows", "columns", "scalar"
 
+# The sum of gradients under `gradient_accumulation_steps`, kept as a tangent vector, too.
+ACCUMULATED = "accumulated_gradient"
+
 
 class Direction(NamedTuple):
     """Where a step goes: `W - h D`.

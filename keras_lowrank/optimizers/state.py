@@ -1,17 +1,14 @@
 """What the rule of an optimizer keeps for every low-rank layer: variables of the optimizer."""
 
-import warnings
-
 import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.factors import RankVariable, has_orthonormal_bases
+from keras_lowrank.factors import Factorization, RankVariable, diagonal
+from keras_lowrank.integrators.chart import Chart
+from keras_lowrank.matrix_step import Matrix
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
-from keras_lowrank.tangent_vector import TangentVector, carried, overlap, zeros_at
-
-# The kind of the sum of gradients under `gradient_accumulation_steps`: a tangent vector, too.
-ACCUMULATED = "accumulated_gradient"
+from keras_lowrank.tangent_vector import TangentVector, transport, zeros_at
 
 _UNTRACED_LOOKS = 16
 
@@ -19,11 +16,12 @@ _UNTRACED_LOOKS = 16
 class OptimizerState:
     """The state of all low-rank layers of a model, held, saved and restored by its optimizer.
 
-    Its size follows the ranks: `r (n + m + r)` numbers for a tangent vector, and `n` or `m`.
+    For each layer the scale of its `Chart`, r numbers, and what its rule keeps: `r (n + m + r)`
+    numbers for a tangent vector, and `n` or `m`.
     """
 
     def __init__(self):
-        self._factors, self._variables = {}, {}
+        self._factors, self._scales, self._variables = {}, {}, {}
         self._doubted, self._looks = False, 0
 
     @classmethod
@@ -47,6 +45,8 @@ class OptimizerState:
                 )
             if path not in state._variables:
                 state._factors[path] = layer.factors
+                scale = state._scales[path] = _unset_scale(path, layer.factors)
+                keras_internals.hold(optimizer, [scale])
                 slots = state._variables[path] = {
                     name: _make(kind, name, path, layer.factors)
                     for name, kind in kinds[path].items()
@@ -65,132 +65,115 @@ class OptimizerState:
     @property
     def variables(self):
         """All variables."""
-        return [v for slots in self._variables.values() for slot in slots.values() for v in slot]
+        slots = self._variables.values()
+        held = [v for one in slots for slot in one.values() for v in slot]
+        return [*self._scales.values(), *held]
 
     def read(self, path):
-        """The state of one layer: a dict from name to `TangentVector` or tensor."""
-        if path not in self._variables and self.variables:
+        """What is kept for one layer, a `Matrix`."""
+        if path not in self._variables:
             raise ValueError(
                 f"The optimizer holds nothing for layer {path!r}, which was frozen when the model "
                 "was compiled. Call `compile` again, with a new optimizer."
             )
         slots = {}
-        for name, variables in self._variables.get(path, {}).items():
+        for name, variables in self._variables[path].items():
             values = [tf.convert_to_tensor(v.value) for v in variables]
             slots[name] = TangentVector(*values) if len(values) == 3 else values[0]
-        return slots
+        scale = tf.convert_to_tensor(self._scales[path].value)
+        return Matrix(self._factors[path].read(), scale, slots, tf.zeros([]))
 
-    def assign(self, path, slots):
+    def assign(self, path, scale, slots):
         """Sets the state of one layer."""
+        self._scales[path].assign(scale)
         for name, variables in self._variables.get(path, {}).items():
             values = slots[name] if len(variables) == 3 else [slots[name]]
             for variable, value in zip(variables, values):
                 variable.assign(value)
 
-    @property
-    def carries(self):
-        """bool, whether there are tangent vectors that follow the layers."""
-        return any(
-            len(variables) == 3
-            for slots in self._variables.values()
-            for name, variables in slots.items()
-            if name != ACCUMULATED
-        )
-
-    def carried(self, slots, old, moved, direction, decay):
-        """The state of one layer once it has moved: tangent vectors in the new tangent space.
-
-        Args:
-            slots: dict, the state at the matrix before.
-            old: `Factorization`, that matrix.
-            moved: `Moved`, what an integrator has made of it.
-            direction: `TangentVector`, where the step went.
-            decay: float, what tangent vectors are multiplied with.
-        """
-
-        def carry(vector):
-            lies = moved.overlap if vector is direction else ()
-            lies = lies or overlap(vector, old, moved.factors, moved.overlap)
-            return carried(vector, old, lies, decay)
-
-        return {
-            name: carry(value)
-            if isinstance(value, TangentVector) and name != ACCUMULATED
-            else value
-            for name, value in slots.items()
-        }
-
-    def follow_ranks(self):
-        """Forgets tangent vectors where weights of another rank were loaded in the meantime."""
-        for path, slots in self._variables.items():
-            factors = self._factors[path]
-            for variables in slots.values():
-                if len(variables) == 3 and variables[1].shape != factors.S.shape:
-                    for variable, value in zip(variables, zeros_at(factors.read())):
-                        variable.assign(value)
-
     def doubt(self):
         """Has `settle` look at all factors: the host does not see what traced code assigns."""
         self._doubted = True
 
-    def settle(self):
-        """Makes what someone else has assigned fit for a step, which relies on its form."""
-        changed = []
-        unfit = [path for path, factors in self._factors.items() if not factors.left_by(self)]
-        if self._doubted and not unfit:
+    def settle(self, at_origin=False):
+        """Puts each layer whose factors someone else has assigned at the origin of a chart.
+
+        Its bases are made orthonormal, W unchanged, and what was kept for another matrix starts
+        anew. Factors that came with their scale, as from a checkpoint, stay as they are.
+
+        Args:
+            at_origin: bool. Allow no other place in a chart: steps of `adapt_every=1` start there.
+        """
+        assigned = [not factors.left_by(self) for factors in self._factors.values()]
+        for factors, elsewhere in zip(self._factors.values(), assigned):
+            if elsewhere:
+                factors.check_shapes(*(variable.shape for variable in factors.variables))
+        look = self._look
+        if self._doubted and not any(assigned):
             # A trace takes the time of some 16 looks, and a traced look a twentieth of one: it is
             # for those who call `train_on_batch` again and again.
             self._looks += 1
             look = self._look if self._looks <= _UNTRACED_LOOKS else self._traced_look
-            unfit = [path for path, flag in zip(self._factors, look()) if flag]
-        elif self._doubted:
-            unfit = list(self._factors)
+        elif not any(assigned):
+            return
         self._doubted = False
-        for path in unfit:
-            if self._factors[path].orthonormalize():
-                changed.append(path)
-            self._forget_stale(path)
-            self._factors[path].taken_by(self)
-        if changed:
-            warnings.warn(
-                "The columns of U and V must be orthonormal. They were made so, W unchanged, in "
-                f"the layers {changed}. Received: other bases, by assignment or from a file",
-                stacklevel=3,
-            )
+        for (path, factors), (in_chart, fresh) in zip(self._factors.items(), look()):
+            if not (fresh if at_origin else in_chart):
+                self.reset(path)
+            factors.taken_by(self)
+
+    def reset(self, path):
+        """Puts one layer at the origin of a chart, and has what is kept for it start anew."""
+        self._factors[path].orthonormalize()
+        point, slots = self._factors[path].read(), self.read(path).slots
+        zero = zeros_at(point)
+        slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
+        self.assign(path, tf.linalg.diag_part(point.S), slots)
+
+    def recenter(self, path, policy):
+        """Puts one layer at the origin of a chart, where it is; W stays what it is.
+
+        Frozen columns that `policy` does not keep go: their trial is over. On the host only.
+        """
+        matrix = self.read(path)
+        chart = Chart(matrix.factors, matrix.scale)
+        (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
+        active = tf.cast(tf.reduce_sum(chart.active), tf.int32)
+        rank = tf.maximum(policy.rank(values, current=tf.size(values)), active)
+        new = Factorization(
+            tf.matmul(u, left[:, :rank]), diagonal(values[:rank]), tf.matmul(v, right[:, :rank])
+        )
+        slots = {
+            name: transport(slot, (chart.U, chart.V), new)
+            if isinstance(slot, TangentVector)
+            else slot
+            for name, slot in matrix.slots.items()
+        }
+        self._factors[path].assign(new)
+        self.assign(path, tf.linalg.diag_part(new.S), slots)
+        self._factors[path].taken_by(self)
 
     def _look(self):
-        """For every layer whether its bases or its tangent vectors are not fit for a step."""
-        flags = []
-        for path, factors in self._factors.items():
-            point = factors.read()
-            stale = [_is_stale(value, point) for value in self.read(path).values()]
-            flags.append(tf.reduce_any([~has_orthonormal_bases(point), *stale]))
-        return flags
-
-    def _forget_stale(self, path):
-        """Forgets tangent vectors of a layer that are in no tangent space at its matrix.
-
-        Someone has assigned its factors, and not these: steps from both would leave the bases far
-        from orthonormal.
-        """
-        point = self._factors[path].read()
-        slots = {
-            name: zeros_at(point) if _is_stale(value, point) else value
-            for name, value in self.read(path).items()
-        }
-        self.assign(path, slots)
+        """For every layer whether it is in its chart, and whether at its origin."""
+        return [_place_in_chart(self.read(path)) for path in self._factors]
 
 
-def _is_stale(value, point):
-    if not isinstance(value, TangentVector):
-        return False
-    if not value.S.shape.is_compatible_with(point.S.shape):
-        return True
-    # Both parts must have the S-part that is kept; roundings and drifted bases leave some 1e-5.
-    by_k = tf.matmul(point.U, value.K, transpose_a=True)
-    by_l = tf.matmul(value.L, point.V, transpose_a=True)
-    off = tf.norm(by_k - value.S) + tf.norm(by_l - value.S)
-    return off > 1e-4 * (tf.norm(value.K) + tf.norm(value.L))
+def _place_in_chart(matrix):
+    tangents = [slot for slot in matrix.slots.values() if isinstance(slot, TangentVector)]
+    ranks = [tf.shape(one)[0] for one in (matrix.scale, *(tangent.S for tangent in tangents))]
+    of_one_rank = tf.reduce_all(tf.equal(tf.stack(ranks), tf.shape(matrix.factors.S)[0]))
+    return tf.cond(
+        of_one_rank,
+        lambda: Chart(matrix.factors, matrix.scale).holds(),
+        lambda: (tf.constant(False), tf.constant(False)),
+    )
+
+
+def _unset_scale(path, factors):
+    """The variable of a layer's scale, negative as long as the layer is in no chart."""
+    name = f"{path}/scale".replace("/", "_")
+    unset = keras.initializers.Constant(-1.0)
+    return RankVariable(unset, (factors.rank,), (0,), factors.S.dtype, name=name)
 
 
 def _make(kind, name, path, factors):

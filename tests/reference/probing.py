@@ -1,4 +1,4 @@
-"""A layer of every kind, and the parts that a probe finds in it."""
+"""A layer of every kind, and the tangent gradient that its factors' gradients give."""
 
 import keras
 import numpy as np
@@ -13,9 +13,7 @@ from keras_lowrank import (
     LowRankDense,
     LowRankEinsumDense,
 )
-from keras_lowrank.linalg import complement
-from keras_lowrank.substitution import substitute
-from keras_lowrank.tangent import TangentProbe
+from keras_lowrank.integrators.chart import Chart
 
 EINSUM = {"equation": "ab,cbd->acd", "output_shape": (2, 3), "bias_axes": "cd"}
 EINSUM_4D = {"equation": "abcd,edc->aeb", "output_shape": (5, None), "bias_axes": "e"}
@@ -96,7 +94,7 @@ def make(case, rank=2, dtype="float64", seed=0, **kwargs):
         full.build(shape)
     layer.build(shape)
     full.input_spec = None
-    layer.S.assign(rng.standard_normal((rank, rank)))
+    layer.S.assign(np.diag(np.sort(rng.uniform(0.5, 2.0, rank))[::-1]))
     return layer, full, x
 
 
@@ -117,31 +115,15 @@ def full_gradient(full, layer, x):
     return layer.matricization.matrix(G).numpy(), dx.numpy()
 
 
-def probe_gradients(layer, x, sides=None, traced=False, forward=None):
-    """Gradients of K, L and x inside a substitution, and the coupling to the two complements."""
+def tangent_gradient(layer, x, traced=False, forward=None):
+    """`(K, S, L, dx)`: the tangent gradient of a layer at the origin of a chart, S diagonal."""
 
     def run(x):
-        probe = TangentProbe(layer.factors.read(), keep_calls=sides is not None)
-        with substitute({layer.factors: probe}), tf.GradientTape() as tape:
-            tape.watch([x, probe.K, probe.L])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
             loss = loss_of((forward or layer)(x))
-        gradients = tape.gradient(loss, [probe.K, probe.L, x])
-        if sides is None:
-            return gradients
-        # A complement made here: in a traced function it is one of its own tensors, as in a step.
-        left, right = (complement(block, basis) for block, basis in sides)
-        q, z = (side.formed(basis) for side, (_, basis) in zip((left, right), sides))
-        return [*gradients, probe.coupling(left, right), q, z]
+        *gradients, dx = tape.gradient(loss, [*layer.factors.variables, x])
+        factors = layer.factors.read()
+        return *Chart(factors, tf.linalg.diag_part(factors.S)).tangent(gradients), dx
 
     return [t.numpy() for t in (tf.function(run) if traced else run)(x)]
-
-
-def random_sides(layer, columns, seed=1):
-    """`(block, basis)` for each side of the layer's matrix, for `complement`."""
-    rng = np.random.default_rng(seed)
-    u, _, v = layer.factors.read()
-    dtype = u.dtype
-    return [
-        (tf.constant(rng.standard_normal((basis.shape[0], columns)), dtype), basis)
-        for basis in (u, v)
-    ]

@@ -18,11 +18,10 @@ from reference.truncation import RelativeTolerance
 class MatrixProblem:
     """The `Problem` of one matrix with the full gradient `gradient(W)`, a callable on tensors."""
 
-    def __init__(self, factorization, gradient, step_size, policy, check_bases=True):
-        self.check_bases = tf.convert_to_tensor(check_bases)
+    def __init__(self, factorization, gradient, step_size, policy):
         self.factors, self.policies = [factorization], [policy]
         self.step_size = tf.convert_to_tensor(step_size, factorization.S.dtype)
-        self.wants_overlap = self.replicated = False
+        self.replicated = False
         self._gradient = gradient
 
     def direction(self):
@@ -31,9 +30,10 @@ class MatrixProblem:
         k = self._full @ v
         return [TangentVector(k, tf.transpose(u) @ k, tf.transpose(self._full) @ u)]
 
-    def coupling(self, index, left, right):
-        q, z = left.formed(self.factors[index].U), right.formed(self.factors[index].V)
-        return tf.transpose(q) @ self._full @ z
+    def normal_blocks(self, augmented):
+        ((point, left, right),) = augmented
+        q, z = left.formed(point.U), right.formed(point.V)
+        return [tf.transpose(q) @ self._full @ z]
 
     def core_direction(self, factors):
         u, s, v = factors[0]
@@ -98,8 +98,8 @@ def _traced_step(integrator, rule, dtype):
     def step(u, s, v, h, low, high):
         policy = Policy(rule.truncation, low, high)
         problem = MatrixProblem(Factorization(u, s, v), full_gradient, h, policy)
-        (moved,) = integrator().step(problem)
-        return moved.factors
+        (moved,) = integrator(adapt_every=1).step(problem)
+        return moved
 
     return step
 
@@ -177,8 +177,8 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
         seed = tf.stack([i, 7])
         shift = target + noise * tf.random.stateless_normal(target.shape, seed)
         point = Factorization(u, s, v)
-        problem = MatrixProblem(point, lambda W: W - shift, 0.1, policy, i % 16 == 0)
-        ((new, _),) = integrator.step(problem)
+        problem = MatrixProblem(point, lambda W: W - shift, 0.1, policy)
+        (new,) = integrator.step(problem)
         defects = tf.maximum(defects, tf.stack([defect_of(new.U), defect_of(new.V)]))
         rank = tf.shape(new.S)[0]
         return i + 1, *new, defects, tf.minimum(low, rank), tf.maximum(high, rank)

@@ -1,0 +1,214 @@
+"""What a training step does to one matrix: traced once for all layers that it treats alike."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_lowrank import row_slices
+from keras_lowrank.factors import Factorization, diagonal
+from keras_lowrank.faults import total
+from keras_lowrank.integrators.chart import Chart, signs
+from keras_lowrank.linalg import complement
+from keras_lowrank.optimizers.rule import ACCUMULATED
+from keras_lowrank.tangent_vector import TangentVector, transport
+from keras_lowrank.traces import outlined
+
+# The summed squares of the tangents of all angles that a chart is used up to.
+LARGEST_DEFECT = 0.25
+
+
+class Numbers(NamedTuple):
+    """What is common to all matrices of a step, scalar tensors.
+
+    Attributes:
+        learning_rate, number: as in `Rule.direction`.
+        step_size: h.
+        adapts: bool, whether the step is one that adapts ranks.
+    """
+
+    learning_rate: tf.Tensor
+    number: tf.Tensor
+    step_size: tf.Tensor
+    adapts: tf.Tensor
+
+
+class Matrix(NamedTuple):
+    """All that training keeps for one low-rank matrix.
+
+    Attributes:
+        factors: `Factorization`.
+        scale: tensor, shape `(r,)`, that of its `Chart`.
+        slots: dict, what the rule of the optimizer keeps.
+        check: scalar tensor, not finite where one of the values is not.
+    """
+
+    factors: Factorization
+    scale: tf.Tensor
+    slots: dict
+    check: tf.Tensor
+
+    @classmethod
+    def of(cls, factors, slots):
+        """A matrix after a full step: at the origin of its chart."""
+        check = total([factors, slots])
+        return cls(factors, tf.linalg.diag_part(factors.S), slots, check)
+
+    def decayed(self, factor):
+        """The same at `c W`, for a scalar tensor c or None for 1."""
+        if factor is None:
+            return self
+        factors = self.factors._replace(S=factor * self.factors.S)
+        return self._replace(factors=factors, scale=factor * self.scale)
+
+    def with_slot(self, name, value):
+        return self._replace(slots={**self.slots, name: value})
+
+    def kept(self):
+        """What is there after the step."""
+        return self[:3]
+
+
+def advance(integrator, rule, matrix, gradient, policy, numbers):
+    """One step of one matrix, with an integrator that adapts it every few steps.
+
+    Args:
+        integrator: `Integrator`.
+        rule: `Rule` of the optimizer.
+        matrix: `Matrix`.
+        gradient: `TangentVector`.
+        policy: `Policy`, who decides the rank.
+        numbers: `Numbers`.
+
+    Returns:
+        `Matrix`.
+    """
+    chart = Chart(matrix.factors, matrix.scale)
+    direction, slots = rule.direction(
+        gradient, matrix.slots, chart, numbers.learning_rate, numbers.number
+    )
+    direction = chart.in_parts(direction.tangent)
+    light = chart.step(direction, numbers.step_size)
+
+    def stay():
+        kept = {
+            name: slot.scaled(rule.decay) if _is_carried(name, slot) else slot
+            for name, slot in slots.items()
+        }
+        # What is not finite in a tangent vector has come into the factors.
+        rest = [slot for name, slot in slots.items() if not _is_carried(name, slot)]
+        return Matrix(
+            light.factors, matrix.scale, kept, tf.cast(light.defect, tf.float32) + total(rest)
+        )
+
+    def adapt():
+        there = Chart(light.factors, matrix.scale)
+        factors, scale = adapted(integrator, there, direction, policy)
+        new = Matrix.of(factors, carry(rule, slots, (there.U, there.V), factors))
+        return new._replace(scale=scale)
+
+    def far():
+        old, fresh = (chart.U, chart.V), chart.refreshed()
+        there = transport(direction, old, fresh)
+        held = Held(policy, numbers.adapts)
+        factors = integrator.move(fresh, there, numbers.step_size, held)
+        new = Matrix.of(factors, carry(rule, slots, old, factors))
+        return new._replace(scale=_frozen(new.scale, tf.math.count_nonzero(chart.scale)))
+
+    def full():
+        return tf.cond(near, lambda: tf.nest.flatten(adapt()), lambda: tf.nest.flatten(far()))
+
+    near = light.defect <= LARGEST_DEFECT
+    values = tf.cond(near & ~numbers.adapts, lambda: tf.nest.flatten(stay()), outlined(full))
+    return tf.nest.pack_sequence_as(matrix._replace(slots=slots), values)
+
+
+def adapted(integrator, chart, direction, policy):
+    """W at the rank that the policy chooses, and what the integrator adds on trial.
+
+    Args:
+        integrator: `Integrator`.
+        chart: `Chart`.
+        direction: `TangentVector` of the last step, which new directions are taken from.
+        policy: `Policy`.
+
+    Returns:
+        `(factors, scale)`, orthonormal and diagonal, with a scale of zero for what is on trial.
+    """
+    (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
+    rank = policy.rank(values, current=tf.size(values))
+    tries = None if policy.keeps_rank or not policy.truncation.grows else integrator.tries(rank)
+    tried = 0
+    if tries is not None:
+        largest = policy.most(tf.minimum(tf.shape(u)[0], tf.shape(v)[0]))
+        tried = tf.minimum(tries, largest - rank)
+    # What was on trial and is not kept goes on, but makes room for what is new.
+    going_on = tf.minimum(tf.size(values) - rank, tried // 2)
+    kept = rank + going_on
+    new = Factorization(
+        tf.matmul(u, left[:, :kept]), diagonal(values[:kept]), tf.matmul(v, right[:, :kept])
+    )
+    if tries is not None:
+        new = extended(new, direction, tried - going_on)
+    return new, _frozen(tf.linalg.diag_part(new.S), rank)
+
+
+def extended(factors, direction, count):
+    """The same W with more columns: what a direction has most of, outside of its bases."""
+    u, s, v = factors
+    k, l = row_slices.dense(direction.K), direction.L
+    q, z = _main_part(k, u, count), _main_part(l, v, count)
+    count = tf.minimum(tf.shape(q)[1], tf.shape(z)[1])
+    values = tf.pad(tf.linalg.diag_part(s), [[0, count]])
+    bases = (tf.concat([u, q[:, :count]], axis=1), tf.concat([v, z[:, :count]], axis=1))
+    return Factorization(bases[0], diagonal(values), bases[1])
+
+
+def _main_part(block, basis, count):
+    """Orthonormal columns of the span of a block, `count` at most, that a basis does not have.
+
+    The largest of them, nearly: a subspace iteration on columns of signs.
+    """
+    outside = block - tf.matmul(basis, tf.matmul(basis, block, transpose_a=True))
+    gram = tf.matmul(outside, outside, transpose_a=True)
+    start = tf.matmul(gram, signs(tf.shape(gram)[0], count, gram.dtype))
+    found = complement(tf.matmul(outside, tf.matmul(gram, start)), basis)
+    return found.formed(basis)[:, ::-1]  # the largest first
+
+
+def _frozen(scale, active):
+    """A scale of which only the first columns are not frozen."""
+    return tf.where(
+        tf.range(tf.size(scale)) < tf.cast(active, tf.int32), scale, tf.zeros_like(scale)
+    )
+
+
+class Held(NamedTuple):
+    """A `Policy` that decides in the steps that adapt ranks; in others the rank stays."""
+
+    policy: object
+    adapts: tf.Tensor
+
+    @property
+    def keeps_rank(self):
+        return self.policy.keeps_rank
+
+    def rank(self, singular_values, current):
+        rank = self.policy.rank(singular_values, current)
+        return rank if self.keeps_rank else tf.where(self.adapts, rank, current)
+
+
+def carry(rule, slots, old, new):
+    """What a rule keeps, with tangent vectors in the tangent space at another matrix."""
+    return {
+        name: transport(slot, old, new, rule.decay) if _is_carried(name, slot) else slot
+        for name, slot in slots.items()
+    }
+
+
+def tangent_gradient(factors, scale, gradient, factor):
+    """The `TangentVector` of the gradients of U, S and V; `factor`, a scalar or None."""
+    return Chart(factors, scale).tangent(gradient, factor)
+
+
+def _is_carried(name, slot):
+    return isinstance(slot, TangentVector) and name != ACCUMULATED
