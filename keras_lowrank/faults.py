@@ -21,16 +21,29 @@ class Snapshot:
         """The variables, as they are now."""
         return [variable for variable, _ in self._saved]
 
-    def restore_unless(self, condition):
+    def restore_unless(self, condition, in_replica):
         """Puts the saved values back where the scalar bool tensor `condition` is false.
 
-        The values are chosen in a `tf.cond`, at no cost, and assigned outside of it: an
-        assignment inside is not allowed in replica context.
+        Args:
+            condition: scalar bool tensor.
+            in_replica: bool, whether this is one of several replicas: there an assignment inside
+                of a `tf.cond` is not allowed, and the values are chosen, at no cost, ahead of it.
         """
+        if not in_replica:
+
+            def restore():
+                self.restore()
+                return tf.constant(True)
+
+            tf.cond(condition, lambda: tf.constant(True), outlined(restore))
+            return
         old = [value for _, value in self._saved]
         new = [tf.convert_to_tensor(variable.value) for variable, _ in self._saved]
-        for (variable, _), value in zip(self._saved, choose(condition, new, old)):
-            variable.assign(value)
+        if new:
+            for variable, value in zip(
+                self.variables, tf.cond(condition, lambda: new, lambda: old), strict=True
+            ):
+                variable.assign(value)
 
     def restore(self, some=None):
         """Puts the saved values back, of all variables or of some."""
@@ -107,14 +120,6 @@ class FaultRecord:
             "it, and can be saved. Look for NaN or Inf in the data of that step, or lower the "
             "learning rate."
         )
-
-
-def choose(condition, structure, other):
-    """A structure of tensors where `condition` is true, else the other one; copies nothing."""
-    flat = tf.nest.flatten(structure)
-    if flat:  # a `tf.cond` cannot return nothing
-        flat = tf.cond(condition, lambda: flat, lambda: tf.nest.flatten(other))
-    return tf.nest.pack_sequence_as(structure, flat)
 
 
 def are_finite(structure):

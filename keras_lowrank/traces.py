@@ -56,7 +56,7 @@ def trace_once(function):
             return function(*arguments)
         kinds, tensors = zip(*map(_parts, arguments))
         given = tf.nest.flatten(tensors)
-        flat = [tensor for tensor in given if tensor is not None]
+        flat = [_opaque(t) if _is_constant(t) else t for t in given if t is not None]
         there = tuple(tensor is not None for tensor in given)
         key = kinds, there, tuple((tensor.dtype, len(tensor.shape)) for tensor in flat)
         if key not in traces:
@@ -76,6 +76,15 @@ def trace_once(function):
         return traces[key](*flat)
 
     return traced
+
+
+def _is_constant(tensor):
+    return not hasattr(tensor, "op") or tensor.op.type == "Const"
+
+
+def _opaque(tensor):
+    """A tensor that TensorFlow does not take for a constant: it would copy functions for each."""
+    return tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tensor.shape)
 
 
 def _parts(argument):
