@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras_lowrank.tangent import TangentProbe
 from reference.attention import (
     GATED,
     GROUPED,
@@ -30,7 +31,6 @@ from keras_lowrank import (
 )
 from keras_lowrank.layers.attention import projections
 from keras_lowrank.substitution import substitute
-from keras_lowrank.tangent import TangentProbe
 
 
 @every

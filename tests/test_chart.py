@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import example, given
 from reference import optimizers as reference
-from reference.cases import few, seeds, shapes, start
+from reference.cases import few, seeds, shapes
 from reference.closed_form import matrix, orthonormal
 from reference.probing import (
     cases,

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_lowrank.tangent import TangentProbe
 from reference.cases import partly_slow
 from reference.embedding import IDS, Tied, built, cross_entropy, language_model, same_table
 
@@ -11,7 +12,6 @@ from keras_lowrank import LowRankEmbedding, LowRankModel, Tolerance
 from keras_lowrank.linalg import complement
 from keras_lowrank.row_slices import is_slices
 from keras_lowrank.substitution import substitute
-from keras_lowrank.tangent import TangentProbe
 
 
 def test_embedding_basics():

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import FixedRank, LowRankDense, LowRankModel, RankAdaptive
 from keras_lowrank.layers import LowRankConv2D, LowRankEmbedding, LowRankLSTM
 
 rng = np.random.default_rng(0)
@@ -103,35 +103,12 @@ def test_it_trains_as_without(make, integrator, eager):
     assert ranks[0] == ranks[1]
 
 
-def test_the_second_pass_of_fixed_rank_is_refused():
+@pytest.mark.parametrize("integrator", partly_slow([FixedRank], [RankAdaptive]))
+def test_a_second_pass_is_refused(integrator):
     model, x = block(True)
-    model.compile("sgd", "mse", integrator="fixed_rank")
-    with pytest.raises(ValueError, match=r"second pass.*Received: the layers.*first.*second"):
+    model.compile("sgd", "mse", integrator=integrator(adapt_every=1))
+    with pytest.raises(ValueError, match=r"second pass.*recomputed.*larger `adapt_every`"):
         model.fit(x, Y, verbose=0)
-
-
-class Penalized(Block):
-    """Uses a variable of a recomputed layer elsewhere, at first by nothing."""
-
-    def call(self, inputs):
-        self.add_loss(self.scale * tf.reduce_sum(tf.abs(self.second.S.value)))
-        return super().call(inputs)
-
-
-@pytest.mark.parametrize("scale, eager", partly_slow([(0.1, False)], [(0.1, True), (0.0, False)]))
-def test_a_gradient_of_the_variables_themselves_is_found_beside_it(scale, eager):
-    layer = Penalized(tf.recompute_grad)
-    layer.scale = scale
-    inputs = keras.Input((8,))
-    model = LowRankModel(inputs, layer(inputs))
-    model.compile("sgd", "mse", run_eagerly=eager)
-    before = layer.second.S.numpy()
-    if scale == 0.0:
-        model.fit(VECTORS, Y, verbose=0)
-        return
-    with pytest.raises(ValueError, match="must not depend on the variables U, S or V"):
-        model.fit(VECTORS, Y, verbose=0)
-    np.testing.assert_array_equal(layer.second.S, before)
 
 
 class Adversarial(LowRankModel):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_lowrank.tangent import TangentProbe
 from reference.cases import partly_slow
 from reference.recurrent import (
     BATCH,
@@ -29,7 +30,6 @@ from keras_lowrank.factors import Factorization
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.linalg import complement
 from keras_lowrank.substitution import substitute
-from keras_lowrank.tangent import TangentProbe
 
 
 @KINDS

@@ -13,6 +13,7 @@ import pytest
 from reference.cases import partly_slow
 from reference.small_models import (
     MAKERS,
+    OFTEN,
     Subclassed,
     X,
     Y,
@@ -209,7 +210,7 @@ def test_the_older_format_is_refused(name, tmp_path):
 
 def test_model_checkpoint_and_restore_best_weights(tmp_path):
     model = functional()
-    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.75)
+    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.75, integrator=OFTEN)
     path = str(tmp_path / "best.keras")
     save = keras.callbacks.ModelCheckpoint(path, monitor="loss", mode="max", save_best_only=True)
     best = keras.callbacks.EarlyStopping(
@@ -236,7 +237,7 @@ def test_backup_and_restore_goes_on_at_the_saved_ranks(tmp_path):
     for callback in (Stop(), Watch()):
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
         model = functional()
-        model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.75)
+        model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.75, integrator=OFTEN)
         try:
             model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[backup, callback])
         except KeyboardInterrupt:

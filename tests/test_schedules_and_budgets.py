@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference.cases import few, partly_slow, seeds
 
-from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, callbacks
+from keras_lowrank import (
+    Budget,
+    KeepRank,
+    LowRankDense,
+    LowRankModel,
+    Parallel,
+    Tolerance,
+    callbacks,
+)
 from keras_lowrank.factors import Factorization
 from keras_lowrank.truncation import Policy, get_truncation, plan
 
@@ -22,7 +30,8 @@ def make(truncation, own=None, **layer):
     x = LowRankDense(18, rank=12, name="first", activation="tanh", truncation=own, **layer)(inputs)
     x = LowRankDense(16, rank=12, name="second", activation="tanh")(x)
     model = LowRankModel(inputs, keras.layers.Dense(4, name="head")(x))
-    model.compile(keras.optimizers.SGD(0.05), "mse", truncation=truncation)
+    optimizer, every_step = keras.optimizers.SGD(0.05), Parallel(adapt_every=1)
+    model.compile(optimizer, "mse", truncation=truncation, integrator=every_step)
     return model
 
 
@@ -79,6 +88,7 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
 )
 def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     model = make(Tolerance(lambda step: 0.3 * step), own=0.1)
+    way = {"integrator": Parallel(adapt_every=1), **way}
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=model.truncation, **way
     )
@@ -265,7 +275,7 @@ def test_a_rule_of_ones_own_inherits_nothing_of_the_rule_that_it_replaces():
         def rank(self, singular_values, current):
             return tf.constant(1)
 
-    assert not Odd(0.1).by_tail and not Frozen().by_tail
+    assert not Policy(Odd(0.1)).keeps_rank
     assert Policy(KeepRank()).keeps_rank and not Policy(Frozen()).keeps_rank
 
 
