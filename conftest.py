@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
 import keras_lowrank
 
@@ -54,11 +53,6 @@ def fresh_keras():
     before = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(before)
-    # TensorFlow keeps every custom gradient by a name of its own, and with it the whole graph that
-    # it was traced in: 20 MB a model, and 20 GB in the end.
-    gradients = ops.gradient_registry._registry
-    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
-        del gradients[name]
 
 
 @pytest.fixture(autouse=True, scope="module")

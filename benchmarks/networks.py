@@ -182,6 +182,60 @@ class _TwoFactorLSTMCell(keras.layers.Layer):
         return h, [h, c]
 
 
+def resnet20():
+    """He et al. (arXiv:1512.03385), section 4.2, on 32 x 32 images, at full rank."""
+    inputs = keras.Input((32, 32, 3))
+    options = {"padding": "same", "use_bias": False}
+    norm = keras.layers.BatchNormalization
+    x = norm()(keras.layers.Conv2D(16, 3, **options)(inputs))
+    for filters in (16, 32, 64):
+        for block in range(3):
+            strides = 1 if block or filters == 16 else 2
+            y = norm()(keras.layers.Conv2D(filters, 3, strides=strides, **options)(x))
+            y = norm()(keras.layers.Conv2D(filters, 3, **options)(keras.layers.ReLU()(y)))
+            if strides > 1:
+                x = keras.layers.AveragePooling2D(2)(x)
+                x = keras.layers.Concatenate()([x, x])
+            x = keras.layers.ReLU()(x + y)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+
+
+def resnet50():
+    return keras.applications.ResNet50(
+        weights=None, input_shape=(64, 64, 3), classes=CLASSES, classifier_activation=None
+    )
+
+
+def bert(layers=6, width=256, length=128):
+    """An encoder as in BERT (arXiv:1810.04805), small, at full rank."""
+    inputs = keras.Input((length,), dtype="int32")
+    x = keras.layers.Embedding(8000, width)(inputs)
+    for _ in range(layers):
+        attend = keras.layers.MultiHeadAttention(num_heads=4, key_dim=width // 4)
+        x = keras.layers.LayerNormalization()(x + attend(x, x))
+        y = keras.layers.Dense(width)(keras.layers.Dense(4 * width, activation="gelu")(x))
+        x = keras.layers.LayerNormalization()(x + y)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+
+
+# Networks as people have them, at full rank and not compiled.
+WHOLE = {
+    "resnet20": resnet20,
+    "resnet50": resnet50,
+    "bert": bert,
+    "dense": lambda: keras.Model(*_dense_layers([2048] * 4)),
+}
+
+
+def _dense_layers(widths):
+    inputs = x = keras.Input((FEATURES,))
+    for width in widths:
+        x = keras.layers.Dense(width, activation="relu")(x)
+    return inputs, keras.layers.Dense(CLASSES)(x)
+
+
 def _bounds(rank):
     # Bounds instead of `freeze_ranks`: the whole adaptive step is measured, its decision on the
     # rank too, and still the rank is the one that is named.

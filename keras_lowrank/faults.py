@@ -1,5 +1,6 @@
 """Non-finite values: nothing of a bad step is kept, and the host hears of it."""
 
+import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import row_slices
@@ -21,16 +22,29 @@ class Snapshot:
         """The variables, as they are now."""
         return [variable for variable, _ in self._saved]
 
-    def restore_unless(self, condition):
+    def restore_unless(self, condition, in_replica):
         """Puts the saved values back where the scalar bool tensor `condition` is false.
 
-        The values are chosen in a `tf.cond`, at no cost, and assigned outside of it: an
-        assignment inside is not allowed in replica context.
+        Args:
+            condition: scalar bool tensor.
+            in_replica: bool, whether this is one of several replicas: there an assignment inside
+                of a `tf.cond` is not allowed, and the values are chosen, at no cost, ahead of it.
         """
+        if not in_replica:
+
+            def restore():
+                self.restore()
+                return tf.constant(True)
+
+            tf.cond(condition, lambda: tf.constant(True), outlined(restore))
+            return
         old = [value for _, value in self._saved]
         new = [tf.convert_to_tensor(variable.value) for variable, _ in self._saved]
-        for (variable, _), value in zip(self._saved, choose(condition, new, old)):
-            variable.assign(value)
+        if new:
+            for variable, value in zip(
+                self.variables, tf.cond(condition, lambda: new, lambda: old), strict=True
+            ):
+                variable.assign(value)
 
     def restore(self, some=None):
         """Puts the saved values back, of all variables or of some."""
@@ -85,7 +99,8 @@ class FaultRecord:
         new = fatal & self.clear
 
         def first():
-            good = [*obeyed.values(), *(_all_finite(tensors) for _, tensors in places), False]
+            axes = {}
+            good = [*obeyed.values(), *(_all_finite(held, axes) for _, held in places), False]
             return tf.argmin(tf.cast(tf.stack(good), tf.int32), output_type=tf.int64)
 
         place = tf.cond(new, outlined(first), lambda: tf.identity(self._place))
@@ -109,14 +124,6 @@ class FaultRecord:
         )
 
 
-def choose(condition, structure, other):
-    """A structure of tensors where `condition` is true, else the other one; copies nothing."""
-    flat = tf.nest.flatten(structure)
-    if flat:  # a `tf.cond` cannot return nothing
-        flat = tf.cond(condition, lambda: flat, lambda: tf.nest.flatten(other))
-    return tf.nest.pack_sequence_as(structure, flat)
-
-
 def are_finite(structure):
     """Scalar bool tensor: every entry of every tensor is finite. None counts as finite.
 
@@ -131,10 +138,16 @@ def total(structure):
     return tf.add_n([tf.zeros([]), *map(_sum, tensors)])
 
 
-def _all_finite(structure):
-    """The same as `are_finite`, slower, in fewer operations."""
-    tensors = [row_slices.values(t) for t in tf.nest.flatten(structure) if t is not None]
-    sums = [tf.cast(tf.reduce_sum(tensor), tf.float32) for tensor in tensors]
+def _all_finite(structure, axes):
+    """The same as `are_finite`, slower, in fewer operations; `axes`, a dict, is filled by rank."""
+    sums = []
+    for tensor in tf.nest.flatten(structure):
+        if tensor is not None:
+            values = row_slices.values(tensor)
+            rank = values.shape.rank
+            if rank not in axes:
+                axes[rank] = tf.constant(np.arange(rank, dtype="int32"))
+            sums.append(tf.cast(tf.raw_ops.Sum(input=values, axis=axes[rank]), tf.float32))
     return tf.math.is_finite(tf.add_n(sums) if sums else 0.0)
 
 

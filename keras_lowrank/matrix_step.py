@@ -63,10 +63,6 @@ class Matrix(NamedTuple):
     def with_slot(self, name, value):
         return self._replace(slots={**self.slots, name: value})
 
-    def kept(self):
-        """What is there after the step."""
-        return self[:3]
-
 
 def advance(integrator, rule, matrix, gradient, policy, numbers):
     """One step of one matrix, with an integrator that adapts it every few steps.

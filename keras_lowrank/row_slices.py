@@ -45,7 +45,9 @@ def dense(block, count=None):
     """The whole block, a tensor of shape `(n, r)`; `count`, n, where slices do not know it."""
     if not is_slices(block):
         return block
-    return tf.math.unsorted_segment_sum(block.values, block.indices, count or block.shape[0])
+    if count is None:
+        count = block.dense_shape[0]
+    return tf.math.unsorted_segment_sum(block.values, block.indices, count)
 
 
 def scaled(block, factor):
@@ -101,4 +103,4 @@ def mean_squares(block):
     squares = tf.linalg.matvec(tf.square(block_values), share)
     if not is_slices(block):
         return squares
-    return tf.math.unsorted_segment_sum(squares, block.indices, block.shape[0])
+    return tf.math.unsorted_segment_sum(squares, block.indices, block.dense_shape[0])

@@ -51,20 +51,20 @@ def trace_once(function):
     traces = {}
 
     def traced(*arguments):
-        # Slices have to know the number of rows, which is that of one matrix.
-        if tf.executing_eagerly() or any(map(row_slices.is_slices, tf.nest.flatten(arguments))):
+        if tf.executing_eagerly():
             return function(*arguments)
         kinds, tensors = zip(*map(_parts, arguments))
-        given = tf.nest.flatten(tensors)
-        flat = [tensor for tensor in given if tensor is not None]
+        given = tf.nest.flatten(tensors, expand_composites=True)
+        flat = [_opaque(t) if _is_constant(t) else t for t in given if t is not None]
         there = tuple(tensor is not None for tensor in given)
-        key = kinds, there, tuple((tensor.dtype, len(tensor.shape)) for tensor in flat)
+        slices = tuple(map(row_slices.is_slices, tf.nest.flatten(tensors)))
+        key = kinds, there, slices, tuple((tensor.dtype, len(tensor.shape)) for tensor in flat)
         if key not in traces:
 
             def of_tensors(*flat):
                 values = iter(flat)
                 every = [next(values) if one else None for one in there]
-                parts = tf.nest.pack_sequence_as(tensors, every)
+                parts = tf.nest.pack_sequence_as(tensors, every, expand_composites=True)
                 whole = [
                     argument.of_parts(part) if isinstance(argument, Policy) else part
                     for argument, part in zip(arguments, parts)
@@ -76,6 +76,15 @@ def trace_once(function):
         return traces[key](*flat)
 
     return traced
+
+
+def _is_constant(tensor):
+    return not hasattr(tensor, "op") or tensor.op.type == "Const"
+
+
+def _opaque(tensor):
+    """A tensor that TensorFlow does not take for a constant: it would copy functions for each."""
+    return tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tensor.shape)
 
 
 def _parts(argument):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals, row_slices
 from keras_lowrank.distribution import Replicas
-from keras_lowrank.faults import Snapshot, are_finite, choose, poisoned
+from keras_lowrank.faults import Snapshot, are_finite, poisoned
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
@@ -56,6 +56,8 @@ class TrainingStep:
         model = self._model
         self._statistics = Snapshot(self._changed_by_a_pass())
         gradients = self._first_pass()
+        factors = [v for layer in self._layers.values() for v in layer.factors.variables]
+        matrices = Snapshot([*factors, *self._slots.variables_of(self._layers)])
         held = [self._slots.read(path) for path in self._layers]
         new = self._replicas.to_assign(self._moved(held, gradients))
         self._places += [
@@ -78,12 +80,12 @@ class TrainingStep:
         fatal |= good & ~updated
         good &= updated
         model.faults.record(fatal, self._obeyed, self._places, self._completed)
-        before.restore_unless(~fatal)
-        self._statistics.restore_unless(good)
-        kept = choose(good, [matrix.kept() for matrix in new], [one.kept() for one in held])
-        for (path, layer), (factors, scale, slots) in zip(self._layers.items(), kept):
-            layer.factors.assign(factors)
-            self._slots.assign(path, scale, slots)
+        before.restore_unless(~fatal, self.replicated)
+        for (path, layer), matrix in zip(self._layers.items(), new):
+            layer.factors.assign(matrix.factors)
+            self._slots.assign(path, matrix.scale, matrix.slots)
+        for snapshot in (self._statistics, matrices):
+            snapshot.restore_unless(good, self.replicated)
         return self._x, self._y, self._y_pred, self._sample_weight
 
     # The low-rank matrices.
@@ -341,7 +343,7 @@ class TrainingStep:
         held = {id(variable) for variable in self._slots.variables}
         own = [v for v in optimizer.variables if id(v) not in held]
         before = Snapshot([*variables, *own])
-        keras_internals.sum_gradients(self._optimizer, not self.replicated)
+        keras_internals.sum_gradients(self._optimizer, False)
         optimizer.apply_gradients(zip(gradients, variables))
         if idle:  # decayed, and as in Keras not to be
             before.restore(variables)

@@ -36,12 +36,12 @@ def flops_of_a_step(layer, integrator="parallel"):
     inputs = keras.Input((8,))
     hidden = layer(keras.layers.Dense(N)(inputs))
     model = LowRankModel(inputs, keras.layers.Dense(CLASSES)(hidden))
-    # So small a step that it is a near one, as most steps of a training are.
+    # So small a step that it stays in the chart, as most steps of a training do.
     optimizer = keras.optimizers.SGD(1e-4)
     model.compile(optimizer, "mse", integrator=integrator, truncation=0.1, run_eagerly=True)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((BATCH, 8)), rng.standard_normal((BATCH, CLASSES))
-    for _ in range(2):  # the first step checks the bases, and the look before the second is traced
+    for _ in range(2):  # the look before the second is another one
         model.train_on_batch(x, y)
     with ProductCounter() as counter:
         model.train_on_batch(x, y)
@@ -53,23 +53,16 @@ def flops_of_a_step(layer, integrator="parallel"):
 # Forward, and backward to the inputs: two products a side; K and L: one a side. The parts that are
 # r x r are next to nothing.
 PASS = 2 * BATCH * RANK * 3 * (N + M + RANK)
-# A Gram matrix a side, and the new bases: `U a + K b`.
-NEAR = 2 * RANK**2 * 3 * (N + M)
-SMALL = 60 * 2 * RANK**3
+# What the defect of the bases is measured with, and one pass that adds up what is new.
+CHECK = 2 * RANK * 4 * (N + M)
+SMALL = 20 * 2 * RANK**3
 
 
-@pytest.mark.parametrize(
-    "integrator, expected",
-    [
-        ("parallel", PASS + NEAR + SMALL),
-        # The extra block projects x and d once more, and tells directions apart once a side.
-        ("rank_adaptive", PASS + NEAR + SMALL + 2 * (BATCH * RANK + RANK**2) * (N + M)),
-    ],
-)
-def test_a_step_multiplies_what_the_formula_says(integrator, expected):
-    assert flops_of_a_step(LowRankDense(M, rank=RANK), integrator) == pytest.approx(
-        expected, rel=0.1
-    )
+@pytest.mark.parametrize("integrator", ["parallel", "rank_adaptive"])
+def test_a_step_multiplies_what_the_formula_says(integrator):
+    """No more than two plain factors, next to nothing apart."""
+    found = flops_of_a_step(LowRankDense(M, rank=RANK), integrator)
+    assert found == pytest.approx(PASS + CHECK + SMALL, rel=0.1)
 
 
 def test_the_counter_counts_a_full_rank_layer():

@@ -6,12 +6,18 @@ import pytest
 import tensorflow as tf
 from reference.closed_form import orthonormal
 
-from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, Truncation
+from keras_lowrank import (
+    Budget,
+    KeepRank,
+    LowRankDense,
+    LowRankModel,
+    Tolerance,
+    Truncation,
+    row_slices,
+)
 from keras_lowrank.factors import Factorization
-from keras_lowrank.integrators import fixed_rank, rank_adaptive, retraction
-from keras_lowrank.integrators.integrator import Moved
 from keras_lowrank.tangent_vector import TangentVector
-from keras_lowrank.traces import rare, shared
+from keras_lowrank.traces import outlined, trace_once
 from keras_lowrank.truncation import Policy
 
 
@@ -49,11 +55,11 @@ def cut(factors, direction, policy):
     values = tf.linalg.diag_part(factors.S)
     rank = policy.rank(values, tf.shape(values)[0])
     u, _, v = factors
-    return Moved(Factorization(u[:, :rank], direction.S[:rank, :rank], 2.0 * v[:, :rank]))
+    return Factorization(u[:, :rank], direction.S[:rank, :rank], 2.0 * v[:, :rank])
 
 
 def in_a_graph(matrices, policies):
-    """What `shared` makes of matrices, and how many traces."""
+    """What `trace_once` makes of matrices, and how many traces."""
     traced = []
 
     @tf.function
@@ -62,7 +68,7 @@ def in_a_graph(matrices, policies):
             traced.append(arguments)
             return cut(*arguments)
 
-        move = shared(counted)
+        move = trace_once(counted)
         return [move(*one, policy) for one, policy in zip(matrices, policies)]
 
     return step(), len(traced)
@@ -70,7 +76,7 @@ def in_a_graph(matrices, policies):
 
 def check(moves, matrices, policies):
     for move, one, policy in zip(moves, matrices, policies, strict=True):
-        for ours, right in zip(move.factors, cut(*one, policy).factors, strict=True):
+        for ours, right in zip(move, cut(*one, policy), strict=True):
             np.testing.assert_array_equal(ours, right)
 
 
@@ -102,13 +108,13 @@ def test_ranks_that_were_allotted_one_by_one_share_a_trace():
     moves, count = in_a_graph(MATRICES, policies)
     check(moves, MATRICES, policies)
     assert count == 1
-    assert len({int(tf.shape(move.factors.S)[0]) for move in moves}) > 1
+    assert len({int(tf.shape(move.S)[0]) for move in moves}) > 1
 
 
 def test_a_rule_may_hold_a_variable():
     rule = Counting()
     moves, count = in_a_graph(MATRICES, [Policy(rule)] * 3)
-    assert [len(move.factors.S) for move in moves] == [1, 2, 3]
+    assert [len(move.S) for move in moves] == [1, 2, 3]
     assert (count, int(rule.calls)) == (1, 3)
 
 
@@ -122,42 +128,47 @@ def test_types_have_a_trace_each():
 
 def test_eagerly_every_matrix_is_moved_by_itself():
     seen = []
-    move = shared(lambda *arguments: seen.append(arguments[0]) or cut(*arguments))
+    move = trace_once(lambda *arguments: seen.append(arguments[0]) or cut(*arguments))
     policy = Policy(KeepRank())
     check([move(*one, policy) for one in MATRICES], MATRICES, [policy] * 3)
     assert all(factors is one[0] for factors, one in zip(seen, MATRICES))
 
 
-@pytest.mark.parametrize(
-    "integrator, module, names",
-    [
-        ("parallel", retraction, ["nearest"]),
-        ("rank_adaptive", rank_adaptive, ["augment", "grams", "nearest", "truncate"]),
-        pytest.param("fixed_rank", fixed_rank, ["augment"], marks=pytest.mark.slow),
-    ],
-)
-def test_a_network_traces_a_step_once(integrator, module, names, monkeypatch):
-    calls = []
+def test_rows_of_a_table_are_traced_like_whole_blocks():
+    slices = tf.IndexedSlices(tf.ones([2, 3]), tf.constant([1, 4]), tf.constant([6, 3]))
+    whole = tf.constant(np.arange(18.0, dtype="float32").reshape(6, 3))
 
-    def counted(name):
-        function = getattr(module, name)
-        return lambda *args, **options: calls.append(name) or function(*args, **options)
+    @tf.function
+    def add():
+        plus = trace_once(row_slices.plus)
+        return plus(whole, slices), plus(whole, whole)
 
-    for name in names:
-        monkeypatch.setattr(module, name, counted(name))
-    x = inputs = keras.Input((6,))
-    for units in (8, 5, 7, 6):
-        x = LowRankDense(units, rank=3)(x)
-    model = LowRankModel(inputs, x)
-    model.compile("sgd", "mse", integrator=integrator)
-    model.fit(np.ones((4, 6)), np.ones((4, 6)), verbose=0)
-    assert sorted(calls) == names
+    by_rows, both = add()
+    np.testing.assert_array_equal(by_rows, whole.numpy() + row_slices.dense(slices).numpy())
+    np.testing.assert_array_equal(both, 2.0 * whole.numpy())
 
 
-def test_a_rare_branch_stays_out_of_the_graph():
+def test_layers_alike_add_next_to_nothing_to_the_graph_of_a_step():
+    """Beside their own passes: a step of ten layers has no more functions than one of two."""
+
+    def functions(depth):
+        x = inputs = keras.Input((6,))
+        for _ in range(depth):
+            x = LowRankDense(6, rank=3)(x)
+        model = LowRankModel(inputs, x)
+        model.compile("sgd", "mse")
+        batch = tf.ones((4, 6)), tf.ones((4, 6))
+        model.prepare((*batch, None))
+        graph = tf.function(model.train_step).get_concrete_function(batch).graph.as_graph_def()
+        return len(graph.library.function)
+
+    assert functions(10) == functions(2)
+
+
+def test_an_outlined_branch_stays_out_of_the_graph():
     @tf.function(autograph=False)
     def choose(x, often):
-        return tf.cond(often, lambda: x, rare(lambda: tf.linalg.det(x) * x))
+        return tf.cond(often, lambda: x, outlined(lambda: tf.linalg.det(x) * x))
 
     x = tf.constant([[3.0, 1.0], [1.0, 1.0]])
     np.testing.assert_array_equal(choose(x, tf.constant(True)), x)
@@ -167,8 +178,8 @@ def test_a_rare_branch_stays_out_of_the_graph():
     assert home.attr["_noinline"].b
 
 
-def test_a_rare_branch_is_itself_eagerly():
+def test_an_outlined_branch_is_itself_eagerly():
     def branch():
         raise AssertionError
 
-    assert rare(branch) is branch
+    assert outlined(branch) is branch

@@ -65,9 +65,12 @@ class OptimizerState:
     @property
     def variables(self):
         """All variables."""
-        slots = self._variables.values()
-        held = [v for one in slots for slot in one.values() for v in slot]
-        return [*self._scales.values(), *held]
+        return self.variables_of(self._factors)
+
+    def variables_of(self, paths):
+        """The variables of some layers."""
+        slots = [slot for path in paths for slot in self._variables[path].values()]
+        return [*(self._scales[path] for path in paths), *(v for slot in slots for v in slot)]
 
     def read(self, path):
         """What is kept for one layer, a `Matrix`."""
