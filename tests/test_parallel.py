@@ -18,7 +18,7 @@ def test_ranks_grow_and_fall_as_the_paper_says(dtype):
     problem = LeastSquares.random(rng, 14, 10)
     up, down = (
         compare_trajectories(
-            Parallel(), parallel, problem, start(rng, 14, 10, r), tau, dtype, scale=1.0
+            Parallel(adapt_every=1), parallel, problem, start(rng, 14, 10, r), tau, dtype, scale=1.0
         )
         for r, tau in ((1, 0.03), (10, 0.05))
     )
@@ -42,6 +42,6 @@ def test_at_a_rank_that_stays_it_is_riemannian_gradient_descent(kind, scale, sha
     factors = expected = start(rng, *shape)
     for _ in range(10):
         expected = parallel.riemannian_step(expected, problem.gradient, h)
-        factors = one_step(Parallel(), factors, problem.gradient, h)
+        factors = one_step(Parallel(adapt_every=1), factors, problem.gradient, h)
         assert len(factors[1]) == shape[2]
         np.testing.assert_allclose(matrix(factors), matrix(expected), atol=1e-9)

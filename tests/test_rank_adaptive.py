@@ -37,7 +37,7 @@ def test_ranks_grow_and_fall_as_the_paper_says(dtype):
     problem = LeastSquares.random(rng, 14, 10)
     up, down = (
         compare_trajectories(
-            RankAdaptive(), rank_adaptive, problem, start(rng, 14, 10, r), 0.05, dtype
+            RankAdaptive(adapt_every=1), rank_adaptive, problem, start(rng, 14, 10, r), 0.05, dtype
         )
         for r in (1, 10)
     )
@@ -76,7 +76,7 @@ def literal_step(model, layers, x, y, h, tau):
     return new, [bias - h * d for bias, d in zip(biases, dS[len(layers) :])]
 
 
-def test_the_one_pass_step_is_the_literal_three_pass_step_of_a_network(float64):
+def test_the_step_is_the_literal_three_pass_step_of_a_network(float64):
     rng = np.random.default_rng(4)
     x, y = rng.standard_normal((32, 10)), rng.standard_normal((32, 6))
     layers = [
@@ -89,7 +89,8 @@ def test_the_one_pass_step_is_the_literal_three_pass_step_of_a_network(float64):
         outputs = layer(outputs)
     model = LowRankModel(inputs, outputs)
     h, tau = 2.0, 0.05
-    model.compile(keras.optimizers.SGD(h), "mse", integrator="rank_adaptive", truncation=tau)
+    integrator = RankAdaptive(adapt_every=1)
+    model.compile(keras.optimizers.SGD(h), "mse", integrator=integrator, truncation=tau)
     ranks = []
     for _ in range(8):
         expected, biases = literal_step(model, layers, tf.constant(x), tf.constant(y), h, tau)
@@ -124,7 +125,7 @@ def test_a_step_to_a_matrix_of_the_same_rank_lands_on_it(shape, seed, constant):
     def gradient(W):
         return G0 if constant else G0 + (W - W0)
 
-    new = one_step(RankAdaptive(), factors, gradient, h, Policy(Tolerance(1e-5)))
+    new = one_step(RankAdaptive(adapt_every=1), factors, gradient, h, Policy(Tolerance(1e-5)))
     assert len(new[1]) == r
     np.testing.assert_allclose(matrix(new), W1, atol=1e-9)
 
@@ -147,8 +148,12 @@ def test_the_loss_descends_up_to_the_truncation(kind, shape, seed, tau, scale):
     factors = start(rng, *shape)
     for _ in range(15):
         before = problem.loss(matrix(factors))
-        grown = one_step(RankAdaptive(), factors, problem.gradient, h, Policy(KeepAll()))
-        after = one_step(RankAdaptive(), factors, problem.gradient, h, Policy(Tolerance(tau)))
+        grown = one_step(
+            RankAdaptive(adapt_every=1), factors, problem.gradient, h, Policy(KeepAll())
+        )
+        after = one_step(
+            RankAdaptive(adapt_every=1), factors, problem.gradient, h, Policy(Tolerance(tau))
+        )
         W = matrix(grown)
         G, U, V = problem.gradient(matrix(factors)), factors[0], factors[2]
         seen = max(np.sum((G @ V) ** 2), np.sum((G.T @ U) ** 2))
@@ -168,7 +173,8 @@ def test_a_step_does_not_depend_on_how_the_matrix_is_factored():
     other = Factorization(u @ left, left.T @ s @ right, v @ right)
     policy = Policy(Tolerance(0.05))
     first, second = (
-        one_step(RankAdaptive(), f, problem.gradient, 0.5, policy) for f in ((u, s, v), other)
+        one_step(RankAdaptive(adapt_every=1), f, problem.gradient, 0.5, policy)
+        for f in ((u, s, v), other)
     )
     np.testing.assert_allclose(matrix(first), matrix(second), atol=1e-12)
     np.testing.assert_allclose(first[1], second[1], atol=1e-12)

@@ -152,32 +152,6 @@ def test_uses_both_ways_train_as_whole_blocks_do(float64):
     np.testing.assert_allclose(*kernels, atol=1e-10)
 
 
-def test_a_step_passes_over_the_table_once():
-    """But for the branches of a step that is long, or checks its bases."""
-    layer = LowRankEmbedding(211, 31, rank=5)
-    inputs = keras.Input((4,), dtype="int32")
-    model = LowRankModel(inputs, keras.layers.Dense(9)(keras.layers.Flatten()(layer(inputs))))
-    model.compile(SGD(0.1), cross_entropy())
-    model.prepare((np.zeros((3, 4), "int32"), np.zeros(3, "int32"), None))
-    spec = (tf.TensorSpec((3, 4), tf.int32), tf.TensorSpec((3,), tf.int32))
-    graph = tf.function(model.train_step).get_concrete_function(spec).graph
-
-    # What hands a tensor on, and what a custom gradient writes down and nobody reads.
-    harmless = {"Identity", "IdentityN", "Placeholder", "ReadVariableOp", "If", "StatelessIf"}
-    harmless |= {"ZerosLike"}
-
-    def tall(graph):
-        return {
-            op.type
-            for op in graph.get_operations()
-            if any(t.shape.rank == 2 and t.shape[0] == 211 for t in op.outputs)
-        } - harmless
-
-    assert tall(graph) == set()
-    found = [tall(function.graph) for function in graph._functions.values()]
-    assert {"MatMul", "ScatterNdNonAliasingAdd"} in found
-
-
 @pytest.mark.parametrize("optimizer", partly_slow(["adam"], ["sgd"]))
 def test_rows_that_are_not_finite_are_found_and_named(optimizer):
     inputs = keras.Input((4,), dtype="int32")
@@ -189,6 +163,7 @@ def test_rows_that_are_not_finite_are_found_and_named(optimizer):
     model.train_on_batch(np.zeros((2, 4)), targets)
     core = model.get_layer("table").S
     core.assign(1e6 * core.numpy())
+    model.optimizer_state.settle()  # the momenta of an assigned layer start anew
     before = state(model)
     with pytest.raises(FloatingPointError, match="in the gradient of layer 'table' at training"):
         model.train_on_batch(np.arange(8).reshape(2, 4), targets)
