@@ -7,7 +7,7 @@ factors. Replicas exchange
 - the sums of the gradients of U, S and V, `r (n + m + r)` numbers a matrix, of those of all other
   variables, and of the loss, once for each pass over the network;
 - whether what came of them is finite: two numbers;
-- with `adapt_every=1`, `RankAdaptive` and `FixedRank`: the bases of a second pass and its gradients;
+- `RankAdaptive` and `FixedRank` with `adapt_every=1`: the bases of a second pass, its gradients;
 - between hosts, the new factors and what the optimizer keeps for them.
 
 The n x m gradient of full-rank training is never there to be sent.

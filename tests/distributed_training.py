@@ -127,7 +127,7 @@ def every(steps, name):
     return type(kl.integrators.get(name))(adapt_every=steps)
 
 
-def check_agreement(count, integrator, steps, optimizer, bound, adapt_every=4):
+def check_agreement(count, integrator, steps, optimizer, bound, adapt_every=1):
     """A run in replicas against one on one device, with a last batch that does not divide."""
     x, y, weights = problem(BATCH_SIZE * steps - 13)
     data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(BATCH_SIZE)
@@ -168,7 +168,7 @@ def agreement(count=2):
     check_agreement(count, "parallel", 100, momentum, 1e-5)
     check_agreement(count, "fixed_rank", 20, momentum, 1e-5)
     keras.config.set_floatx("float32")
-    check_agreement(count, "rank_adaptive", 20, lambda: keras.optimizers.SGD(0.05), 1e-5, 1)
+    check_agreement(count, "rank_adaptive", 20, lambda: keras.optimizers.SGD(0.05), 1e-5, 4)
 
 
 def four():
@@ -205,7 +205,9 @@ def fault(count):
     """A value that is not finite, in the part of one replica alone."""
     x, y, weights = problem(4 * BATCH_SIZE)
     model = compiled(strategy_of(count), momentum, 0.1)
-    before = [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
+    # The scales of charts are set before the first step.
+    slots = [v for v in model.optimizer.variables if "scale" not in v.path]
+    before = [v.numpy() for v in (*model.variables, *slots)]
     x[BATCH_SIZE - 1] = np.nan  # the last of the first batch
     data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(BATCH_SIZE)
     try:
@@ -214,7 +216,7 @@ def fault(count):
         assert "training step 1." in str(error), error
     else:
         raise AssertionError("no error")
-    for variable, value in zip((*model.variables, *model.optimizer.variables), before):
+    for variable, value in zip((*model.variables, *slots), before):
         np.testing.assert_array_equal(variable.numpy(), value, variable.path)
     check_replicas_are_equal(model)
     model.fit(data.skip(1), verbose=0)  # and training can go on
