@@ -170,6 +170,7 @@ def test_a_layer_called_twice_is_trained_on_both_calls():
     assert list(model.ranks) == ["low"]
     for one in (model, twin):
         one.compile(keras.optimizers.SGD(0.1), "mse")
+    model.integrator = Parallel(adapt_every=1)
     model.truncation = Tolerance(0.0)
     for one in (model, twin):
         one.fit(X, X, batch_size=8, shuffle=False, verbose=0)
@@ -258,7 +259,8 @@ def test_truncation_that_is_no_number_raises(given):
 
 def test_freeze_ranks_keeps_every_rank_and_costs_one_trace():
     model = functional(CountsSteps)
-    model.compile("sgd", "mse", truncation=ChangesEveryTime())
+    integrator = Parallel(adapt_every=1)
+    model.compile("sgd", "mse", integrator=integrator, truncation=ChangesEveryTime())
     model.fit(X, Y, batch_size=8, verbose=0)
     assert model.traces == 1
     model.freeze_ranks()
@@ -295,7 +297,11 @@ def test_one_trace_while_the_ranks_change(steps_per_execution):
     seen = []
     model = functional(CountsSteps)
     model.compile(
-        "sgd", "mse", truncation=ChangesEveryTime(), steps_per_execution=steps_per_execution
+        "sgd",
+        "mse",
+        integrator=Parallel(adapt_every=1),
+        truncation=ChangesEveryTime(),
+        steps_per_execution=steps_per_execution,
     )
     model.fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[Watch()])
     model.fit(X, Y, batch_size=2, verbose=0)
