@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import FixedRank, LowRankDense, LowRankModel, Parallel, RankAdaptive
 from keras_lowrank.layers import LowRankConv2D, LowRankEmbedding, LowRankLSTM
 
 rng = np.random.default_rng(0)
@@ -77,15 +77,34 @@ def words(on):
     return LowRankModel(inputs, keras.layers.Dense(8)(x)), INDICES
 
 
+class Penalized(Block):
+    """Uses the kernel of a recomputed layer elsewhere."""
+
+    def call(self, inputs):
+        self.add_loss(0.1 * tf.reduce_sum(tf.abs(self.second.kernel)))
+        return super().call(inputs)
+
+
+def penalized(on):
+    inputs = keras.Input((8,))
+    layer = Penalized(tf.recompute_grad if on else lambda f: f)
+    return LowRankModel(inputs, layer(inputs)), VECTORS
+
+
 @pytest.mark.parametrize(
     "make, integrator, eager",
     partly_slow(
-        [(block, "parallel", True), (dense, "parallel", False), (words, "parallel", True)],
         [
-            (block, "rank_adaptive", False),
-            (dense, "rank_adaptive", True),
-            (pictures, "rank_adaptive", False),
-            (words, "rank_adaptive", False),
+            (block, FixedRank(adapt_every=1), False),
+            (dense, Parallel(adapt_every=2), False),
+            (words, RankAdaptive(adapt_every=2), True),
+            (penalized, Parallel(adapt_every=2), False),
+        ],
+        [
+            (block, RankAdaptive(adapt_every=1), True),
+            (dense, RankAdaptive(adapt_every=1), True),
+            (pictures, RankAdaptive(adapt_every=2), False),
+            (words, RankAdaptive(adapt_every=1), False),
         ],
     ),
 )
@@ -101,37 +120,6 @@ def test_it_trains_as_without(make, integrator, eager):
         ranks.append(list(model.ranks.values()))
     np.testing.assert_allclose(*outputs, atol=1e-5)
     assert ranks[0] == ranks[1]
-
-
-def test_the_second_pass_of_fixed_rank_is_refused():
-    model, x = block(True)
-    model.compile("sgd", "mse", integrator="fixed_rank")
-    with pytest.raises(ValueError, match=r"second pass.*Received: the layers.*first.*second"):
-        model.fit(x, Y, verbose=0)
-
-
-class Penalized(Block):
-    """Uses a variable of a recomputed layer elsewhere, at first by nothing."""
-
-    def call(self, inputs):
-        self.add_loss(self.scale * tf.reduce_sum(tf.abs(self.second.S.value)))
-        return super().call(inputs)
-
-
-@pytest.mark.parametrize("scale, eager", partly_slow([(0.1, False)], [(0.1, True), (0.0, False)]))
-def test_a_gradient_of_the_variables_themselves_is_found_beside_it(scale, eager):
-    layer = Penalized(tf.recompute_grad)
-    layer.scale = scale
-    inputs = keras.Input((8,))
-    model = LowRankModel(inputs, layer(inputs))
-    model.compile("sgd", "mse", run_eagerly=eager)
-    before = layer.second.S.numpy()
-    if scale == 0.0:
-        model.fit(VECTORS, Y, verbose=0)
-        return
-    with pytest.raises(ValueError, match="must not depend on the variables U, S or V"):
-        model.fit(VECTORS, Y, verbose=0)
-    np.testing.assert_array_equal(layer.second.S, before)
 
 
 class Adversarial(LowRankModel):

@@ -1,7 +1,6 @@
 """The arithmetic of tangent vectors, against full matrices."""
 
 import numpy as np
-import tensorflow as tf
 from hypothesis import example, given
 from reference import optimizers as reference
 from reference.cases import few, seeds, shapes, start
