@@ -58,7 +58,11 @@ def operations(model):
     """The operations of a traced step, those of the functions that it calls included."""
     shape = (_BATCH, *model.input_shape[1:])
     batch = tf.zeros(shape, model.inputs[0].dtype), tf.zeros(_BATCH, "int64")
-    graph = tf.function(model.train_step, autograph=False).get_concrete_function(batch).graph.as_graph_def()
+    graph = (
+        tf.function(model.train_step, autograph=False)
+        .get_concrete_function(batch)
+        .graph.as_graph_def()
+    )
     return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
 
 

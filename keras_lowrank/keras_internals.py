@@ -22,7 +22,7 @@ from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
-from tensorflow.python.eager import context
+from tensorflow.python.eager import context, record
 
 from keras_lowrank.distribution import spans_hosts
 
@@ -61,6 +61,15 @@ def is_graph(model):
         if isinstance(model, kind):
             return type(model).call is kind.call
     return False
+
+
+def is_recorded():
+    """Whether a tape sees what is computed now: not in a forward pass that is to be recomputed.
+
+    Of TensorFlow, and not public either: `tf.recompute_grad`, which `keras.RematScope` uses, says
+    so in no other way.
+    """
+    return record.could_possibly_record()
 
 
 # TensorFlow puts a function with the first of these not in line with its callers; those with the

@@ -131,8 +131,11 @@ def adapted(integrator, chart, direction, policy):
         `(factors, scale)`, orthonormal and diagonal, with a scale of zero for what is on trial.
     """
     (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
+    if policy.keeps_rank:  # nothing is cut, and XLA knows all shapes ahead
+        new = Factorization(tf.matmul(u, left), diagonal(values), tf.matmul(v, right))
+        return new, tf.linalg.diag_part(new.S)
     rank = policy.rank(values, current=tf.size(values))
-    tries = None if policy.keeps_rank or not policy.truncation.grows else integrator.tries(rank)
+    tries = integrator.tries(rank) if policy.truncation.grows else None
     tried = 0
     if tries is not None:
         largest = policy.most(tf.minimum(tf.shape(u)[0], tf.shape(v)[0]))
@@ -189,8 +192,9 @@ class Held(NamedTuple):
         return self.policy.keeps_rank
 
     def rank(self, singular_values, current):
-        rank = self.policy.rank(singular_values, current)
-        return rank if self.keeps_rank else tf.where(self.adapts, rank, current)
+        if self.keeps_rank:  # the same number, but one that XLA knows ahead
+            return current
+        return tf.where(self.adapts, self.policy.rank(singular_values, current), current)
 
 
 def carry(rule, slots, old, new):

@@ -339,7 +339,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             matrices: list of their `Factorization`.
             step: scalar float tensor, the number of the step: 1, 2, ...
         """
-        if self._ranks_frozen:
+        if self._ranks_frozen or not self.integrator.adapts_rank:
             return [Policy(KeepRank())] * len(matrices)
         policies = [layer.policy for layer in layers]
         policies = [
@@ -392,15 +392,16 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         self.optimizer_state = OptimizerState.of(optimizer, layers, kinds)
 
     def _finish_training(self):
-        """Leaves orthonormal bases and diagonal cores, wherever in a chart the last step ended."""
-        layers = self._trained_layers()
-        if self.optimizer_state is None or not layers or self.integrator.adapt_every == 1:
+        """Adapts bases and ranks once more, wherever in a chart the last step has ended."""
+        state, layers = self.optimizer_state, self._trained_layers()
+        if state is None or not layers or self.integrator.adapt_every == 1:
             return
-        self.optimizer_state.settle()
         step = tf.cast(self.optimizer.iterations, tf.float32)
         points = [layer.factors.read() for layer in layers.values()]
-        for path, policy in zip(layers, self.policies(layers.values(), points, step)):
-            self.optimizer_state.recenter(path, policy)
+        policies = self.policies(layers.values(), points, step)
+        for (path, layer), policy in zip(layers.items(), policies):
+            if layer.factors.left_by(state):  # a callback may have put other weights in their place
+                state.recenter(path, policy)
 
     def _tell_layers_of_jit(self):
         static = self._ranks_frozen or not self.integrator.adapts_rank

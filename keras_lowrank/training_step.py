@@ -221,7 +221,7 @@ class TrainingStep:
             v.set_shape([layer.factors.m, None])
             # Keras takes the gradient first, and lets weights decay then.
             cores.append(tf.identity(s if decay is None else s / decay))
-            kernels[layer.factors] = Product(u, cores[-1], v, core=cores[-1])
+            kernels[layer.factors] = _AtNewBases(u, cores[-1], v, core=cores[-1])
         gradients = self._pass(kernels, cores)
         metrics.restore()
         gradients = [tf.zeros_like(s) if g is None else g for s, g in zip(cores, gradients)]
@@ -348,6 +348,20 @@ class TrainingStep:
         if idle:  # decayed, and as in Keras not to be
             before.restore(variables)
         return before
+
+
+class _AtNewBases(Product):
+    """A matrix of a second pass, in bases that no variable holds."""
+
+    def apply(self, *args, **kwargs):
+        if not keras_internals.is_recorded():
+            raise ValueError(
+                "`adapt_every=1` of 'rank_adaptive' and 'fixed_rank' takes a second pass, at bases "
+                "that no variable holds, and a layer whose outputs are recomputed "
+                "(`tf.recompute_grad`, `keras.remat`, `keras.RematScope`) is differentiated by "
+                "variables alone. Use a larger `adapt_every`, or integrator='parallel'."
+            )
+        return super().apply(*args, **kwargs)
 
 
 def _of_rule(advance, integrator, rule):

@@ -11,20 +11,22 @@ import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
 
-from keras_lowrank import LowRankDense, LowRankModel, callbacks
+from keras_lowrank import LowRankDense, LowRankModel, Parallel, callbacks
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((16, 6)).astype("float32")
 Y = rng.standard_normal((16, 3)).astype("float32")
 
 
-def make(truncation=0.6, learning_rate=0.1, **compile_arguments):
+def make(truncation=0.6, learning_rate=0.1, integrator=None, **compile_arguments):
+    """A model whose ranks change once an epoch, at its end."""
     inputs = keras.Input((6,))
     body = keras.Sequential([keras.Input((6,)), LowRankDense(6, rank=3, name="low")], name="body")
     x = LowRankDense(6, rank=5, name="low")(body(inputs))
     model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(x), name="net")
-    optimizer = keras.optimizers.SGD(learning_rate)
-    model.compile(optimizer, "mse", metrics=["mae"], truncation=truncation, **compile_arguments)
+    optimizer, integrator = keras.optimizers.SGD(learning_rate), integrator or Parallel(4)
+    arguments = {"metrics": ["mae"], "truncation": truncation, **compile_arguments}
+    model.compile(optimizer, "mse", integrator=integrator, **arguments)
     return model
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import example, given
 from reference import optimizers as reference
-from reference.cases import few, seeds, shapes, start
+from reference.cases import few, seeds, shapes
 from reference.closed_form import matrix, orthonormal
 from reference.probing import (
     cases,
@@ -77,7 +77,7 @@ def test_a_layer_called_twice_adds_up_both_calls():
 @example((1, 5, 1), 0)
 @example((5, 1, 1), 0)
 def test_a_step_follows_the_direction_to_second_order(shape, seed):
-    """`W - h A` with A tangent: what else there is at h is a quarter as much at h / 2, and normal."""
+    """`W - h A` with A tangent: what else there is at h is normal, and a quarter at h / 2."""
     rng = np.random.default_rng(seed)
     factors, chart = at_origin(rng, *shape)
     W, A = matrix(factors), reference.project(rng.standard_normal(shape[:2]), factors)

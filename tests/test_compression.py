@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel, Parallel
 
 
 def small():
@@ -50,7 +50,7 @@ def test_compression_counts_dense_weights_and_no_biases():
 
 def test_compression_follows_the_ranks():
     model = small()
-    model.compile("sgd", "mse", truncation=0.5)
+    model.compile("sgd", "mse", integrator=Parallel(adapt_every=1), truncation=0.5)
     model.fit(np.ones((4, 8)), np.ones((4, 2)), verbose=0)
     assert model.ranks["low"] != 4
     assert model.compression().factored == model.ranks["low"] * (8 + 12) + 12 * 2

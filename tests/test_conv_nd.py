@@ -13,6 +13,8 @@ from keras_lowrank import (
     LowRankConv2DTranspose,
     LowRankConv3D,
     LowRankModel,
+    Parallel,
+    RankAdaptive,
     from_keras,
     to_keras,
 )
@@ -190,7 +192,7 @@ def low_rank_network(rank=3):
     )
 
 
-@pytest.mark.parametrize("integrator", partly_slow(["rank_adaptive"], ["parallel"]))
+@pytest.mark.parametrize("integrator", partly_slow([RankAdaptive(1)], [Parallel(1)]))
 def test_at_full_rank_every_step_is_that_of_keras(integrator):
     model = network(bias_initializer="normal")
     low = from_keras(model, tolerance=0.0, only_smaller=False, exclude="head")
@@ -203,7 +205,8 @@ def test_at_full_rank_every_step_is_that_of_keras(integrator):
 
 def test_ranks_change_in_training_and_come_back_from_files(tmp_path):
     model = low_rank_network(rank=6)
-    model.compile(keras.optimizers.SGD(0.05), "mse", truncation=0.4)
+    optimizer, integrator = keras.optimizers.SGD(0.05), Parallel(adapt_every=4)
+    model.compile(optimizer, "mse", integrator=integrator, truncation=0.4)
     x, y = draw(8, 6, 3), draw(8, 3)
     losses = model.fit(x, y, epochs=4, batch_size=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0] and set(model.ranks.values()) != {6}

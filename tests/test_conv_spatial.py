@@ -8,7 +8,7 @@ from reference.full_rank import compare_step_by_step
 from test_convert import check_same
 from test_export import operations, path_for, predict_file
 
-from keras_lowrank import LowRankConv2D, LowRankModel, to_keras
+from keras_lowrank import LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
 from keras_lowrank.factors import Factorization
 
 
@@ -86,7 +86,7 @@ def network(conv, **options):
     return inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
 
 
-@pytest.mark.parametrize("integrator", partly_slow(["parallel"], ["rank_adaptive"]))
+@pytest.mark.parametrize("integrator", partly_slow([Parallel(1)], [RankAdaptive(1)]))
 def test_at_full_rank_every_step_is_that_of_keras(integrator):
     full = keras.Model(*network(keras.layers.Conv2D, bias_initializer="normal"))
     low = LowRankModel(*network(spatial, rank=9))
@@ -108,7 +108,8 @@ def trained():
     """A network whose ranks have changed."""
     keras.utils.set_random_seed(0)
     model = LowRankModel(*network(spatial, rank=6, bias_initializer="normal"))
-    model.compile(keras.optimizers.SGD(0.05), "mse", truncation=0.5)
+    optimizer, integrator = keras.optimizers.SGD(0.05), Parallel(adapt_every=2)
+    model.compile(optimizer, "mse", integrator=integrator, truncation=0.5)
     losses = model.fit(draw(8, 7, 6, 3), draw(8, 3), epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0] and min(model.ranks.values()) < 6
     return model

@@ -9,7 +9,15 @@ import tensorflow as tf
 from reference.cases import partly_slow
 from reference.full_rank import compare_step_by_step
 
-from keras_lowrank import LowRankEinsumDense, LowRankModel, Tolerance, from_keras, to_keras
+from keras_lowrank import (
+    LowRankEinsumDense,
+    LowRankModel,
+    Parallel,
+    RankAdaptive,
+    Tolerance,
+    from_keras,
+    to_keras,
+)
 
 # (equation, output shape, bias axes, input shape, the kernel's shape as a matrix)
 CASES = {
@@ -226,7 +234,7 @@ def two_layers(make_layer):
     return inputs, make_layer("abcd,edc->abe", (5, 6), bias_axes="e")(x)
 
 
-@pytest.mark.parametrize("integrator", partly_slow(["rank_adaptive"], ["parallel"]))
+@pytest.mark.parametrize("integrator", partly_slow([RankAdaptive(1)], [Parallel(1)]))
 def test_full_rank_trains_as_keras_does_step_by_step(integrator):
     full = keras.Model(*two_layers(keras.layers.EinsumDense))
     low = from_keras(full, tolerance=0.0, only_smaller=False)

@@ -6,13 +6,14 @@ import pytest
 import tensorflow as tf
 from reference.embedding import IDS, built, cross_entropy, language_model, same_table
 
-from keras_lowrank import LowRankEmbedding, convert_layer, from_keras, to_keras
+from keras_lowrank import LowRankEmbedding, Parallel, convert_layer, from_keras, to_keras
 from keras_lowrank.factors import Factorization
 
 
 def test_files_keep_the_rank_and_agree(tmp_path):
     model = language_model(built(rank=3))
-    model.compile(keras.optimizers.SGD(0.5), cross_entropy(), truncation=0.0)
+    optimizer, integrator = keras.optimizers.SGD(0.5), Parallel(adapt_every=1)
+    model.compile(optimizer, cross_entropy(), integrator=integrator, truncation=0.0)
     model.fit(IDS, np.roll(IDS, 1, 1), verbose=0)
     rank = model.ranks["low_rank_embedding"]
     assert rank != 3

@@ -1,6 +1,6 @@
 """Every kind of model, trained by every method, in every way: the product of the three.
 
-`make test` takes every way once, every kind twice, and every method two or three times;
+`make test` takes every way once, and every kind and every method twice;
 `make test-slow` takes all the rest.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from reference.cases import OLD_KERAS
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import LowRankDense, LowRankModel, Parallel, RankAdaptive
 from keras_lowrank.keras_internals import inner_optimizer
 from keras_lowrank.layers import find_low_rank_layers
 
@@ -99,9 +99,17 @@ MODELS = {
     "shared layer": shared,
 }
 
-# Methods: the integrators, and ranks that are frozen from the start.
+# Methods: integrators, some that adapt ranks every few steps and one that does so in every step,
+# and ranks that are frozen from the start.
 
-METHODS = ["rank_adaptive", "parallel", "fixed_rank", "frozen"]
+METHODS = {
+    "fixed_rank": "fixed_rank",
+    "frozen": "parallel",
+    "rank_adaptive": RankAdaptive(adapt_every=4),
+    "parallel": Parallel(adapt_every=4),
+    "step by step": RankAdaptive(adapt_every=1),
+}
+ADAPTIVE = ["rank_adaptive", "parallel", "step by step"]
 
 # Ways to train.
 
@@ -131,12 +139,12 @@ WAYS = {
 
 def refusal(kind, method, way):
     """What a combination without a meaning is answered with; None for all others."""
-    if way == "gradient accumulation" and method in ("rank_adaptive", "fixed_rank"):
-        words = "`gradient_accumulation_steps` .* has no meaning .* Use integrator='parallel'"
+    if way == "gradient accumulation" and method == "step by step":
+        words = "`gradient_accumulation_steps` .* has no meaning"
         return pytest.raises(ValueError, match=words)
     if way == "class weights" and kind == "several inputs and outputs":
         return pytest.raises(ValueError, match="`class_weight` is only supported for Models with")
-    if way == "jit" and method in ("rank_adaptive", "parallel"):
+    if way == "jit" and method in ADAPTIVE:
         return pytest.warns(UserWarning, match="doesn't support `jit_compile=True`")
     return None
 
@@ -165,7 +173,7 @@ def compiled(kind, method, way):
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9, **way.optimizer),
         loss,
-        integrator="parallel" if method == "frozen" else method,
+        integrator=METHODS[method],
         truncation=0.5,
         **way.compile,
     )
@@ -205,10 +213,10 @@ def assert_trained(model, method, way, losses):
     for layer in layers(model):
         for basis in (layer.U.numpy(), layer.V.numpy()):
             assert np.abs(basis.T @ basis - np.eye(basis.shape[1])).max() < 1e-5
-    if method in ("fixed_rank", "frozen"):
-        assert all(layer.factors.rank == 6 for layer in layers(model))
-    else:
+    if method in ADAPTIVE:
         assert all(layer.factors.rank < 6 for layer in layers(model))
+    else:
+        assert all(layer.factors.rank == 6 for layer in layers(model))
 
 
 @pytest.mark.parametrize("kind, method, way", PRODUCT)

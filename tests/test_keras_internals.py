@@ -283,6 +283,26 @@ def test_calls_are_not_optimized_where_it_was_asked_for_and_nowhere_else():
     assert not_optimized() == asked
 
 
+def test_calls_that_are_not_optimized():
+    """A function that is called so stays a function, and the options are back afterwards."""
+    before = context.context().function_call_options
+    inner = tf.function(lambda x: x + 1.0, experimental_attributes=keras_internals.NOT_OPTIMIZED)
+
+    @tf.function
+    def outer(x):
+        with keras_internals.calls_not_optimized():
+            return inner(x)
+
+    assert float(outer(tf.constant(1.0))) == 2.0, MOVED
+    assert context.context().function_call_options is before, MOVED
+    graph = outer.get_concrete_function(tf.constant(1.0)).graph
+    (call,) = [op for op in graph.get_operations() if op.type == "PartitionedCall"]
+    config = config_pb2.ConfigProto.FromString(call.get_attr("config_proto"))
+    assert config.graph_options.rewrite_options.disable_meta_optimizer, MOVED
+    (function,) = graph.as_graph_def().library.function
+    assert function.attr["_noinline"].b, MOVED
+
+
 def test_stateless_scope_is_recognised():
     assert not keras_internals.in_stateless_scope(), MOVED
     with keras.StatelessScope():

@@ -170,8 +170,7 @@ def test_a_layer_called_twice_is_trained_on_both_calls():
     assert list(model.ranks) == ["low"]
     for one in (model, twin):
         one.compile(keras.optimizers.SGD(0.1), "mse")
-    model.integrator = Parallel(adapt_every=1)
-    model.truncation = Tolerance(0.0)
+    model.integrator, model.truncation = Parallel(adapt_every=1), Tolerance(0.0)
     for one in (model, twin):
         one.fit(X, X, batch_size=8, shuffle=False, verbose=0)
     np.testing.assert_allclose(low.kernel, dense.kernel, atol=1e-5)
@@ -259,8 +258,7 @@ def test_truncation_that_is_no_number_raises(given):
 
 def test_freeze_ranks_keeps_every_rank_and_costs_one_trace():
     model = functional(CountsSteps)
-    integrator = Parallel(adapt_every=1)
-    model.compile("sgd", "mse", integrator=integrator, truncation=ChangesEveryTime())
+    model.compile("sgd", "mse", truncation=ChangesEveryTime(), integrator=Parallel(adapt_every=1))
     model.fit(X, Y, batch_size=8, verbose=0)
     assert model.traces == 1
     model.freeze_ranks()
@@ -282,7 +280,7 @@ def test_ranks_frozen_before_training_never_move(when):
     model = functional(CountsSteps)
     if when == "before compile":
         model.freeze_ranks()
-    model.compile("sgd", "mse", truncation=ChangesEveryTime())
+    model.compile("sgd", "mse", truncation=ChangesEveryTime(), integrator=Parallel(adapt_every=1))
     model.freeze_ranks()
     model.fit(X, Y, batch_size=8, verbose=0)
     assert model.ranks == {"low": 4} and model.traces == 1
@@ -299,8 +297,8 @@ def test_one_trace_while_the_ranks_change(steps_per_execution):
     model.compile(
         "sgd",
         "mse",
-        integrator=Parallel(adapt_every=1),
         truncation=ChangesEveryTime(),
+        integrator=Parallel(adapt_every=1),
         steps_per_execution=steps_per_execution,
     )
     model.fit(X, Y, batch_size=2, epochs=2, verbose=0, callbacks=[Watch()])
@@ -312,7 +310,7 @@ def test_one_trace_while_the_ranks_change(steps_per_execution):
 
 def test_a_short_last_batch_costs_no_trace_of_ranks():
     model = functional(CountsSteps)
-    model.compile("sgd", "mse", truncation=ChangesEveryTime())
+    model.compile("sgd", "mse", truncation=ChangesEveryTime(), integrator=Parallel(adapt_every=1))
     # Whatever Keras needs for another batch size, and nothing for the ranks.
     model.fit(X[:30], Y[:30], batch_size=8, epochs=2, verbose=0)
     assert model.traces == 1

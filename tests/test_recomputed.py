@@ -95,16 +95,16 @@ def penalized(on):
     "make, integrator, eager",
     partly_slow(
         [
-            (block, FixedRank(adapt_every=1), False),
+            (block, FixedRank(adapt_every=2), False),
             (dense, Parallel(adapt_every=2), False),
             (words, RankAdaptive(adapt_every=2), True),
             (penalized, Parallel(adapt_every=2), False),
         ],
         [
-            (block, RankAdaptive(adapt_every=1), True),
-            (dense, RankAdaptive(adapt_every=1), True),
+            (block, RankAdaptive(adapt_every=2), True),
+            (dense, RankAdaptive(adapt_every=2), True),
             (pictures, RankAdaptive(adapt_every=2), False),
-            (words, RankAdaptive(adapt_every=1), False),
+            (words, Parallel(adapt_every=1), False),
         ],
     ),
 )
@@ -120,6 +120,14 @@ def test_it_trains_as_without(make, integrator, eager):
         ranks.append(list(model.ranks.values()))
     np.testing.assert_allclose(*outputs, atol=1e-5)
     assert ranks[0] == ranks[1]
+
+
+@pytest.mark.parametrize("integrator", partly_slow([FixedRank], [RankAdaptive]))
+def test_a_second_pass_is_refused(integrator):
+    model, x = block(True)
+    model.compile("sgd", "mse", integrator=integrator(adapt_every=1))
+    with pytest.raises(ValueError, match=r"second pass.*recomputed.*larger `adapt_every`"):
+        model.fit(x, Y, verbose=0)
 
 
 class Adversarial(LowRankModel):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
+from reference.probing import check_factor_gradients
 from reference.recurrent import (
     BATCH,
     GRU,
@@ -27,9 +28,6 @@ from reference.recurrent import (
 from keras_lowrank import LowRankGRU, LowRankGRUCell, LowRankLSTM, LowRankLSTMCell, LowRankModel
 from keras_lowrank.factors import Factorization
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.linalg import complement
-from keras_lowrank.substitution import substitute
-from keras_lowrank.tangent import TangentProbe
 
 
 @KINDS
@@ -159,7 +157,7 @@ def test_cells_work_in_the_layers_that_keras_has_for_cells(kind):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-# The tangent gradient.
+# Gradients.
 
 GRADIENT_CASES = {
     "last": {},
@@ -189,7 +187,7 @@ IN_TURNS = list(zip(cycle((GRU, LSTM)), GRADIENT_CASES, cycle((False, True, True
         ],
     ),
 )
-def test_one_pass_gives_the_tangent_gradient_and_the_corner(kind, case, traced):
+def test_gradients_of_the_factors(kind, case, traced):
     """Of every matrix in float64, and the gradients of inputs, states and bias."""
     options = {**RANDOM, **GRADIENT_CASES[case], "dtype": "float64"}
     mask = tf.constant(MASK) if options.pop("mask", False) else None
@@ -218,39 +216,20 @@ def test_one_pass_gives_the_tangent_gradient_and_the_corner(kind, case, traced):
     *full, d_bias, dx, d_states = tape.gradient(loss, [*(v.value for v in sources), x, states])
 
     layers = [*low.cell.kernels, *low.cell.recurrent_kernels]
-    blocks = [
-        [tf.constant(rng.standard_normal((size, 1))) for size in (one.factors.n, one.factors.m)]
-        for one in layers
-    ]
 
     def run(x, states):
-        probes = [TangentProbe(one.factors.read(), keep_calls=True) for one in layers]
-        table = dict(zip((one.factors for one in layers), probes))
-        with substitute(table), tf.GradientTape() as tape:
-            tape.watch([x, states, [probe.sources for probe in probes]])
+        with tf.GradientTape() as tape:
+            tape.watch([x, states])
             loss = loss_of(low, x, states)
-        wanted = [[probe.K, probe.S, probe.L] for probe in probes]
-        found, *others = tape.gradient(loss, [wanted, low.cell.bias.value, x, states])
-        matrices = []
-        for probe, parts, sides in zip(probes, found, blocks):
-            left, right = complement(sides[0], probe.K), complement(sides[1], probe.L)
-            corner = probe.coupling(left, right)
-            bases = left.formed(probe.K), right.formed(probe.L)
-            matrices.append([*probe.tangent([*parts, None]), corner, *bases])
-        return matrices, others
+        factors = [one.factors.variables for one in layers]
+        return tape.gradient(loss, [factors, low.cell.bias.value, x, states])
 
-    matrices, others = (tf.function(run) if traced else run)(x, states)
+    matrices, *others = (tf.function(run) if traced else run)(x, states)
     whole = []
     for G, count in zip(full, (len(low.cell.kernels), len(low.cell.recurrent_kernels))):
         whole += np.split(G.numpy(), count, axis=1)
     for layer, G, found in zip(layers, whole, matrices, strict=True):
-        U, _, V = (f.numpy() for f in layer.factors.read())
-        K, S, L, corner, Q, Z = (t.numpy() for t in found)
-        assert Q.shape[1] == Z.shape[1] == 1
-        np.testing.assert_allclose(K, G @ V, atol=1e-10)
-        np.testing.assert_allclose(S, U.T @ G @ V, atol=1e-10)
-        np.testing.assert_allclose(L, G.T @ U, atol=1e-10)
-        np.testing.assert_allclose(corner, Q.T @ G @ Z, atol=1e-10)
+        check_factor_gradients(layer.factors, found, G)
     for one, other in zip(tf.nest.flatten(others), tf.nest.flatten([d_bias, dx, d_states])):
         np.testing.assert_allclose(one, other, atol=1e-10)
 

@@ -30,8 +30,8 @@ def make(truncation, own=None, **layer):
     x = LowRankDense(18, rank=12, name="first", activation="tanh", truncation=own, **layer)(inputs)
     x = LowRankDense(16, rank=12, name="second", activation="tanh")(x)
     model = LowRankModel(inputs, keras.layers.Dense(4, name="head")(x))
-    integrator = Parallel(adapt_every=2)
-    model.compile(keras.optimizers.SGD(0.05), "mse", integrator=integrator, truncation=truncation)
+    optimizer, every_step = keras.optimizers.SGD(0.05), Parallel(adapt_every=1)
+    model.compile(optimizer, "mse", truncation=truncation, integrator=every_step)
     return model
 
 
@@ -88,14 +88,14 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
 )
 def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     model = make(Tolerance(lambda step: 0.3 * step), own=0.1)
+    way = {"integrator": Parallel(adapt_every=1), **way}
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=model.truncation, **way
     )
     twin = make(Tolerance(lambda step: 0.3 * step), own=0.1)
     twin.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=twin.truncation, **way)
     twin.set_weights(model.get_weights())
-    for at in range(0, 32, 8):  # 0, 0.3, 0.6, 0.9: four steps are fine
-        twin.train_on_batch(X[at : at + 8], Y[at : at + 8])
+    twin.fit(X, Y, batch_size=8, shuffle=False, verbose=0)  # 0, 0.3, 0.6, 0.9: four steps are fine
     words = (
         r"in \[0, 1\), or a schedule of such numbers. Received: tau=1.2.* at training step 5, of"
     )
@@ -246,7 +246,7 @@ def test_layers_that_shared_a_budget_share_it_after_loading(tmp_path):
     model = LowRankModel(inputs, LowRankDense(8, rank=4, truncation=budget(), name="b")(x))
     model.save(tmp_path / "model.keras")
     for one in (model, keras.saving.load_model(tmp_path / "model.keras")):
-        one.compile("sgd", "mse", integrator=Parallel(adapt_every=2))
+        one.compile("sgd", "mse")
         one.fit(np.ones((16, 8)), np.ones((16, 8)), verbose=0, epochs=2)
         assert sum(one.ranks.values()) == 3  # of 16 weights each
 
@@ -267,10 +267,15 @@ def test_a_budget_below_rank_one_everywhere_is_refused():
 
 
 def test_a_rule_of_ones_own_inherits_nothing_of_the_rule_that_it_replaces():
+    class Odd(Tolerance):
+        def rank(self, singular_values, current):
+            return tf.math.count_nonzero(singular_values > 0.5, dtype=tf.int32)
+
     class Frozen(KeepRank):
         def rank(self, singular_values, current):
             return tf.constant(1)
 
+    assert not Policy(Odd(0.1)).keeps_rank
     assert Policy(KeepRank()).keeps_rank and not Policy(Frozen()).keeps_rank
 
 

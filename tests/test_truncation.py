@@ -164,8 +164,7 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     # A random core holds as much in a faint direction as in others, unlike that of a step, and what
     # enlarges the direction enlarges its roundings.
     enlarged = [np.linalg.norm(s.residual) * np.linalg.norm(s.root) for s in augmented[1:]]
-    # No core has an exact zero on its diagonal.
-    slack = (1e-5 + 2.0**-24 * max(enlarged)) * norm + 1e-17
+    slack = (1e-5 + 2.0**-24 * max(enlarged)) * norm + 1e-17  # of what stands in place of zeros
     change = np.linalg.norm(matrix(after) - before)
     assert abs(change - tail) <= slack
     theta = tau * norm if relative else tau

@@ -127,22 +127,25 @@ class OptimizerState:
 
     def reset(self, path):
         """Puts one layer at the origin of a chart, and has what is kept for it start anew."""
-        self._factors[path].orthonormalize()
         point, slots = self._factors[path].read(), self.read(path).slots
+        if not Chart(point, tf.linalg.diag_part(point.S)).holds()[1]:
+            self._factors[path].orthonormalize()
+            point = self._factors[path].read()
         zero = zeros_at(point)
         slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
         self.assign(path, tf.linalg.diag_part(point.S), slots)
 
     def recenter(self, path, policy):
-        """Puts one layer at the origin of a chart, where it is; W stays what it is.
+        """Puts one layer at the origin of a chart, at the rank that `policy` chooses.
 
-        Frozen columns that `policy` does not keep go: their trial is over. On the host only.
+        On the host only.
         """
         matrix = self.read(path)
         chart = Chart(matrix.factors, matrix.scale)
+        if chart.holds()[1] and tf.reduce_all(chart.active > 0.0):
+            return  # the last step was a full one, or there was none
         (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
-        active = tf.cast(tf.reduce_sum(chart.active), tf.int32)
-        rank = tf.maximum(policy.rank(values, current=tf.size(values)), active)
+        rank = policy.rank(values, current=tf.size(values))
         new = Factorization(
             tf.matmul(u, left[:, :rank]), diagonal(values[:rank]), tf.matmul(v, right[:, :rank])
         )

@@ -127,3 +127,10 @@ def tangent_gradient(layer, x, traced=False, forward=None):
         return *Chart(factors, tf.linalg.diag_part(factors.S)).tangent(gradients), dx
 
     return [t.numpy() for t in (tf.function(run) if traced else run)(x)]
+
+
+def check_factor_gradients(factors, gradients, G):
+    """Those of U, S and V against `(G V S^T, U^T G V, G^T U S)`, for the gradient G of W."""
+    U, S, V = (factor.numpy() for factor in factors.read())
+    for found, right in zip(gradients, (G @ V @ S.T, U.T @ G @ V, G.T @ U @ S), strict=True):
+        np.testing.assert_allclose(tf.convert_to_tensor(found), right, atol=1e-10)

@@ -4,11 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import LowRankDense, LowRankModel, Parallel
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((16, 6)).astype("float32")
 Y = rng.standard_normal((16, 3)).astype("float32")
+
+# So that a few steps are of both kinds, and change the ranks.
+OFTEN = Parallel(adapt_every=2)
 
 
 def functional(rank=3, width=6):
@@ -46,6 +49,7 @@ MAKERS = pytest.mark.parametrize("make", [functional, nested, Subclassed])
 
 def trained(make=functional, rank=3, epochs=1, truncation=0.75, **kwargs):
     model = make(rank=rank)
+    kwargs = {"integrator": OFTEN, **kwargs}
     model.compile(keras.optimizers.SGD(0.1), "mse", truncation=truncation, **kwargs)
     model.fit(X, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
     return model
