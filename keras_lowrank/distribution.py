@@ -4,11 +4,10 @@ A step runs in every replica (`tf.distribute`), on its own part of the batch and
 factors. Replicas exchange
 
 - the sizes of their batches: one number;
-- the sums of the tangent gradients, `r (n + m + r)` numbers a matrix, of the gradients of all other
+- the sums of the gradients of U, S and V, `r (n + m + r)` numbers a matrix, of those of all other
   variables, and of the loss, once for each pass over the network;
-- whether what came of them is finite: one number for each place that is looked at;
-- `RankAdaptive`: the block of its `coupling` and the small parts of the bases that it is taken in,
-  at most five r x r matrices; `FixedRank`: the bases of its second pass, `r (n + m + r)` numbers;
+- whether what came of them is finite: two numbers;
+- with `adapt_every=1`, `RankAdaptive` and `FixedRank`: the bases of a second pass and its gradients;
 - between hosts, the new factors and what the optimizer keeps for them.
 
 The n x m gradient of full-rank training is never there to be sent.

@@ -71,11 +71,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop,
                 Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
             loss: as in Keras.
-            integrator: str or `Integrator`. `"parallel"`, the default, needs one gradient and keeps
-                nothing of a layer's inputs: the least time and memory, at the accuracy of
-                `"rank_adaptive"` in all that was measured (benchmarks/README.md). That one also
-                sees the gradient outside of the tangent space, so that a rank which starts too low
-                grows sooner. `"fixed_rank"` keeps the ranks, and takes two passes.
+            integrator: str or `Integrator`. With `"parallel"`, the default, ranks fall. With
+                `"rank_adaptive"` a full step adds directions on trial, so that a rank which starts
+                too low grows. `"fixed_rank"` keeps the ranks. Each takes a full step every
+                `adapt_every=32` steps; give an instance for another number.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own. `"fixed_rank"` asks for none.
             jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is

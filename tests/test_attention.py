@@ -20,15 +20,16 @@ from reference.attention import (
     with_twin,
 )
 from reference.full_rank import compare_step_by_step
-from reference.probing import check_factor_gradients
 
 from keras_lowrank import (
     LowRankModel,
     LowRankMultiHeadAttention,
+    Parallel,
     Tolerance,
     convert_layer,
     from_keras,
 )
+from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.layers.attention import projections
 
 
@@ -166,31 +167,38 @@ def test_full_rank_trains_as_keras_does_step_by_step(low, plain, arguments):
     full = keras.Model(*model_of(plain(**arguments, bias_initializer="normal", name="attend")))
     twin = from_keras(full, tolerance=0.0, only_smaller=False, exclude="head")
     assert type(twin.get_layer("attend")) is low
-    twin.compile(keras.optimizers.SGD(0.2), "mse", truncation=0.0)
+    optimizer, integrator = keras.optimizers.SGD(0.2), Parallel(adapt_every=1)
+    twin.compile(optimizer, "mse", integrator=integrator, truncation=0.0)
     full.compile(keras.optimizers.SGD(0.2), "mse")
     compare_step_by_step(twin, full, steps=6)
 
 
 @every
-def test_gradients_of_all_projections(low, plain, arguments):
-    """Those of its factors, from that of the kernel in Keras's layer, in float64."""
+def test_tangent_gradients_of_all_projections_in_one_pass(low, plain, arguments):
+    """`(G V, U^T G V, G^T U)` of each, where G is its gradient in Keras's layer, in float64."""
     layer, full = low(**arguments, rank=2, dtype="float64"), plain(**arguments, dtype="float64")
     x = tf.constant(rng.standard_normal((3, 5, 8)))
     for one in (layer, full):
         one(x, x)
     ours, theirs = projections(layer), projections(full)
     for name, one in ours.items():
-        one.S.assign(rng.standard_normal((2, 2)))
+        one.S.assign(np.diag([2.0, 0.5]))
         theirs[name].kernel.assign(one.kernel)
 
-    def gradients(attend, sources):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(tf.sin(attend(x, x, use_causal_mask=True)))
-        return tape.gradient(loss, sources)
+    def loss_of(attend):
+        return tf.reduce_sum(tf.sin(attend(x, x, use_causal_mask=True)))
 
-    whole = gradients(full, {name: one.kernel.value for name, one in theirs.items()})
-    found = gradients(layer, {name: one.factors.variables for name, one in ours.items()})
+    with tf.GradientTape() as tape:
+        loss = loss_of(full)
+    gradients = tape.gradient(loss, {name: one.kernel.value for name, one in theirs.items()})
+    with tf.GradientTape() as tape:
+        loss = loss_of(layer)
+    found = tape.gradient(loss, {name: one.factors.variables for name, one in ours.items()})
     for name, one in ours.items():
-        G = one.matricization.matrix(whole[name]).numpy()
-        check_factor_gradients(one.factors, found[name], G)
+        G = one.matricization.matrix(gradients[name]).numpy()
+        U, S, V = (factor.numpy() for factor in one.factors.read())
+        k, s, l = Chart(one.factors.read(), tf.constant(np.diag(S))).tangent(found[name])
+        np.testing.assert_allclose(k, G @ V, atol=1e-10)
+        np.testing.assert_allclose(s, U.T @ G @ V, atol=1e-10)
+        np.testing.assert_allclose(l, G.T @ U, atol=1e-10)
         assert np.abs(G).max() > 1e-3

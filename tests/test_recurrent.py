@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
-from reference.probing import check_factor_gradients
 from reference.recurrent import (
     BATCH,
     GRU,
@@ -25,9 +24,20 @@ from reference.recurrent import (
     ranks,
 )
 
-from keras_lowrank import LowRankGRU, LowRankGRUCell, LowRankLSTM, LowRankLSTMCell, LowRankModel
+from keras_lowrank import (
+    FixedRank,
+    LowRankGRU,
+    LowRankGRUCell,
+    LowRankLSTM,
+    LowRankLSTMCell,
+    LowRankModel,
+    Parallel,
+    RankAdaptive,
+)
 from keras_lowrank.factors import Factorization
+from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.substitution import Product, substitute
 
 
 @KINDS
@@ -56,7 +66,8 @@ def test_recurrent_basics(kind, stacked):
         assert list(model.ranks) == names
     if not stacked or kind is GRU:  # a trace takes seconds
         return
-    model.compile(keras.optimizers.SGD(0.1), "mse", truncation=0.0)
+    optimizer, integrator = keras.optimizers.SGD(0.1), Parallel(adapt_every=1)
+    model.compile(optimizer, "mse", integrator=integrator, truncation=0.0)
     losses = model.fit(X, draw(BATCH, UNITS), epochs=3, verbose=0).history["loss"]
     assert losses[2] < losses[1] < losses[0]
     assert max(model.ranks.values()) > 2
@@ -157,7 +168,7 @@ def test_cells_work_in_the_layers_that_keras_has_for_cells(kind):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-# Gradients.
+# The tangent gradient.
 
 GRADIENT_CASES = {
     "last": {},
@@ -187,7 +198,7 @@ IN_TURNS = list(zip(cycle((GRU, LSTM)), GRADIENT_CASES, cycle((False, True, True
         ],
     ),
 )
-def test_gradients_of_the_factors(kind, case, traced):
+def test_the_gradients_are_those_of_the_kernels(kind, case, traced):
     """Of every matrix in float64, and the gradients of inputs, states and bias."""
     options = {**RANDOM, **GRADIENT_CASES[case], "dtype": "float64"}
     mask = tf.constant(MASK) if options.pop("mask", False) else None
@@ -196,8 +207,7 @@ def test_gradients_of_the_factors(kind, case, traced):
     # Ranks below the full ones, so that there is something outside of the bases.
     for layer in (*low.cell.kernels, *low.cell.recurrent_kernels):
         u, _, v = (np.asarray(f) for f in layer.factors.read())
-        core = rng.standard_normal((2, 2))
-        layer.factors.assign(Factorization(u[:, :2], core, v[:, :2]))
+        layer.factors.assign(Factorization(u[:, :2], np.diag([2.0, 1.0]), v[:, :2]))
     for name in ("kernel", "recurrent_kernel"):
         layers = getattr(low.cell, f"{name}s")
         getattr(plain.cell, name).assign(np.concatenate([one.kernel for one in layers], -1))
@@ -209,28 +219,61 @@ def test_gradients_of_the_factors(kind, case, traced):
         slopes = tf.range(1.0, UNITS + 1.0, dtype=tf.float64)
         return tf.add_n([tf.reduce_sum(tf.sin(slopes * (i + y))) for i, y in enumerate(outputs)])
 
-    with tf.GradientTape() as tape:
-        tape.watch([x, states])
-        loss = loss_of(plain, x, states)
     sources = [plain.cell.kernel, plain.cell.recurrent_kernel, plain.cell.bias]
-    *full, d_bias, dx, d_states = tape.gradient(loss, [*(v.value for v in sources), x, states])
+    expected = []
+    for _ in range(2):  # with other masks of dropout
+        with tf.GradientTape() as tape:
+            tape.watch([x, states])
+            loss = loss_of(plain, x, states)
+        expected.append(tape.gradient(loss, [*(v.value for v in sources), x, states]))
 
     layers = [*low.cell.kernels, *low.cell.recurrent_kernels]
+    counts = len(low.cell.kernels), len(low.cell.recurrent_kernels)
+    factors = [one.factors for one in layers]
+    bases = [
+        [
+            np.linalg.qr(np.hstack([basis, rng.standard_normal((len(basis), 1))]))[0]
+            for basis in (one.U.numpy(), one.V.numpy())
+        ]
+        for one in layers
+    ]
+    starts = [l.T @ one.kernel.numpy() @ r for one, (l, r) in zip(layers, bases)]
 
     def run(x, states):
         with tf.GradientTape() as tape:
             tape.watch([x, states])
             loss = loss_of(low, x, states)
-        factors = [one.factors.variables for one in layers]
-        return tape.gradient(loss, [factors, low.cell.bias.value, x, states])
+        wanted = [one.variables for one in factors]
+        found, *others = tape.gradient(loss, [wanted, low.cell.bias.value, x, states])
+        points = [one.read() for one in factors]
+        tangents = [
+            Chart(point, tf.linalg.diag_part(point.S)).tangent(gradient)
+            for point, gradient in zip(points, found)
+        ]
+        # At augmented bases, which hold the same kernels.
+        cores = [tf.constant(start) for start in starts]
+        kernels = {
+            one: Product(tf.constant(left), core, tf.constant(right), core=core)
+            for one, core, (left, right) in zip(factors, cores, bases)
+        }
+        with substitute(kernels), tf.GradientTape() as tape:
+            tape.watch(cores)
+            loss = loss_of(low, x, states)
+        return tangents, tape.gradient(loss, cores), others
 
-    matrices, *others = (tf.function(run) if traced else run)(x, states)
-    whole = []
-    for G, count in zip(full, (len(low.cell.kernels), len(low.cell.recurrent_kernels))):
-        whole += np.split(G.numpy(), count, axis=1)
-    for layer, G, found in zip(layers, whole, matrices, strict=True):
-        check_factor_gradients(layer.factors, found, G)
-    for one, other in zip(tf.nest.flatten(others), tf.nest.flatten([d_bias, dx, d_states])):
+    tangents, cores, others = (tf.function(run) if traced else run)(x, states)
+    whole, again = (
+        [part for G, count in zip(one, counts) for part in np.split(G.numpy(), count, axis=1)]
+        for one in expected
+    )
+    for layer, G, (K, S, L) in zip(layers, whole, tangents, strict=True):
+        U, _, V = (f.numpy() for f in layer.factors.read())
+        np.testing.assert_allclose(K, G @ V, atol=1e-10)
+        np.testing.assert_allclose(S, U.T @ G @ V, atol=1e-10)
+        np.testing.assert_allclose(L, G.T @ U, atol=1e-10)
+    for G, core, (left, right) in zip(again, cores, bases, strict=True):
+        np.testing.assert_allclose(core, left.T @ G @ right, atol=1e-10)
+    for one, other in zip(tf.nest.flatten(others), tf.nest.flatten(expected[0][2:])):
         np.testing.assert_allclose(one, other, atol=1e-10)
 
 
@@ -248,10 +291,7 @@ def one_way(gru, model):
     return model(inputs, keras.layers.Dense(2)(gru(inputs))), [gru]
 
 
-@pytest.mark.parametrize(
-    "integrator",
-    partly_slow(["parallel"], ["rank_adaptive", "fixed_rank"]),
-)
+@pytest.mark.parametrize("integrator", partly_slow([Parallel(1)], [RankAdaptive(1), FixedRank(1)]))
 def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
     options = {
         "recurrent_regularizer": keras.regularizers.L2(0.01),
@@ -259,7 +299,7 @@ def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
         "return_sequences": True,
         "seed": 1,
     }
-    if integrator == "fixed_rank":  # is plain descent for square matrices, each gate's here
+    if isinstance(integrator, FixedRank):  # is plain descent for square matrices, each gate's here
         options.pop("return_sequences")
         layer = LowRankGRU(UNITS, rank=UNITS, stacked=False, **options)
         low, low_layers = one_way(layer, LowRankModel)
@@ -293,24 +333,20 @@ def test_at_full_rank_it_trains_as_keras_step_by_step(integrator):
 
 
 @pytest.mark.parametrize("case", partly_slow(["a cell"], ["reset before"]))
-def test_rank_adaptive_is_refused_where_products_are_inside_the_loop(case):
-    inputs = keras.Input((STEPS, N))
-
-    def model_of(integrator, unroll=False):
+def test_a_step_is_the_same_in_a_loop_and_unrolled(case):
+    inputs, models = keras.Input((STEPS, N)), []
+    for unroll in (False, True):
+        keras.utils.set_random_seed(0)
         if case == "a cell":
             layer = keras.layers.RNN(LowRankLSTMCell(UNITS, rank=2), unroll=unroll)
         else:
             layer = LowRankGRU(UNITS, rank=2, reset_after=False, unroll=unroll)
-        model = LowRankModel(inputs, layer(inputs))
-        model.compile("sgd", "mse", integrator=integrator)
-        return model
-
-    with pytest.raises(ValueError, match="cannot read them where a layer is called inside"):
-        model_of("rank_adaptive").fit(X, draw(BATCH, UNITS), verbose=0)
-    # The ways out, one of them for each case: a trace takes seconds.
-    way_out = ("rank_adaptive", True) if case == "a cell" else ("parallel", False)
-    history = model_of(*way_out).fit(X, draw(BATCH, UNITS), epochs=2, verbose=0).history["loss"]
-    assert history[1] < history[0]
+        models.append(LowRankModel(inputs, layer(inputs)))
+        models[-1].compile("sgd", "mse", integrator=RankAdaptive(adapt_every=2))
+        models[-1].fit(X, draw(BATCH, UNITS), batch_size=2, shuffle=False, verbose=0)
+    one, other = models
+    assert list(one.ranks.values()) == list(other.ranks.values())
+    np.testing.assert_allclose(one(X), other(X), atol=1e-5)
 
 
 @KINDS

@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(integrator):
 
 
 def test_fit_twice_is_fit_for_twice_as_long():
-    """Bit for bit where every step is a full one; else `fit` ends with a move of second order."""
+    """Bit for bit where every step is a full one; else `fit` ends with one more."""
     for exact in (True, False):
         integrator = Parallel(adapt_every=1) if exact else Parallel()
         models = [make(integrator=integrator) for _ in range(2)]

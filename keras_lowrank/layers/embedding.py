@@ -16,13 +16,11 @@ class LowRankEmbedding(LowRankLayer):
 
     Rows of U are looked up and the rest is products with r x r and r x m matrices: neither the
     table nor its gradient is formed. The gradient of `U[i]` comes row by row, and stays the rows of
-    the batch: gradient descent passes over U once a step, to turn its basis. A momentum has all n
-    rows, because its projection onto the next tangent space has.
+    the batch.
 
     Called with `reverse=True` it is the output projection of a language model that shares the
     table (Press and Wolf, arXiv:1608.05859), as in `keras.layers.ReversibleEmbedding`:
-    `y = c tanh(x V S^T U^T / c)`, with `c` the `logit_soft_cap`, or without it. The tangent
-    gradient is that of both uses together.
+    `y = c tanh(x V S^T U^T / c)`, with `c` the `logit_soft_cap`, or without it.
 
     Args:
         input_dim: int, n, the number of indices: 0 to n - 1.

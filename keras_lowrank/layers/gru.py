@@ -104,9 +104,7 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
     found under the paths `.../gru_cell/kernel` and `.../gru_cell/recurrent_kernel`, and with
     `stacked=False` under those with `_z`, `_r` and `_h` at the end.
 
-    The product with W is one for the whole sequence, and so is the tangent gradient of both
-    matrices. With `recurrent_dropout` or `reset_after=False` that of R is taken step by step: then,
-    as in a loop of one's own, `integrator="rank_adaptive"` is refused, unless `unroll=True`.
+    The product with W is one for the whole sequence.
 
     Args:
         units, activation, recurrent_activation, use_bias: as in `keras.layers.GRU`.

@@ -75,9 +75,7 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
     under the paths `.../lstm_cell/kernel` and `.../lstm_cell/recurrent_kernel`, and with
     `stacked=False` under those with `_i`, `_f`, `_c` and `_o` at the end.
 
-    The product with W is one for the whole sequence, and so is the tangent gradient of both
-    matrices. With `recurrent_dropout` that of R is taken step by step: then, as in a loop of one's
-    own, `integrator="rank_adaptive"` is refused, unless `unroll=True`.
+    The product with W is one for the whole sequence.
 
     Args:
         units, activation, recurrent_activation, use_bias: as in `keras.layers.LSTM`.
