@@ -29,7 +29,7 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
         ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
         ("keras.src.random.seed_generator", "global_seed_generator"),
         ("keras.src.saving.object_registration", "GLOBAL_CUSTOM_NAMES"),
-        ("tensorflow.python.eager", "record"),
+        ("tensorflow.python.eager", "context"),
     ],
 )
 def test_private_import_is_where_it_was(module, name):
@@ -233,21 +233,54 @@ def test_variables_of_a_step_are_made_before_it_is_traced():
     assert made[0] == 4  # total and count, of the loss and of the metric
 
 
-def test_is_recorded():
-    seen = []
+def determinant(attributes):
+    """A traced function of a matrix, that another one is to call."""
 
-    @tf.recompute_grad
-    def double(x):
-        seen.append(keras_internals.is_recorded())
-        return 2.0 * x
+    def traced(x):
+        return tf.linalg.det(2.0 * x)
 
-    with tf.GradientTape() as tape:
-        x = tf.constant(1.0)
-        tape.watch(x)
-        y = double(x)
-        seen.append(keras_internals.is_recorded())
-    assert float(tape.gradient(y, x)) == 2.0
-    assert seen == [False, True, True], MOVED
+    return tf.function(
+        traced, autograph=False, experimental_attributes=attributes
+    ).get_concrete_function(tf.TensorSpec([2, 2]))
+
+
+def test_a_function_that_is_not_optimized_is_not_put_in_line():
+    def runs(function):
+        """The operations that TensorFlow runs for a function that calls it."""
+        outer = tf.function(lambda x: 3.0 * function(x), autograph=False)
+        x = tf.eye(2)
+        outer.get_concrete_function(x)
+        present = context.context()
+        present.enable_run_metadata()
+        try:
+            assert float(outer(x)) == 12.0
+            (graphs,) = present.export_run_metadata().function_graphs
+        finally:
+            present.disable_run_metadata()
+        return {node.op for node in graphs.post_optimization_graph.node}
+
+    assert "MatrixDeterminant" in runs(determinant(None))
+    apart = runs(determinant(keras_internals.NOT_OPTIMIZED))
+    assert "PartitionedCall" in apart and "MatrixDeterminant" not in apart, MOVED
+
+
+def test_calls_are_not_optimized_where_it_was_asked_for_and_nowhere_else():
+    def not_optimized():
+        """Whether a call that is made now says so."""
+        with tf.Graph().as_default() as graph:
+            determinant(None)(tf.eye(2))
+        (call,) = (op for op in graph.get_operations() if op.type == "PartitionedCall")
+        config = config_pb2.ConfigProto.FromString(call.get_attr("config_proto"))
+        return config.graph_options.rewrite_options.disable_meta_optimizer
+
+    before = context.context().function_call_options.config_proto_serialized
+    asked = not_optimized()  # here the tests may have switched it off for the whole process
+    with keras_internals.calls_not_optimized():
+        assert not_optimized(), MOVED
+    with pytest.raises(KeyError), keras_internals.calls_not_optimized():
+        raise KeyError
+    assert context.context().function_call_options.config_proto_serialized == before, MOVED
+    assert not_optimized() == asked
 
 
 def test_calls_that_are_not_optimized():

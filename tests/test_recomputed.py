@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
 
-from keras_lowrank import FixedRank, LowRankDense, LowRankModel, RankAdaptive
+from keras_lowrank import FixedRank, LowRankDense, LowRankModel, Parallel, RankAdaptive
 from keras_lowrank.layers import LowRankConv2D, LowRankEmbedding, LowRankLSTM
 
 rng = np.random.default_rng(0)
@@ -77,15 +77,34 @@ def words(on):
     return LowRankModel(inputs, keras.layers.Dense(8)(x)), INDICES
 
 
+class Penalized(Block):
+    """Uses the kernel of a recomputed layer elsewhere."""
+
+    def call(self, inputs):
+        self.add_loss(0.1 * tf.reduce_sum(tf.abs(self.second.kernel)))
+        return super().call(inputs)
+
+
+def penalized(on):
+    inputs = keras.Input((8,))
+    layer = Penalized(tf.recompute_grad if on else lambda f: f)
+    return LowRankModel(inputs, layer(inputs)), VECTORS
+
+
 @pytest.mark.parametrize(
     "make, integrator, eager",
     partly_slow(
-        [(block, "parallel", True), (dense, "parallel", False), (words, "parallel", True)],
         [
-            (block, "rank_adaptive", False),
-            (dense, "rank_adaptive", True),
-            (pictures, "rank_adaptive", False),
-            (words, "rank_adaptive", False),
+            (block, FixedRank(adapt_every=2), False),
+            (dense, Parallel(adapt_every=2), False),
+            (words, RankAdaptive(adapt_every=2), True),
+            (penalized, Parallel(adapt_every=2), False),
+        ],
+        [
+            (block, RankAdaptive(adapt_every=2), True),
+            (dense, RankAdaptive(adapt_every=2), True),
+            (pictures, RankAdaptive(adapt_every=2), False),
+            (words, Parallel(adapt_every=1), False),
         ],
     ),
 )
