@@ -49,7 +49,9 @@ def test_the_second_pass_knows_the_extents_that_are_no_ranks():
     x = LowRankConv2D(4, 2, rank=2, use_bias=False)(x)
     x = keras.layers.DepthwiseConv2D(2)(x)
     model = LowRankModel(inputs, LowRankDense(2, rank=1)(keras.layers.Flatten()(x)))
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", integrator="fixed_rank")
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), "mse", integrator=FixedRank(adapt_every=1)
+    )
     rng = np.random.default_rng(0)
     history = model.fit(
         rng.integers(0, 11, (16, 6)), rng.standard_normal((16, 2)), epochs=3, verbose=0
@@ -69,7 +71,7 @@ def test_both_passes_draw_the_same_random_numbers_also_without_a_seed():
 
     inputs = keras.Input((4,))
     model = LowRankModel(inputs, LowRankDense(3, rank=2)(Noise()(inputs)))
-    model.compile(keras.optimizers.SGD(0.01), "mse", integrator="fixed_rank")
+    model.compile(keras.optimizers.SGD(0.01), "mse", integrator=FixedRank(adapt_every=1))
     model.fit(np.ones((8, 4)), np.ones((8, 3)), batch_size=4, verbose=0)
     first, again, second, once_more = drawn[-4:]
     np.testing.assert_array_equal(first, again)
@@ -92,7 +94,7 @@ def test_both_passes_of_a_stateful_layer_go_on_from_the_same_state():
     inputs = keras.Input((4, 3), batch_size=2)
     x = Spy()(keras.layers.LSTM(5, stateful=True, trainable=False)(inputs))
     model = LowRankModel(inputs, LowRankDense(3, rank=2)(x))
-    model.compile(keras.optimizers.SGD(0.01), "mse", integrator="fixed_rank")
+    model.compile(keras.optimizers.SGD(0.01), "mse", integrator=FixedRank(adapt_every=1))
     model.fit(np.ones((4, 4, 3)), np.ones((4, 3)), batch_size=2, shuffle=False, verbose=0)
     first, again, second, once_more = seen[-4:]
     np.testing.assert_array_equal(first, again)
