@@ -74,7 +74,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             integrator: str or `Integrator`. With `"parallel"`, the default, ranks fall. With
                 `"rank_adaptive"` a full step adds directions on trial, so that a rank which starts
                 too low grows. `"fixed_rank"` keeps the ranks. Each takes a full step every
-                `adapt_every=32` steps; give an instance for another number.
+                `adapt_every=16` steps; give an instance for another number.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own. `"fixed_rank"` asks for none.
             jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is

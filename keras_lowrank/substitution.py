@@ -80,6 +80,13 @@ def low_rank_apply(form, factors, inputs, dtype, transposed=False):
     return kernel.apply(form, inputs, dtype, transposed)
 
 
+def whole_matrix(factors):
+    """W itself, or that of what stands in its place, shape `(n, m)`."""
+    kernel = substitutes().get(factors) or Product.of(factors.read())
+    first, *last = kernel.folded(factors.S.dtype).matrices
+    return tf.matmul(first, last[0], transpose_b=True) if last else first
+
+
 def squared_norm(factors):
     r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
 

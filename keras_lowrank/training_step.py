@@ -56,6 +56,7 @@ class TrainingStep:
         model = self._model
         self._statistics = Snapshot(self._changed_by_a_pass())
         gradients = self._first_pass()
+        loss = self._loss  # a second pass starts from what the first has found
         factors = [v for layer in self._layers.values() for v in layer.factors.variables]
         matrices = Snapshot([*factors, *self._slots.variables_of(self._layers)])
         held = [self._slots.read(path) for path in self._layers]
@@ -71,7 +72,7 @@ class TrainingStep:
         if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
             # A scaled loss overflows now and then, and the scale then shrinks: no fault, unless
             # the loss itself overflows or there is no scale left to take away.
-            hopeless = ~are_finite(self._loss) | (self._scale < 1.0) | ~obeyed
+            hopeless = ~are_finite(loss) | (self._scale < 1.0) | ~obeyed
             fatal &= hopeless | ~model.faults.clear
         before = self._update_others(good)
         moved = [v for v in before.variables if "float" in str(v.dtype)]
@@ -224,7 +225,12 @@ class TrainingStep:
             kernels[layer.factors] = _AtNewBases(u, cores[-1], v, core=cores[-1])
         gradients = self._pass(kernels, cores)
         metrics.restore()
-        gradients = [tf.zeros_like(s) if g is None else g for s, g in zip(cores, gradients)]
+        lost = [path for path, gradient in zip(self._layers, gradients) if gradient is None]
+        if lost:
+            raise ValueError(
+                f"{_WHY_NOT_HERE} or has a traced function of its own {_BY_VARIABLES} "
+                f"Received: the layers {lost}"
+            )
         when = " at the new bases"
         gradients = self._summed(gradients, when)
         self._places += [
@@ -350,17 +356,22 @@ class TrainingStep:
         return before
 
 
+_WHY_NOT_HERE = (
+    "`adapt_every=1` of 'rank_adaptive' and 'fixed_rank' takes a second pass, at bases that no "
+    "variable holds, and a layer whose outputs are recomputed (`tf.recompute_grad`, "
+    "`keras.remat`, `keras.RematScope`)"
+)
+_BY_VARIABLES = (
+    "is differentiated by variables alone. Use a larger `adapt_every`, or integrator='parallel'."
+)
+
+
 class _AtNewBases(Product):
     """A matrix of a second pass, in bases that no variable holds."""
 
     def apply(self, *args, **kwargs):
         if not keras_internals.is_recorded():
-            raise ValueError(
-                "`adapt_every=1` of 'rank_adaptive' and 'fixed_rank' takes a second pass, at bases "
-                "that no variable holds, and a layer whose outputs are recomputed "
-                "(`tf.recompute_grad`, `keras.remat`, `keras.RematScope`) is differentiated by "
-                "variables alone. Use a larger `adapt_every`, or integrator='parallel'."
-            )
+            raise ValueError(f"{_WHY_NOT_HERE} {_BY_VARIABLES}")
         return super().apply(*args, **kwargs)
 
 

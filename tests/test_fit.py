@@ -347,7 +347,7 @@ def test_bounds_hold_in_training(bounds, tolerance, rank, integrator):
 def test_fixed_rank_never_changes_a_rank():
     model = make(rank=4)
     model.compile("sgd", "mse", integrator="fixed_rank", truncation=0.9)
-    model.fit(X, Y, batch_size=4, epochs=10, verbose=0)  # past the full step of every 32
+    model.fit(X, Y, batch_size=4, epochs=10, verbose=0)  # past some full steps
     assert model.ranks == {"low": 4}
 
 

@@ -9,7 +9,7 @@ from keras_lowrank.tangent_vector import TangentVector
 from keras_lowrank.truncation import Policy
 
 # Measured: benchmarks/README.md, "Full steps".
-ADAPT_EVERY = 32
+ADAPT_EVERY = 16
 
 
 class Problem(Protocol):

@@ -10,7 +10,7 @@ from keras_lowrank.factors import Factors
 from keras_lowrank.form import Form
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.matricization import Matricization
-from keras_lowrank.substitution import low_rank_apply, squared_norm
+from keras_lowrank.substitution import low_rank_apply, squared_norm, whole_matrix
 from keras_lowrank.truncation import Policy, get_truncation
 
 
@@ -156,9 +156,7 @@ class LowRankLayer(keras.layers.Layer):
     @property
     def kernel(self):
         """The kernel `U S V^T`, formed for a reader. No training or export step reads it."""
-        u, s, v = self.factors.read()
-        matrix = keras.ops.matmul(keras.ops.matmul(u, s), keras.ops.transpose(v))
-        return self.matricization.kernel(matrix)
+        return self.matricization.kernel(whole_matrix(self.factors))
 
     @property
     def weight_path(self):

@@ -58,7 +58,7 @@ def rule_for(optimizer, integrator):
                 inner,
                 "gradient_accumulation_steps",
                 f"{type(integrator).__name__} needs the gradient at bases that are known at the "
-                "end only. Use integrator='parallel'",
+                "end only. Use integrator='parallel', or a larger `adapt_every`",
             )
         if inner.global_clipnorm:
             _refuse(
