@@ -32,6 +32,12 @@ from keras_lowrank.optimizers import muon
 from methods import FullRank, LowRank, TwoFactor, weights_by_name
 
 
+def _integrator():
+    integrator = keras_lowrank.integrators.get(INTEGRATOR.value)
+    every = ADAPT_EVERY.value
+    return type(integrator)(adapt_every=every) if every else integrator
+
+
 def _numbers(strings, kind, low, high):
     """Whether all strings are numbers of a kind in `[low, high)`."""
     try:
@@ -149,6 +155,9 @@ FULL_RANK = flags.DEFINE_bool(
 )
 KEEP = flags.DEFINE_bool(
     "keep", False, "Keep the runs that the JSON in --output_dir has, and make what is missing."
+)
+ADAPT_EVERY = flags.DEFINE_integer(
+    "adapt_every", None, "Steps from one full step to the next; the package's by default.", 1
 )
 
 
@@ -284,7 +293,7 @@ class _Experiment:
             optimizer=_optimizer(steps, model),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
-            **(low_rank and {"integrator": INTEGRATOR.value, **low_rank}),
+            **(low_rank and {"integrator": _integrator(), **low_rank}),
         )
         model.optimizer.iterations.assign(first_epoch * len(batches))  # where the schedule is
         # Makes the metrics' variables. Left to the first step, they cost Keras another trace of it.

@@ -156,7 +156,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             if self.optimizer_state is not None:
                 self.optimizer_state.settle(at_origin=self.integrator.adapt_every == 1)
             logs = run(iterator)
-            if self.run_eagerly:  # the step itself has assigned the factors where the host sees it
+            if self.run_eagerly or tf.config.functions_run_eagerly():
+                # The step itself has assigned the factors where the host sees it.
                 for layer in self._trained_layers().values():
                     layer.factors.taken_by(self.optimizer_state)
             self.faults.raise_if_any()
@@ -392,9 +393,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
 
     def _finish_training(self):
         """Adapts bases and ranks once more, wherever in a chart the last step has ended."""
-        state, layers = self.optimizer_state, self._trained_layers()
-        if state is None or not layers or self.integrator.adapt_every == 1:
+        state = self.optimizer_state
+        if state is None or self.integrator.adapt_every == 1:
             return
+        layers = {p: one for p, one in find_built_layers(self).items() if state.holds(p)}
         step = tf.cast(self.optimizer.iterations, tf.float32)
         points = [layer.factors.read() for layer in layers.values()]
         policies = self.policies(layers.values(), points, step)

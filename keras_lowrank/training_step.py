@@ -12,7 +12,7 @@ from keras_lowrank.matrix_step import Matrix, Numbers, advance, carry, tangent_g
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.substitution import Product, substitute
-from keras_lowrank.tangent_vector import TangentVector, core_in, zeros_at
+from keras_lowrank.tangent_vector import TangentVector, core_in, transport, zeros_at
 from keras_lowrank.traces import trace_once
 
 
@@ -93,6 +93,10 @@ class TrainingStep:
 
     def _moved(self, held, gradients):
         """What a step makes of all matrices, list of `Matrix`."""
+        tangents = [
+            self._tangent_gradient(one.factors, one.scale, gradient, self._unscaling)
+            for one, gradient in zip(held, gradients)
+        ]
         self._decays = [self._decay(*item) for item in self._layers.items()]
         held = [one.decayed(decay) for one, decay in zip(held, self._decays)]
         self.factors = [one.factors for one in held]
@@ -102,10 +106,6 @@ class TrainingStep:
         self._obeyed = {}
         for policy in self.policies:
             self._obeyed.update(policy.truncation.checks())
-        tangents = [
-            self._tangent_gradient(one.factors, one.scale, gradient, self._unscaling)
-            for one, gradient in zip(held, gradients)
-        ]
         if self._optimizer.gradient_accumulation_steps:
             return self._accumulated(held, tangents)
         return self._advanced(held, tangents)
@@ -170,7 +170,11 @@ class TrainingStep:
             rule.direction(gradient, one.slots, Chart(one.factors, one.scale), rate, number)
             for rule, gradient, one in zip(self._rules.values(), self._clipped, self._held)
         ]
-        self._directions = [direction for direction, _ in results]
+        # What a rule has worked out part by part, as the parts of one vector.
+        self._directions = [
+            direction._replace(tangent=transport(direction.tangent, point, point))
+            for (direction, _), point in zip(results, self.factors)
+        ]
         self._new_slots = [slots for _, slots in results]
         return [direction.tangent for direction in self._directions]
 

@@ -67,6 +67,10 @@ class OptimizerState:
         """All variables."""
         return self.variables_of(self._factors)
 
+    def holds(self, path):
+        """Whether anything is kept for a layer: it was trainable when the model was compiled."""
+        return path in self._factors
+
     def variables_of(self, paths):
         """The variables of some layers."""
         slots = [slot for path in paths for slot in self._variables[path].values()]
