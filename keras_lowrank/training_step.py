@@ -231,10 +231,7 @@ class TrainingStep:
         metrics.restore()
         lost = [path for path, gradient in zip(self._layers, gradients) if gradient is None]
         if lost:
-            raise ValueError(
-                f"{_WHY_NOT_HERE} or has a traced function of its own {_BY_VARIABLES} "
-                f"Received: the layers {lost}"
-            )
+            raise ValueError(f"{_NO_SECOND_PASS} Received: the layers {lost}")
         when = " at the new bases"
         gradients = self._summed(gradients, when)
         self._places += [
@@ -360,13 +357,11 @@ class TrainingStep:
         return before
 
 
-_WHY_NOT_HERE = (
+_NO_SECOND_PASS = (
     "`adapt_every=1` of 'rank_adaptive' and 'fixed_rank' takes a second pass, at bases that no "
     "variable holds, and a layer whose outputs are recomputed (`tf.recompute_grad`, "
-    "`keras.remat`, `keras.RematScope`)"
-)
-_BY_VARIABLES = (
-    "is differentiated by variables alone. Use a larger `adapt_every`, or integrator='parallel'."
+    "`keras.remat`, `keras.RematScope`), or that is in a traced function of its own, is "
+    "differentiated by variables alone. Use a larger `adapt_every`, or integrator='parallel'."
 )
 
 
@@ -375,7 +370,7 @@ class _AtNewBases(Product):
 
     def apply(self, *args, **kwargs):
         if not keras_internals.is_recorded():
-            raise ValueError(f"{_WHY_NOT_HERE} {_BY_VARIABLES}")
+            raise ValueError(_NO_SECOND_PASS)
         return super().apply(*args, **kwargs)
 
 
