@@ -60,7 +60,9 @@ class TrainingStep:
         factors = [v for layer in self._layers.values() for v in layer.factors.variables]
         matrices = Snapshot([*factors, *self._slots.variables_of(self._layers)])
         held = [self._slots.read(path) for path in self._layers]
-        new = self._replicas.to_assign(self._moved(held, gradients))
+        new = self._moved(held, gradients)
+        kept = self._replicas.to_assign([matrix[:3] for matrix in new])
+        new = [Matrix(*parts, matrix.check) for parts, matrix in zip(kept, new)]
         self._places += [
             (f"the new core of layer {path!r}", [matrix.factors.S])
             for path, matrix in zip(self._layers, new)
