@@ -132,7 +132,9 @@ class OptimizerState:
     def reset(self, path):
         """Puts one layer at the origin of a chart, and has what is kept for it start anew."""
         point, slots = self._factors[path].read(), self.read(path).slots
-        if not Chart(point, tf.linalg.diag_part(point.S)).holds()[1]:
+        scale = tf.linalg.diag_part(point.S)
+        # A scale of zero would freeze the column; `orthonormalize` leaves none.
+        if not (tf.reduce_all(scale > 0.0) and Chart(point, scale).holds()[1]):
             self._factors[path].orthonormalize()
             point = self._factors[path].read()
         zero = zeros_at(point)
