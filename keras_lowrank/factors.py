@@ -185,8 +185,16 @@ class Factors:
         Another training may have, in another model that shares the layer or with another optimizer:
         what was kept for the matrix that was left is then of no use.
         """
-        taken_by = self._taken_by and self._taken_by()
-        return taken_by is training and not any(v.assigned_outside for v in self.variables)
+        return self._trained_by() is training
+
+    def left_by_another(self, training):
+        """Whether another training than `training` was the last to assign a factor."""
+        return self._trained_by() not in (None, training)
+
+    def _trained_by(self):
+        """The training that has assigned the present values; None where that is not known."""
+        outside = any(v.assigned_outside for v in self.variables)
+        return None if outside or self._taken_by is None else self._taken_by()
 
     def orthonormalize(self):
         """Makes the bases orthonormal and S diagonal; W stays what it is. On the host only.

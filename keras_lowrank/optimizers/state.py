@@ -125,7 +125,8 @@ class OptimizerState:
             return
         self._doubted = False
         for (path, factors), (in_chart, fresh) in zip(self._factors.items(), look()):
-            if not (fresh if at_origin else in_chart):
+            fits = fresh if at_origin else in_chart
+            if factors.left_by_another(self) or not fits:
                 self.reset(path)
             factors.taken_by(self)
 
