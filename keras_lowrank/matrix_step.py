@@ -134,20 +134,24 @@ def adapted(integrator, chart, direction, policy):
     if policy.keeps_rank:  # nothing is cut, and XLA knows all shapes ahead
         new = Factorization(tf.matmul(u, left), diagonal(values), tf.matmul(v, right))
         return new, tf.linalg.diag_part(new.S)
-    rank = policy.rank(values, current=tf.size(values))
+    rank = kept = policy.rank(values, current=tf.size(values))
     tries = integrator.tries(rank) if policy.truncation.grows else None
     tried = 0
     if tries is not None:
+        # The rank grows where what was on trial is worth it. Where it is not, it is no reason
+        # either to keep what would be cut without it.
+        active = tf.math.count_nonzero(chart.scale, dtype=tf.int32)
+        alone = policy.rank(values[:active], current=active)
+        rank = tf.where(rank > active, rank, alone)
         largest = policy.most(tf.minimum(tf.shape(u)[0], tf.shape(v)[0]))
         tried = tf.minimum(tries, largest - rank)
-    # What was on trial and is not kept goes on, but makes room for what is new.
-    going_on = tf.minimum(tf.size(values) - rank, tried // 2)
-    kept = rank + going_on
+        # What was on trial and is not kept goes on, but makes room for what is new.
+        kept = rank + tf.minimum(tf.size(values) - rank, tried - tried // 4)
     new = Factorization(
         tf.matmul(u, left[:, :kept]), diagonal(values[:kept]), tf.matmul(v, right[:, :kept])
     )
     if tries is not None:
-        new = extended(new, direction, tried - going_on)
+        new = extended(new, direction, rank + tried - kept)
     return new, _frozen(tf.linalg.diag_part(new.S), rank)
 
 

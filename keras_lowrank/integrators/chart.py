@@ -102,16 +102,31 @@ class Chart:
         """The same vector with an S-part that has nothing between frozen columns and others."""
         return tangent._replace(S=tangent.S * tf.add_n(self._blocks))
 
-    def paired(self, k, l, s):
-        """The tangent vector of a K-part and an L-part that were worked out apart.
+    def paired(self, k, l):
+        """The tangent vector of a K-part and an L-part that were worked out apart, and its size.
 
         Each implies an S-part. Their mean gives the vector whose K- and L-part, as they then are,
-        are nearest to the given ones. What is frozen has only `s`.
+        are nearest to the given ones. It has nothing of what is frozen.
+
+        Args:
+            k, l: tensors, `(n, r)` and `(m, r)`.
+
+        Returns:
+            `(TangentVector, scalar tensor)`, the second its squared Frobenius norm.
         """
-        from_k = tf.matmul(self._left, row_slices.inner(self.factors.U, k), transpose_a=True)
-        from_l = tf.matmul(tf.matmul(l, self.factors.V, transpose_a=True), self._right)
-        both, neither = self._blocks
-        return TangentVector(k, 0.5 * (from_k + from_l) * both + s * neither, l)
+        cores = [
+            tf.matmul(self._left, row_slices.inner(self.factors.U, k), transpose_a=True),
+            tf.matmul(tf.matmul(l, self.factors.V, transpose_a=True), self._right),
+        ]
+        cores = [core * self._blocks[0] for core in cores]
+        core = 0.5 * (cores[0] + cores[1])
+        inside, outside = ([tf.reduce_sum(x**2) for x in xs] for xs in ([core], cores))
+        size = tf.reduce_sum(k**2) + tf.reduce_sum(l**2) - sum(outside) + inside[0]
+        return TangentVector(k, core, l), tf.maximum(size, 0.0)
+
+    def frozen(self, core):
+        """The part of an S-part that is of frozen columns alone."""
+        return core * self._blocks[1]
 
     def step(self, direction, step_size):
         """`W - h A` inside the chart, a `Step`."""

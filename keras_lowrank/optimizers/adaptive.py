@@ -41,6 +41,7 @@ import tensorflow as tf
 
 from keras_lowrank import row_slices
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
+from keras_lowrank.tangent_vector import TangentVector
 
 
 def mean_squares(gradient):
@@ -76,18 +77,35 @@ class _Adaptive(Rule):
     """What the rules of this file share: the running squares, and the scaling of a momentum."""
 
     floor = 0.0
+    # The most that the square of a momentum can be of the mean square of its gradients.
+    limit = 1.0
     takes_rows = True
 
     def scaled_direction(self, momentum, rows, columns, point, share):
-        x, y = halves(rows, columns, self.floor)
-        share_of_all = tangent_share(*(tf.shape(part)[0] for part in (x, y, momentum.S)), x.dtype)
-        x, y = (part * share_of_all**0.25 for part in (x, y))
-        a, b = 1.0 / x, 1.0 / y
-        # Dense, for the mean of the two S-parts is in all rows of K.
-        k = (a / tf.reduce_mean(y))[:, None] * row_slices.dense(momentum.K)
-        l = (b / tf.reduce_mean(x))[:, None] * momentum.L
-        frozen = tf.reduce_mean(a) * tf.reduce_mean(b) * momentum.S
-        return Direction(point.paired(k, l, frozen), share, a, b)
+        blocks = row_slices.dense(momentum.K), momentum.L
+        counts = [tf.math.count_nonzero(part, dtype=part.dtype) for part in (rows, columns)]
+        means = [
+            tf.math.divide_no_nan(tf.reduce_sum(part), count)
+            for part, count in zip((rows, columns), counts)
+        ]
+        # In the unit of the entries of the gradient, of which the smaller part has captured less.
+        floors = [tf.math.divide_no_nan(self.floor**2 * one, tf.reduce_max(means)) for one in means]
+        a, size_k, c = self._scales(blocks[0], rows, floors[0])
+        b, size_l, d = self._scales(blocks[1], columns, floors[1])
+        pair, present = point.paired((d * a)[:, None] * blocks[0], (c * b)[:, None] * blocks[1])
+        wanted = tf.minimum(counts[0] * size_l, counts[1] * size_k)
+        length = tf.sqrt(tf.math.divide_no_nan(wanted, present))
+        core = length * (pair.S + c * d * point.frozen(momentum.S))
+        tangent = TangentVector(length * pair.K, core, length * pair.L)
+        return Direction(tangent, share, length * a, b)
+
+    def _scales(self, block, squares, floor):
+        """What the rows of a block are multiplied by, and three sums of it."""
+        present = row_slices.mean_squares(block)
+        most = tf.math.divide_no_nan(self.limit * squares, present)
+        scales = tf.math.rsqrt(squares + floor + 1e-37) * tf.minimum(most, 1.0)
+        size = tf.reduce_sum(tf.square(scales) * present)
+        return scales, size, tf.sqrt(tf.math.divide_no_nan(size, tf.reduce_sum(present)))
 
     def averages(self, state, gradient, rate):
         """The running means of the mean squares, which forget by `rate` a step."""
@@ -112,6 +130,9 @@ class Adam(_Adaptive):
         self.state = {"momentum": TANGENT, "rows": ROWS, "columns": COLUMNS}
         self.decay = self.betas[0]
         self.floor = optimizer.epsilon
+        first, second = self.betas
+        kept = max(1.0 - first**2 / second, 1e-6)
+        self.limit = 1.0 / ((1.0 - second) * kept)
 
     def check(self):
         if self.optimizer.amsgrad:
@@ -141,6 +162,7 @@ class RMSprop(_Adaptive):
     def __init__(self, optimizer):
         super().__init__(optimizer)
         self.floor = optimizer.epsilon**0.5  # Keras adds epsilon to the mean square itself
+        self.limit = 1.0 / (1.0 - optimizer.rho)
         self.state = {"rows": ROWS, "columns": COLUMNS}
         if optimizer.momentum:
             self.state["momentum"] = TANGENT

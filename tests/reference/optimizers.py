@@ -41,17 +41,27 @@ def _mean_squares(G, factors):
     return np.mean((G @ V) ** 2, axis=1), np.mean((G.T @ U) ** 2, axis=1)
 
 
-def _divided(M, p, q, floor, factors):
-    """The tangent vector nearest to M V and M^T U with rows divided by the means of v^(1/2)."""
+def _divided(M, p, q, floor, factors, limit):
+    """The tangent vector nearest to `diag(a) M diag(b)`, as long as a step of the whole matrix."""
     U, _, V = factors
-    unit = (p.mean() * q.mean()) ** 0.25
-    halves = (unit * np.sqrt(p / p.mean()) + floor, unit * np.sqrt(q / q.mean()) + floor)
-    n, m, r = len(U), len(V), U.shape[1]
-    v_root = np.sqrt(np.outer(*halves) * r * (n + m - r) / (n * m))
-    K, L = (M @ V) / v_root.mean(1)[:, None], (M.T @ U) / v_root.mean(0)[:, None]
+    K, L = M @ V, M.T @ U
+    used = [np.sum(part > 0) for part in (p, q)]
+    means = [np.sum(part) / count for part, count in zip((p, q), used)]
+    scaled, sizes, scales = [], [], []
+    for part, squares, mean in zip((K, L), (p, q), means):
+        present = np.mean(part**2, axis=1)
+        a = np.minimum(limit * squares / present, 1) / np.sqrt(
+            squares + floor**2 * mean / max(means)
+        )
+        scaled.append(a[:, None] * part)
+        sizes.append(np.sum(a**2 * present))
+        scales.append(np.sqrt(sizes[-1] / np.sum(present)))
+    K, L = scales[1] * scaled[0], scales[0] * scaled[1]
     S = (U.T @ K + L.T @ V) / 2
     outside_K, outside_L = K - U @ (U.T @ K), L - V @ (V.T @ L)
-    return U @ S @ V.T + outside_K @ V.T + U @ outside_L.T
+    D = U @ S @ V.T + outside_K @ V.T + U @ outside_L.T
+    wanted = min(used[0] * sizes[1], used[1] * sizes[0])
+    return np.sqrt(wanted) * D / np.linalg.norm(D)
 
 
 def adam(beta_1=0.9, beta_2=0.999, epsilon=1e-7):
@@ -63,7 +73,8 @@ def adam(beta_1=0.9, beta_2=0.999, epsilon=1e-7):
         p = beta_2 * state.get("p", 0 * p) + (1 - beta_2) * p
         q = beta_2 * state.get("q", 0 * q) + (1 - beta_2) * q
         h = h * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
-        D = _divided(M, p, q, epsilon, factors)
+        limit = 1 / ((1 - beta_2) * (1 - beta_1**2 / beta_2))
+        D = _divided(M, p, q, epsilon, factors, limit * (1 - beta_1) ** 2)
         return _move(factors, D, h, rank), {"M": M, "p": p, "q": q, "t": t}
 
     return step
@@ -75,7 +86,7 @@ def rmsprop(rho=0.9, mu=0.0, epsilon=1e-7):
         p, q = _mean_squares(G, factors)
         p = rho * state.get("p", 0 * p) + (1 - rho) * p
         q = rho * state.get("q", 0 * q) + (1 - rho) * q
-        D = h * _divided(G, p, q, np.sqrt(epsilon), factors)
+        D = h * _divided(G, p, q, np.sqrt(epsilon), factors, 1 / (1 - rho))
         M = mu * project(state.get("M", 0 * D), factors) + D
         return _move(factors, M, 1.0, rank), {"M": M, "p": p, "q": q}
 
@@ -87,10 +98,8 @@ def adagrad(start=0.1, epsilon=1e-7):
         _, G = _start(factors, gradient)
         p, q = _mean_squares(G, factors)
         p, q = state.get("p", start) + p, state.get("q", start) + q
-        return _move(factors, _divided(G, p, q, np.sqrt(epsilon), factors), h, rank), {
-            "p": p,
-            "q": q,
-        }
+        D = _divided(G, p, q, np.sqrt(epsilon), factors, 1.0)
+        return _move(factors, D, h, rank), {"p": p, "q": q}
 
     return step
 
