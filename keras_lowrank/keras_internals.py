@@ -129,7 +129,7 @@ def batch_of(iterator):
 
 
 class DistributedTrainer:
-    """Mends, in a `keras.Model` with a method `prepare(batch)`, `fit` under `tf.distribute`."""
+    """Mends, in a `keras.Model` with a method `_prepare(batch)`, `fit` under `tf.distribute`."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras builds the optimizer on all trainable variables here, and draws a batch whose mean
@@ -137,7 +137,7 @@ class DistributedTrainer:
         if self._distribute_strategy is not None:
             batch = batch_of(iterator._distributed_dataset) if data_batch is None else data_batch
             with self._distribute_strategy.scope():
-                self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
 
     def train_step(self, data):
         sum_gradients(inner_optimizer(self.optimizer), True)

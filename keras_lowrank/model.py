@@ -105,18 +105,18 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
             self._wanted_jit = jit_compile
             self.truncation = truncation
-            self.faults = FaultRecord()
-            self.optimizer_state = None
+            self._faults = FaultRecord()
+            self._optimizer_state = None
             self._prepared = False
             if self.built:
                 # Built here, on the other variables alone: elsewhere Keras would build it on all,
                 # and slots that follow a factor go stale with the next rank.
-                self.build_optimizer()
+                self._build_optimizer()
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        self.prepare(batch)
+        self._prepare(batch)
         layers = self._trained_layers()
         if not layers:
             warnings.warn(
@@ -138,8 +138,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
         # products back, or trained the layers, in traced code that the host does not see.
         require_whole_products()
-        if self.optimizer_state is not None:
-            self.optimizer_state.doubt()
+        if self._optimizer_state is not None:
+            self._optimizer_state.doubt()
         if self.train_function is not None and not force:
             return self.train_function
         check_steps_per_execution(self.steps_per_execution, self.distribute_strategy)
@@ -150,17 +150,17 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             known = self._prepared or self.run_eagerly
             if not known and (batch := keras_internals.batch_of(iterator)) is not None:
                 built = self.built
-                self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
                 if not built and self._choose_jit():  # layers made just now do not bear it
                     return self.make_train_function(force=True)(iterator)
-            if self.optimizer_state is not None:
-                self.optimizer_state.settle(at_origin=self.integrator.adapt_every == 1)
+            if self._optimizer_state is not None:
+                self._optimizer_state.settle(at_origin=self.integrator.adapt_every == 1)
             logs = run(iterator)
             if self.run_eagerly or tf.config.functions_run_eagerly():
                 # The step itself has assigned the factors where the host sees it.
                 for layer in self._trained_layers().values():
-                    layer.factors.taken_by(self.optimizer_state)
-            self.faults.raise_if_any()
+                    layer.factors.taken_by(self._optimizer_state)
+            self._faults.raise_if_any()
             return logs
 
         self.train_function = train_function
@@ -325,13 +325,13 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         self.compile(**config)
 
     @property
-    def other_variables(self):
+    def _other_variables(self):
         """The trainable variables that are no factors: those the compiled optimizer updates."""
         layers = find_built_layers(self).values()
         factors = {id(v) for layer in layers for v in layer.factors.variables}
         return [v for v in self.trainable_variables if id(v) not in factors]
 
-    def policies(self, layers, matrices, step):
+    def _policies(self, layers, matrices, step):
         """The truncation `Policy` of every low-rank layer for one step.
 
         Args:
@@ -354,14 +354,14 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         return _Holder(keras.Variable(0.0, name="stand_in"))
 
     @property
-    def stand_in(self):
+    def _stand_in(self):
         """What the optimizer updates in a model that has no other variables: one idle number."""
         return [self._stand_in_holder.variable]
 
     def _trained_layers(self):
         return {path: one for path, one in find_built_layers(self).items() if one.trainable}
 
-    def prepare(self, batch):
+    def _prepare(self, batch):
         """Makes every variable that a train step needs, given the first batch of training."""
         if self._prepared:
             return
@@ -369,37 +369,37 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             # No trace to save, and a layer may not bear symbolic tensors.
             if not all(layer.built for layer in keras_internals.all_layers(self)):
                 self(batch[0])
-            self.build_optimizer()
+            self._build_optimizer()
         else:
-            keras_internals.build_for_training(self, batch, self.build_optimizer)
+            keras_internals.build_for_training(self, batch, self._build_optimizer)
         self._prepared = True
 
-    def build_optimizer(self):
+    def _build_optimizer(self):
         """Makes the variables of the optimizer, of which the factors have their own kind."""
         layers = self._trained_layers()
         if self.optimizer is None:
             return
         if not self.optimizer.built:
-            self.optimizer.build(self.other_variables or self.stand_in)
+            self.optimizer.build(self._other_variables or self._stand_in)
         if not layers:
             return
         # What the optimizer keeps for the factors, beside what it keeps for all else.
-        self.rule = rule_for(self.optimizer, self.integrator)
+        self._rule = rule_for(self.optimizer, self.integrator)
         optimizer = keras_internals.inner_optimizer(self.optimizer)
         sums = {ACCUMULATED: TANGENT} if optimizer.gradient_accumulation_steps else {}
-        rules = rules_of(self.rule, layers)
+        rules = rules_of(self._rule, layers)
         kinds = {path: {**rule.state, **sums} for path, rule in rules.items()}
-        self.optimizer_state = OptimizerState.of(optimizer, layers, kinds)
+        self._optimizer_state = OptimizerState.of(optimizer, layers, kinds)
 
     def _finish_training(self):
         """Adapts bases and ranks once more, wherever in a chart the last step has ended."""
-        state = self.optimizer_state
+        state = self._optimizer_state
         if state is None or self.integrator.adapt_every == 1:
             return
         layers = {p: one for p, one in find_built_layers(self).items() if state.holds(p)}
         step = tf.cast(self.optimizer.iterations, tf.float32)
         points = [layer.factors.read() for layer in layers.values()]
-        policies = self.policies(layers.values(), points, step)
+        policies = self._policies(layers.values(), points, step)
         for (path, layer), policy in zip(layers.items(), policies):
             if layer.factors.left_by(state):  # a callback may have put other weights in their place
                 state.recenter(path, policy)

@@ -31,7 +31,7 @@ class TrainingStep:
         self._x, self._y, self._sample_weight = batch
         self._replicas = Replicas()
         self.replicated = self._replicas.count > 1
-        self._rules, self._slots = rules_of(model.rule, layers), model.optimizer_state
+        self._rules, self._slots = rules_of(model._rule, layers), model._optimizer_state
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
         for path, layer in layers.items():
             layer.factors.check_trainable(path)
@@ -43,7 +43,7 @@ class TrainingStep:
         rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
         number, every = tf.cast(self._completed, tf.float32) + 1.0, model.integrator.adapt_every
         adapts = tf.equal((self._completed + 1) % every, 0)
-        self.step_size = tf.convert_to_tensor(model.rule.step_size(rate, number))
+        self.step_size = tf.convert_to_tensor(model._rule.step_size(rate, number))
         self._numbers = Numbers(rate, number, self.step_size, adapts)
         self._tangent_gradient = trace_once(tangent_gradient)
 
@@ -69,20 +69,20 @@ class TrainingStep:
         ]
         obeyed = tf.reduce_all([True, *self._obeyed.values()])
         good = are_finite([self._loss, *(matrix.check for matrix in new)])
-        good = self._replicas.decided(good) & obeyed & model.faults.clear
+        good = self._replicas.decided(good) & obeyed & model._faults.clear
         fatal = ~good
         if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
             # A scaled loss overflows now and then, and the scale then shrinks: no fault, unless
             # the loss itself overflows or there is no scale left to take away.
             hopeless = ~are_finite(loss) | (self._scale < 1.0) | ~obeyed
-            fatal &= hopeless | ~model.faults.clear
+            fatal &= hopeless | ~model._faults.clear
         before = self._update_others(good)
         moved = [v for v in before.variables if "float" in str(v.dtype)]
         self._places += [(f"the new value of {v.path!r}", [v.value]) for v in moved]
         updated = self._replicas.decided(are_finite([v.value for v in moved]))
         fatal |= good & ~updated
         good &= updated
-        model.faults.record(fatal, self._obeyed, self._places, self._completed)
+        model._faults.record(fatal, self._obeyed, self._places, self._completed)
         before.restore_unless(~fatal, self.replicated)
         for (path, layer), matrix in zip(self._layers.items(), new):
             layer.factors.assign(matrix.factors)
@@ -102,7 +102,7 @@ class TrainingStep:
         self._decays = [self._decay(*item) for item in self._layers.items()]
         held = [one.decayed(decay) for one, decay in zip(held, self._decays)]
         self.factors = [one.factors for one in held]
-        self.policies = self._model.policies(
+        self.policies = self._model._policies(
             self._layers.values(), self.factors, self._numbers.number
         )
         self._obeyed = {}
@@ -289,7 +289,7 @@ class TrainingStep:
             scaled = optimizer.scale_loss(own)
         with substitute(kernels):  # for what is recomputed
             gradients, self._other_gradients = tape.gradient(
-                scaled, (sources, model.other_variables)
+                scaled, (sources, model._other_variables)
             )
         self._reported_loss, self._loss = loss, own
         self._scale = optimizer.scale_loss(tf.ones([], tf.float32))
@@ -330,7 +330,7 @@ class TrainingStep:
         self._places.append((f"the loss{when}", [self._loss]))
         self._places += [
             (f"the gradient of {variable.path!r}{when}", [gradient])
-            for variable, gradient in zip(self._model.other_variables, self._other_gradients)
+            for variable, gradient in zip(self._model._other_variables, self._other_gradients)
         ]
         return gradients
 
@@ -339,11 +339,11 @@ class TrainingStep:
     def _update_others(self, good):
         """Lets the compiled optimizer update the other variables, once; returns how they were."""
         optimizer = self._model.optimizer
-        variables, gradients = self._model.other_variables, self._other_gradients
+        variables, gradients = self._model._other_variables, self._other_gradients
         idle = all(gradient is None for gradient in gradients)
         if idle:
             # An optimizer refuses to run without any gradient, and its step must be counted.
-            variables = variables or self._model.stand_in
+            variables = variables or self._model._stand_in
             gradients = [tf.zeros_like(v.value) for v in variables]
         gradients = [_scaled(g, self._common_clip) for g in gradients]
         if isinstance(optimizer, keras_internals.LossScaleOptimizer):

@@ -157,7 +157,7 @@ def test_layers_of_one_name_in_a_list_are_all_found():
     model = Stack()
     model(X)
     assert sorted(model.ranks.values()) == [1, 2]
-    assert [v.name for v in model.other_variables] == ["bias", "bias"]
+    assert [v.name for v in model._other_variables] == ["bias", "bias"]
 
 
 def test_a_layer_called_twice_is_trained_on_both_calls():
