@@ -7,9 +7,11 @@ this is the one file to mend.
 import contextlib
 import functools
 import inspect
+import itertools
 
 import keras
 import tensorflow as tf
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import set_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -128,8 +130,46 @@ def batch_of(iterator):
     return None if spec is None else tf.nest.map_structure(symbolic, spec)
 
 
+def symbolic(batch):
+    """Symbolic tensors in the place of those of a batch."""
+    return tf.nest.map_structure(
+        lambda one: one if one is None else keras.KerasTensor(one.shape, one.dtype), batch
+    )
+
+
+def run_symbolically(function, data):
+    """Calls `function` on symbolic tensors, in a graph that is thrown away.
+
+    Nothing is assigned; variables that it makes, as of layers that are not built, stay.
+    """
+    return compute_output_spec(function, data)
+
+
+def replace_apply(optimizer, apply):
+    """Has `apply` and `apply_gradients` of a Keras optimizer call `apply(gradients, variables)`."""
+    if optimizer is not None:
+        optimizer.apply = apply
+
+
+def apply_of_class(optimizer, gradients, variables):
+    """What `optimizer.apply` is where nobody has replaced it."""
+    return type(optimizer).apply(optimizer, gradients, variables)
+
+
+def first_batch(iterator):
+    """`(batch, iterator)`: what an iterator of `fit` or `train_on_batch` yields first, symbolic.
+
+    The batch is None where that is not known; the iterator still yields it.
+    """
+    if hasattr(iterator, "element_spec"):
+        return batch_of(iterator), iterator
+    for batch in iterator:  # Keras's generator of the one that `train_on_batch` was given
+        return symbolic(batch), itertools.chain([batch], iterator)
+    return None, iterator
+
+
 class DistributedTrainer:
-    """Mends, in a `keras.Model` with a method `_prepare(batch)`, `fit` under `tf.distribute`."""
+    """Mends, in a `LowRankModel`, `fit` under `tf.distribute`."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras builds the optimizer on all trainable variables here, and draws a batch whose mean
@@ -137,7 +177,7 @@ class DistributedTrainer:
         if self._distribute_strategy is not None:
             batch = batch_of(iterator._distributed_dataset) if data_batch is None else data_batch
             with self._distribute_strategy.scope():
-                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                self._training.prepare_on(batch)
 
     def train_step(self, data):
         sum_gradients(inner_optimizer(self.optimizer), True)
@@ -249,6 +289,11 @@ def track_loss(model, loss, inputs):
     )
 
 
+def spoil_loss(model):
+    """Makes the epoch's mean of the loss NaN, as a step that is not finite makes it in Keras."""
+    model._loss_tracker.update_state(float("nan"))
+
+
 def global_seed():
     """The variable behind random numbers that have no seed, or None where none were drawn yet.
 
@@ -279,7 +324,7 @@ def unpickle(data):
 
 
 def signed_as_functional(init):
-    """Gives `__init__` the signature that Functional's has in this version of Keras.
+    """Gives `__init__` the signature that Functional's has in this version of Keras, all optional.
 
     By its signature Keras tells, when it saves and loads, a model that its graph describes from
     one that only its code describes. Where Functional's own is that of a wrapper, `(*args,
@@ -290,8 +335,19 @@ def signed_as_functional(init):
     if first.kind is inspect.Parameter.VAR_POSITIONAL:
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         signature = signature.replace(parameters=[own, first, *rest])
+    else:
+        # Without inputs it is still one that Keras can call again, for a subclass without its own.
+        rest = [_optional(parameter) for parameter in rest]
+        signature = signature.replace(parameters=[first, *rest])
     init.__signature__ = signature
     return init
+
+
+def _optional(parameter):
+    required = parameter.default is parameter.empty
+    if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        return parameter.replace(default=None)
+    return parameter
 
 
 def become_functional(model):

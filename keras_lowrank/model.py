@@ -1,26 +1,25 @@
 """LowRankModel: a keras.Model whose low-rank layers are trained by an integrator."""
 
 import functools
+import inspect
 import warnings
 
 import keras
-import tensorflow as tf
 
 from keras_lowrank import checksum, integrators, keras_internals
 from keras_lowrank.budget import Budget
-from keras_lowrank.compression import count_others, count_weights
+from keras_lowrank.compression import count_weights
 from keras_lowrank.distribution import check_steps_per_execution, check_strategy
 from keras_lowrank.export import export_model
-from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import find_built_layers, set_weights
-from keras_lowrank.optimizers import rule_for, rules_of
-from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
-from keras_lowrank.optimizers.state import OptimizerState
+from keras_lowrank.optimizers import rule_for
 from keras_lowrank.precision import require_whole_products
 from keras_lowrank.summary import print_ranks
-from keras_lowrank.training_step import TrainingStep
-from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
+from keras_lowrank.training import Training, ends_on_nan
+from keras_lowrank.truncation import get_truncation
+
+_FIT = inspect.signature(keras.Model.fit)
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -105,41 +104,44 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
             self._wanted_jit = jit_compile
             self.truncation = truncation
-            self._faults = FaultRecord()
-            self._optimizer_state = None
-            self._prepared = False
+            own_train_step = type(self).train_step is not LowRankModel.train_step
+            self._training = Training(self, own_train_step)
+            keras_internals.replace_apply(self.optimizer, self._training.apply)
             if self.built:
                 # Built here, on the other variables alone: elsewhere Keras would build it on all,
                 # and slots that follow a factor go stale with the next rank.
-                self._build_optimizer()
+                self._training.build_optimizer()
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        self._prepare(batch)
-        layers = self._trained_layers()
-        if not layers:
+        training = self._training
+        training.prepare(batch)
+        if not (layers := training.layers):
             warnings.warn(
                 "The model has no trainable low-rank layer; it is trained as a keras.Model is.",
                 stacklevel=2,
             )
             return super().train_step(data)
-        x, y, y_pred, sample_weight = TrainingStep(self, layers, batch).run()
+        y_pred = training.step_on(batch, layers)
+        x, y, sample_weight = batch
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return keras_internals.per_host(logs)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
+        if self.compiled:
+            self._training.stops_on_nan = ends_on_nan(callbacks)
         history = super().fit(*args, **kwargs)
-        self._finish_training()
+        self._training.finish()
         return history
 
     def make_train_function(self, force=False):
         # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
         # products back, or trained the layers, in traced code that the host does not see.
         require_whole_products()
-        if self._optimizer_state is not None:
-            self._optimizer_state.doubt()
+        self._training.doubt()
         if self.train_function is not None and not force:
             return self.train_function
         check_steps_per_execution(self.steps_per_execution, self.distribute_strategy)
@@ -147,21 +149,15 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         run = self.train_function
 
         def train_function(iterator):
-            known = self._prepared or self.run_eagerly
-            if not known and (batch := keras_internals.batch_of(iterator)) is not None:
+            if not (self._training.prepared or self.run_eagerly):
                 built = self.built
-                self._prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                batch, iterator = keras_internals.first_batch(iterator)
+                self._training.prepare_on(batch)
                 if not built and self._choose_jit():  # layers made just now do not bear it
                     return self.make_train_function(force=True)(iterator)
-            if self._optimizer_state is not None:
-                self._optimizer_state.settle(at_origin=self.integrator.adapt_every == 1)
-            logs = run(iterator)
-            if self.run_eagerly or tf.config.functions_run_eagerly():
-                # The step itself has assigned the factors where the host sees it.
-                for layer in self._trained_layers().values():
-                    layer.factors.taken_by(self._optimizer_state)
-            self._faults.raise_if_any()
-            return logs
+            with self._training.execution():
+                logs = run(iterator)
+            return self._training.check(logs)
 
         self.train_function = train_function
         return self.train_function
@@ -319,90 +315,14 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         return config
 
     def compile_from_config(self, config):
+        if type(self).compile is not LowRankModel.compile:
+            # Keras warns that it cannot know the arguments, and leaves the model as it is.
+            super().compile_from_config(config)
+            return
         config = keras.saving.deserialize_keras_object(config)
         # Before `compile`, which would warn that XLA is not for ranks that may change.
         self._ranks_frozen |= config.pop("ranks_frozen", False)
         self.compile(**config)
-
-    @property
-    def _other_variables(self):
-        """The trainable variables that are no factors: those the compiled optimizer updates."""
-        layers = find_built_layers(self).values()
-        factors = {id(v) for layer in layers for v in layer.factors.variables}
-        return [v for v in self.trainable_variables if id(v) not in factors]
-
-    def _policies(self, layers, matrices, step):
-        """The truncation `Policy` of every low-rank layer for one step.
-
-        Args:
-            layers: list of trained `LowRankLayer`.
-            matrices: list of their `Factorization`.
-            step: scalar float tensor, the number of the step: 1, 2, ...
-        """
-        if self._ranks_frozen or not self.integrator.adapts_rank:
-            return [Policy(KeepRank())] * len(matrices)
-        policies = [layer.policy for layer in layers]
-        policies = [
-            policy if policy.truncation else policy._replace(truncation=self.truncation)
-            for policy in policies
-        ]
-        return plan(policies, matrices, step, count_others(self, layers))
-
-    @functools.cached_property
-    def _stand_in_holder(self):
-        # In a tuple inside a plain object: Keras must not count it among the model's weights.
-        return _Holder(keras.Variable(0.0, name="stand_in"))
-
-    @property
-    def _stand_in(self):
-        """What the optimizer updates in a model that has no other variables: one idle number."""
-        return [self._stand_in_holder.variable]
-
-    def _trained_layers(self):
-        return {path: one for path, one in find_built_layers(self).items() if one.trainable}
-
-    def _prepare(self, batch):
-        """Makes every variable that a train step needs, given the first batch of training."""
-        if self._prepared:
-            return
-        if self.run_eagerly and not tf.distribute.has_strategy():
-            # No trace to save, and a layer may not bear symbolic tensors.
-            if not all(layer.built for layer in keras_internals.all_layers(self)):
-                self(batch[0])
-            self._build_optimizer()
-        else:
-            keras_internals.build_for_training(self, batch, self._build_optimizer)
-        self._prepared = True
-
-    def _build_optimizer(self):
-        """Makes the variables of the optimizer, of which the factors have their own kind."""
-        layers = self._trained_layers()
-        if self.optimizer is None:
-            return
-        if not self.optimizer.built:
-            self.optimizer.build(self._other_variables or self._stand_in)
-        if not layers:
-            return
-        # What the optimizer keeps for the factors, beside what it keeps for all else.
-        self._rule = rule_for(self.optimizer, self.integrator)
-        optimizer = keras_internals.inner_optimizer(self.optimizer)
-        sums = {ACCUMULATED: TANGENT} if optimizer.gradient_accumulation_steps else {}
-        rules = rules_of(self._rule, layers)
-        kinds = {path: {**rule.state, **sums} for path, rule in rules.items()}
-        self._optimizer_state = OptimizerState.of(optimizer, layers, kinds)
-
-    def _finish_training(self):
-        """Adapts bases and ranks once more, wherever in a chart the last step has ended."""
-        state = self._optimizer_state
-        if state is None or self.integrator.adapt_every == 1:
-            return
-        layers = {p: one for p, one in find_built_layers(self).items() if state.holds(p)}
-        step = tf.cast(self.optimizer.iterations, tf.float32)
-        points = [layer.factors.read() for layer in layers.values()]
-        policies = self._policies(layers.values(), points, step)
-        for (path, layer), policy in zip(layers.items(), policies):
-            if layer.factors.left_by(state):  # a callback may have put other weights in their place
-                state.recenter(path, policy)
 
     def _tell_layers_of_jit(self):
         static = self._ranks_frozen or not self.integrator.adapts_rank
@@ -424,8 +344,3 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             self._choose_jit()
         if self.compiled and self.train_function is not None:
             self.make_train_function(force=True)
-
-
-class _Holder:
-    def __init__(self, variable):
-        self.variable = variable

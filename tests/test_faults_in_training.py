@@ -42,7 +42,7 @@ def assert_finite(model):
     factors.check_shapes(*(variable.shape for variable in factors.variables))
     for value in state(model):
         assert np.all(np.isfinite(value))
-    for variable in model._optimizer_state.variables:
+    for variable in model._training.state.variables:
         assert len(variable.shape) < 2 or factors.rank in variable.shape
 
 
