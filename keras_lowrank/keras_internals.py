@@ -22,6 +22,7 @@ from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+from keras.src.utils.python_utils import default
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context, record
@@ -30,6 +31,7 @@ from keras_lowrank.distribution import spans_hosts
 
 __all__ = [
     "LossScaleOptimizer",
+    "default",  # marks a `get_config` that leaves Keras to find out the arguments of `__init__`
     "in_stateless_scope",  # Variable.assign must be able to tell
     "rnn",  # the loop of keras.layers.RNN, which runs no step but a whole cell's
     "set_keras_mask",  # a layer with two uses has a mask for one of them only
@@ -207,8 +209,8 @@ def build_for_training(model, batch, build_optimizer):
             on all trainable variables.
     """
     if not all(layer.built for layer in model._flatten_layers()):
-        inputs = tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), batch[0])
-        call_in_training(model, inputs)
+        # Run, and not only asked for its shapes: a layer in an attribute is built by its call.
+        run_symbolically(functools.partial(call_in_training, model), symbolic(batch[0]))
     build_optimizer()
     model._symbolic_build(data_batch=batch)
 
@@ -294,6 +296,11 @@ def spoil_loss(model):
     model._loss_tracker.update_state(float("nan"))
 
 
+def is_saving_hdf5():
+    """Whether Keras is writing a whole model in its older format."""
+    return bool(get_global_attribute("use_legacy_config"))
+
+
 def global_seed():
     """The variable behind random numbers that have no seed, or None where none were drawn yet.
 
@@ -373,8 +380,11 @@ def _functional_class(cls):
 
 
 def open_variable(variable, value, shape):
-    """Makes the `tf.Variable` behind a Keras variable, with open (None) extents in its shape."""
-    return tf.Variable(
+    """Makes the `tf.Variable` behind a Keras variable, with open (None) extents in its shape.
+
+    A SavedModel has the present shape: Keras makes the variables of one anew, and needs all of it.
+    """
+    made = tf.Variable(
         value,
         shape=tf.TensorShape(shape),
         dtype=variable._dtype,
@@ -382,3 +392,13 @@ def open_variable(variable, value, shape):
         name=variable.name,
         aggregation=variable._map_aggregation(variable.aggregation),
     )
+
+    write = getattr(made, "_write_object_proto", None)
+
+    def write_present_shape(proto, options):
+        write(proto, options)
+        proto.variable.shape.CopyFrom(made.read_value().shape.as_proto())
+
+    if write is not None:
+        made._write_object_proto = write_present_shape
+    return made

@@ -12,18 +12,22 @@ from keras_lowrank.compression import count_weights
 from keras_lowrank.distribution import check_steps_per_execution, check_strategy
 from keras_lowrank.export import export_model
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.layers.low_rank_layer import find_built_layers, set_weights
+from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, refuse_wrappers
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.precision import require_whole_products
 from keras_lowrank.summary import print_ranks
 from keras_lowrank.training import Training, ends_on_nan
 from keras_lowrank.truncation import get_truncation
 
+_NO_HDF5 = (
+    "A low-rank model is saved in a file that ends in `.keras`: the older HDF5 format loses ranks, "
+    "integrator and truncation. For the weights alone use `save_weights`. Received: {}"
+)
 _FIT = inspect.signature(keras.Model.fit)
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
+class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model):
     r"""A `keras.Model` that trains its low-rank layers on the manifold of low-rank matrices.
 
     It is made as a `keras.Model` is: `LowRankModel(inputs, outputs)`, or by subclassing. Layers
@@ -57,10 +61,15 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         self,
         optimizer="sgd",
         loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
         *args,
         integrator="parallel",
         truncation=0.1,
-        jit_compile="auto",
         **kwargs,
     ):
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
@@ -70,15 +79,20 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop,
                 Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
             loss: as in Keras.
+            loss_weights: as in Keras.
+            metrics: as in Keras.
+            weighted_metrics: as in Keras.
+            run_eagerly: as in Keras.
+            steps_per_execution: as in Keras.
+            jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is
+                used with `"fixed_rank"` and from `freeze_ranks` on; as long as ranks may change,
+                Keras falls back to running without, and says so.
             integrator: str or `Integrator`. With `"parallel"`, the default, ranks fall. With
                 `"rank_adaptive"` a full step adds directions on trial, so that a rank which starts
                 too low grows. `"fixed_rank"` keeps the ranks. Each takes a full step every
                 `adapt_every=16` steps; give an instance for another number.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
                 all layers that do not carry their own. `"fixed_rank"` asks for none.
-            jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is
-                used with `"fixed_rank"` and from `freeze_ranks` on; as long as ranks may change,
-                Keras falls back to running without, and says so.
             *args: all other arguments of `keras.Model.compile`, in its order.
             **kwargs: the same, by name.
 
@@ -97,17 +111,29 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                 )
             check_strategy(keras_internals.inner_optimizer(optimizer))
             if any(layer.trainable for layer in find_low_rank_layers(self).values()):
+                refuse_wrappers(self)
                 rule_for(optimizer, integrator)
                 require_whole_products()
             self.integrator = integrator
             self._tell_layers_of_jit()
-            super().compile(optimizer, loss, *args, jit_compile=jit_compile, **kwargs)
+            super().compile(
+                optimizer,
+                loss,
+                loss_weights,
+                metrics,
+                weighted_metrics,
+                run_eagerly,
+                steps_per_execution,
+                jit_compile,
+                *args,
+                **kwargs,
+            )
             self._wanted_jit = jit_compile
             self.truncation = truncation
             own_train_step = type(self).train_step is not LowRankModel.train_step
             self._training = Training(self, own_train_step)
             keras_internals.replace_apply(self.optimizer, self._training.apply)
-            if self.built:
+            if all(layer.built for layer in (self, *keras_internals.all_layers(self))):
                 # Built here, on the other variables alone: elsewhere Keras would build it on all,
                 # and slots that follow a factor go stale with the next rank.
                 self._training.build_optimizer()
@@ -275,11 +301,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             ValueError: a path that asks for the older HDF5 format.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(
-                "A low-rank model is saved in a file that ends in `.keras`: the older HDF5 format "
-                "loses ranks, integrator and truncation. For the weights alone use `save_weights`. "
-                f"Received: filepath={filepath}"
-            )
+            raise ValueError(_NO_HDF5.format(f"filepath={filepath}"))
         super().save(filepath, *args, **kwargs)
 
     def save_weights(self, filepath, *args, **kwargs):
@@ -297,13 +319,15 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         checksum.verify(filepath)
         super().load_weights(filepath, *args, **kwargs)
 
-    def set_weights(self, weights):
-        """Sets all weights from a list of arrays; ranks follow the arrays."""
-        set_weights(self, weights)
-
     def __reduce__(self):
         # The class of a functional instance is not the one that its name leads to.
         return keras_internals.unpickle, super().__reduce__()[1]
+
+    @keras_internals.default
+    def get_config(self):
+        if keras_internals.is_saving_hdf5():  # by `keras.saving.save_model`, which calls no `save`
+            raise ValueError(_NO_HDF5.format(f"model={self.name!r}"))
+        return super().get_config()
 
     def get_compile_config(self):
         config = super().get_compile_config()
