@@ -52,6 +52,11 @@ def all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
+def is_built(model):
+    """Whether the model and all layers inside it are built."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
 def states(model):
     """What stateful recurrent layers go on from: variables that are none of the model's."""
     layers = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
@@ -208,7 +213,7 @@ def build_for_training(model, batch, build_optimizer):
         build_optimizer: callable, called once the model is built: Keras would build the optimizer
             on all trainable variables.
     """
-    if not all(layer.built for layer in model._flatten_layers()):
+    if not is_built(model):
         # Run, and not only asked for its shapes: a layer in an attribute is built by its call.
         run_symbolically(functools.partial(call_in_training, model), symbolic(batch[0]))
     build_optimizer()

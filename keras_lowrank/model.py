@@ -35,6 +35,13 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
     own; a step of `fit` moves the factors of every low-rank layer by the integrator and all other
     variables by the optimizer. Without a low-rank layer it trains as `keras.Model` does.
 
+    A `train_step` of your own may prepare the batch and call `super().train_step`, or take gradients
+    of all trainable variables and give them to `self.optimizer.apply`: the step is the same. Another
+    optimizer, as each of a GAN has, trains U, S and V as three ordinary weights.
+
+    A step with a value that is not finite raises `FloatingPointError`, and nothing of it is kept;
+    with `keras.callbacks.TerminateOnNaN` in `fit`, training stops as in Keras instead.
+
     Example:
 
     >>> inputs = keras.Input((8,))
@@ -45,6 +52,8 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
     >>> list(model.ranks)
     ['low_rank_dense']
     """
+
+    _training = None
 
     @keras_internals.signed_as_functional
     def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
@@ -133,7 +142,7 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
             own_train_step = type(self).train_step is not LowRankModel.train_step
             self._training = Training(self, own_train_step)
             keras_internals.replace_apply(self.optimizer, self._training.apply)
-            if all(layer.built for layer in (self, *keras_internals.all_layers(self))):
+            if keras_internals.is_built(self):
                 # Built here, on the other variables alone: elsewhere Keras would build it on all,
                 # and slots that follow a factor go stale with the next rank.
                 self._training.build_optimizer()
@@ -157,7 +166,7 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
-        if self.compiled:
+        if self._training is not None:
             self._training.stops_on_nan = ends_on_nan(callbacks)
         history = super().fit(*args, **kwargs)
         self._training.finish()
@@ -167,6 +176,11 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
         # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
         # products back, or trained the layers, in traced code that the host does not see.
         require_whole_products()
+        if self._training is None:  # Keras takes what it has loaded for compiled, come what may
+            raise ValueError(
+                "A model must be compiled before it is trained, also one whose own `compile` was "
+                f"not called when it was loaded. Received: model={self.name!r}"
+            )
         self._training.doubt()
         if self.train_function is not None and not force:
             return self.train_function

@@ -108,7 +108,7 @@ class Training:
             return
         if self._in_eager_steps:
             # No trace to save, and a layer may not bear symbolic tensors.
-            if not all(layer.built for layer in keras_internals.all_layers(self.model)):
+            if not keras_internals.is_built(self.model):
                 self.model(batch[0])
             self.build_optimizer()
         else:
