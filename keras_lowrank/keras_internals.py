@@ -152,17 +152,6 @@ def run_symbolically(function, data):
     return compute_output_spec(function, data)
 
 
-def replace_apply(optimizer, apply):
-    """Has `apply` and `apply_gradients` of a Keras optimizer call `apply(gradients, variables)`."""
-    if optimizer is not None:
-        optimizer.apply = apply
-
-
-def apply_of_class(optimizer, gradients, variables):
-    """What `optimizer.apply` is where nobody has replaced it."""
-    return type(optimizer).apply(optimizer, gradients, variables)
-
-
 def first_batch(iterator):
     """`(batch, iterator)`: what an iterator of `fit` or `train_on_batch` yields first, symbolic.
 

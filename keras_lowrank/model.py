@@ -35,9 +35,9 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
     own; a step of `fit` moves the factors of every low-rank layer by the integrator and all other
     variables by the optimizer. Without a low-rank layer it trains as `keras.Model` does.
 
-    A `train_step` of your own may prepare the batch and call `super().train_step`, or take gradients
-    of all trainable variables and give them to `self.optimizer.apply`: the step is the same. Another
-    optimizer, as each of a GAN has, trains U, S and V as three ordinary weights.
+    A `train_step` of your own may prepare the batch and call `super().train_step`, or take
+    gradients of all trainable variables and give them to `self.optimizer.apply`: the step is the
+    same. Another optimizer, as each of a GAN has, trains U, S and V as three ordinary weights.
 
     A step with a value that is not finite raises `FloatingPointError`, and nothing of it is kept;
     with `keras.callbacks.TerminateOnNaN` in `fit`, training stops as in Keras instead.
@@ -141,7 +141,8 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
             self.truncation = truncation
             own_train_step = type(self).train_step is not LowRankModel.train_step
             self._training = Training(self, own_train_step)
-            keras_internals.replace_apply(self.optimizer, self._training.apply)
+            if self.optimizer is not None:
+                self.optimizer.apply = self._training.apply
             if keras_internals.is_built(self):
                 # Built here, on the other variables alone: elsewhere Keras would build it on all,
                 # and slots that follow a factor go stale with the next rank.

@@ -204,7 +204,7 @@ class Training:
             if any(id(v) in by_id for v in one.factors.variables)
         }
         if not layers:
-            return keras_internals.apply_of_class(model.optimizer, gradients, known)
+            return type(model.optimizer).apply(model.optimizer, gradients, known)
         if self._on_arrival is not None:
             self._on_arrival()
         if model.integrator.needs_second_pass:

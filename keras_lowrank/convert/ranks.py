@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_lowrank.budget import spend
 from keras_lowrank.convert.selection import matches, unknown
-from keras_lowrank.layers.low_rank_layer import positive_integer
+from keras_lowrank.layers.arguments import positive_integer
 from keras_lowrank.truncation import Tolerance
 
 

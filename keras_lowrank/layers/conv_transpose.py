@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.layers.arguments import by_name
 from keras_lowrank.layers.conv import LowRankConvBase
-from keras_lowrank.layers.low_rank_layer import by_name
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.linalg import extent
 

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_lowrank.layers.low_rank_layer import LowRankLayer, by_name, positive_integer
+from keras_lowrank.layers.arguments import by_name, positive_integer
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.linalg import matmul_last
 
 

@@ -6,13 +6,8 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.form import PLAIN
-from keras_lowrank.layers.low_rank_layer import (
-    LowRankLayer,
-    by_name,
-    check_regularizer,
-    positive_integer,
-    refuse,
-)
+from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.substitution import low_rank_apply
 
 
