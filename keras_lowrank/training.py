@@ -141,7 +141,9 @@ class Training:
                     continue
         finally:
             self._on_arrival = None
-        return None
+        # Outside of a replica there are no gradients of variables that all replicas have.
+        by_itself = tf.distribute.has_strategy() and keras_internals.is_built(self.model)
+        return self.build_optimizer if by_itself else None
 
     def build_optimizer(self):
         """Makes the variables of the optimizer, of which the factors have their own kind."""
