@@ -188,14 +188,14 @@ class Training:
         TrainingStep(self, layers, others, passes).run()
         return passes.y_pred
 
-    def apply(self, gradients, variables=None):
+    def apply(self, grads, trainable_variables=None):
         """What `apply` of the compiled optimizer is: factors take a step on the manifold.
 
         Args:
-            gradients: list of the gradients of the variables, of which factors have ordinary ones.
-            variables: list of variables; None for all trainable ones of the model.
+            grads: list of the gradients of the variables, of which factors have ordinary ones.
+            trainable_variables: list of variables; None for all of the model.
         """
-        model, gradients = self.model, list(gradients)
+        model, gradients, variables = self.model, list(grads), trainable_variables
         if variables is None and len(gradients) == len(model.trainable_variables):
             variables = model.trainable_variables
         known = variables if variables is None else list(variables)

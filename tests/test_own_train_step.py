@@ -132,7 +132,7 @@ def test_some_variables_alone():
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(tf.square(model(X) - Y))
     of_low, of_head = tape.gradient(loss, (low.trainable_variables, head.trainable_variables))
-    model.optimizer.apply(of_low, low.trainable_variables)
+    model.optimizer.apply(grads=of_low, trainable_variables=low.trainable_variables)
     assert np.any(kernel(model) != before[0])
     np.testing.assert_array_equal(head.kernel, before[1])
     before = kernel(model)
