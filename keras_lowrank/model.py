@@ -3,6 +3,7 @@
 import functools
 import inspect
 import warnings
+from contextlib import nullcontext
 
 import keras
 
@@ -16,7 +17,7 @@ from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, 
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.precision import require_whole_products
 from keras_lowrank.summary import print_ranks
-from keras_lowrank.training import Training, ends_on_nan
+from keras_lowrank.training import Training
 from keras_lowrank.truncation import get_truncation
 
 _NO_HDF5 = (
@@ -37,7 +38,8 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
 
     A `train_step` of your own may prepare the batch and call `super().train_step`, or take
     gradients of all trainable variables and give them to `self.optimizer.apply`: the step is the
-    same. Another optimizer, as each of a GAN has, trains U, S and V as three ordinary weights.
+    same, but for what its own pass has changed, such as statistics, which stays after a bad step.
+    Another optimizer, as each of a GAN has, trains U, S and V as three ordinary weights.
 
     A step with a value that is not finite raises `FloatingPointError`, and nothing of it is kept;
     with `keras.callbacks.TerminateOnNaN` in `fit`, training stops as in Keras instead.
@@ -167,9 +169,8 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
-        if self._training is not None:
-            self._training.stops_on_nan = ends_on_nan(callbacks)
-        history = super().fit(*args, **kwargs)
+        with nullcontext() if self._training is None else self._training.seen_by(callbacks):
+            history = super().fit(*args, **kwargs)
         self._training.finish()
         return history
 

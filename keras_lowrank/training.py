@@ -170,6 +170,16 @@ class Training:
     # Steps.
 
     @contextlib.contextmanager
+    def seen_by(self, callbacks):
+        """Around a `fit` with these callbacks, as it is given them."""
+        found = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
+        self.stops_on_nan = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in found)
+        try:
+            yield
+        finally:
+            self.stops_on_nan = False
+
+    @contextlib.contextmanager
     def execution(self):
         """Around the execution of a train function."""
         self.settle()
@@ -279,12 +289,6 @@ class Training:
         for (path, layer), policy in zip(layers.items(), policies):
             if layer.factors.left_by(state):  # a callback may have put other weights in their place
                 state.recenter(path, policy)
-
-
-def ends_on_nan(callbacks):
-    """Whether `keras.callbacks.TerminateOnNaN` is among the callbacks that `fit` is given."""
-    found = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
-    return any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in found)
 
 
 _TRACED_LOOP = (

@@ -288,8 +288,9 @@ def test_with_terminate_on_nan_training_ends_as_in_keras(eager):
     for one, other in zip(model.get_weights(), good.get_weights()):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     assert_whole(model)
-    with pytest.raises(FloatingPointError, match="not finite"):  # in a `fit` without the callback
-        model.fit(data, Y, batch_size=4, verbose=0)
+    for without in (lambda: model.fit(data, Y, verbose=0), lambda: model.train_on_batch(data, Y)):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            without()
 
 
 def test_a_gradient_that_is_not_finite_ends_it_too():
