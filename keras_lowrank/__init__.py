@@ -29,6 +29,7 @@ from keras_lowrank.layers import (
     LowRankLSTMCell,
     LowRankMultiHeadAttention,
 )
+from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
 
@@ -63,5 +64,6 @@ __all__ = [
     "convert_layer",
     "from_keras",
     "optimizers",
+    "set_weights",
     "to_keras",
 ]

@@ -14,7 +14,7 @@ def seal(path):
         return
     with h5py.File(path, "r+") as file:
         if _NAME not in file.attrs:
-            file.attrs[_NAME] = _checksum(file)
+            file.attrs[_NAME] = _checksum(file, os.path.getsize(path))
 
 
 def verify(path):
@@ -22,7 +22,7 @@ def verify(path):
     if not _is_local_weights_file(path):
         return
     with h5py.File(path, "r") as file:
-        if _NAME in file.attrs and int(file.attrs[_NAME]) != _checksum(file):
+        if _NAME in file.attrs and int(file.attrs[_NAME]) != _checksum(file, os.path.getsize(path)):
             raise ValueError(
                 "The contents of a weights file must have the checksum that was written with them: "
                 f"the file is damaged. Received: filepath={path}"
@@ -33,14 +33,21 @@ def _is_local_weights_file(path):
     return str(path).endswith(".weights.h5") and os.path.isfile(path)
 
 
-def _checksum(file):
-    """CRC32 over the name, type, shape and numbers of every data set."""
+def _checksum(file, size):
+    """CRC32 over the name, type, shape and numbers of every data set of a file of `size` bytes."""
     found = []
     file.visititems(lambda name, item: found.append((name, item)))
     total = 0
     for name, item in found:
         label = [name]
         if isinstance(item, h5py.Dataset):
+            # What a crafted file declares may be more than any memory, or in another file.
+            if item.external or item.is_virtual or item.nbytes > size:
+                raise ValueError(
+                    "A data set of a weights file must be in the file, as Keras writes it. "
+                    f"Received: {name!r} of shape {item.shape} in {file.filename}, a file of "
+                    f"{size} bytes"
+                )
             label += [str(item.dtype), str(item.shape)]
         total = zlib.crc32(" ".join(label).encode(), total)
         if isinstance(item, h5py.Dataset):

@@ -82,8 +82,16 @@ class RankVariable(keras.Variable):
             return tf.TensorShape(self._shape)
         # Outside of the function being traced, if any: an optimizer that makes its slots there
         # needs extents that are known. Only a model that never changes a rank lets it.
+        if self.is_made_in_trace:
+            return tf.TensorShape(self._shape)
         with tf.init_scope():
             return self._value.read_value().shape
+
+    @property
+    def is_made_in_trace(self):
+        """bool, whether the function that is being traced makes it: it has no value yet."""
+        with tf.init_scope():
+            return not self._value.is_initialized()
 
     def fits(self, shape):
         """Whether a value of this shape can be assigned: only the rank may differ."""

@@ -61,7 +61,7 @@ class FaultRecord:
     As a rule it is the place of a value that is not finite.
 
     A step cannot raise: an assertion beside an assignment is not ordered before it, and vanishes
-    under XLA. It writes its finding here instead, and `raise_if_any` is called after each
+    under XLA. It writes its finding here instead, and `taken` is called after each
     execution. Once a fault is recorded later steps of the same execution change nothing either,
     so the state at the error is the one before the bad step.
     """
@@ -107,16 +107,16 @@ class FaultRecord:
         self._place.assign(place)
         self._step.assign(tf.where(new, tf.cast(step, tf.int64) + 1, self._step))
 
-    def raise_if_any(self):
-        """Raises the error, FloatingPointError as a rule, that was recorded, and forgets it."""
+    def taken(self):
+        """The error that was recorded, FloatingPointError as a rule, or None; it is forgotten."""
         step = int(self._step.numpy())
         if step < 0:
-            return
+            return None
         found = self._findings[int(self._place.numpy())]
         self._step.assign(-1)
         if callable(found):
-            raise found(step)
-        raise FloatingPointError(
+            return found(step)
+        return FloatingPointError(
             f"A value that is not finite (NaN or Inf) came up in {found} at training step {step}. "
             "Nothing of that step was kept: weights, optimizer and statistics are those before "
             "it, and can be saved. Look for NaN or Inf in the data of that step, or lower the "

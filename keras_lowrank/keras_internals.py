@@ -7,9 +7,11 @@ this is the one file to mend.
 import contextlib
 import functools
 import inspect
+import itertools
 
 import keras
 import tensorflow as tf
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import set_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -20,6 +22,7 @@ from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+from keras.src.utils.python_utils import default
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context, record
@@ -28,6 +31,7 @@ from keras_lowrank.distribution import spans_hosts
 
 __all__ = [
     "LossScaleOptimizer",
+    "default",  # marks a `get_config` that leaves Keras to find out the arguments of `__init__`
     "in_stateless_scope",  # Variable.assign must be able to tell
     "rnn",  # the loop of keras.layers.RNN, which runs no step but a whole cell's
     "set_keras_mask",  # a layer with two uses has a mask for one of them only
@@ -46,6 +50,11 @@ def sublayers(layer):
 def all_layers(model):
     """All layers inside `model`, at every depth."""
     return model._flatten_layers(include_self=False)
+
+
+def is_built(model):
+    """Whether the model and all layers inside it are built."""
+    return all(layer.built for layer in model._flatten_layers())
 
 
 def states(model):
@@ -128,8 +137,35 @@ def batch_of(iterator):
     return None if spec is None else tf.nest.map_structure(symbolic, spec)
 
 
+def symbolic(batch):
+    """Symbolic tensors in the place of those of a batch."""
+    return tf.nest.map_structure(
+        lambda one: one if one is None else keras.KerasTensor(one.shape, one.dtype), batch
+    )
+
+
+def run_symbolically(function, data):
+    """Calls `function` on symbolic tensors, in a graph that is thrown away.
+
+    Nothing is assigned; variables that it makes, as of layers that are not built, stay.
+    """
+    return compute_output_spec(function, data)
+
+
+def first_batch(iterator):
+    """`(batch, iterator)`: what an iterator of `fit` or `train_on_batch` yields first, symbolic.
+
+    The batch is None where that is not known; the iterator still yields it.
+    """
+    if hasattr(iterator, "element_spec"):
+        return batch_of(iterator), iterator
+    for batch in iterator:  # Keras's generator of the one that `train_on_batch` was given
+        return symbolic(batch), itertools.chain([batch], iterator)
+    return None, iterator
+
+
 class DistributedTrainer:
-    """Mends, in a `keras.Model` with a method `prepare(batch)`, `fit` under `tf.distribute`."""
+    """Mends, in a `LowRankModel`, `fit` under `tf.distribute`."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras builds the optimizer on all trainable variables here, and draws a batch whose mean
@@ -137,7 +173,7 @@ class DistributedTrainer:
         if self._distribute_strategy is not None:
             batch = batch_of(iterator._distributed_dataset) if data_batch is None else data_batch
             with self._distribute_strategy.scope():
-                self.prepare(keras.utils.unpack_x_y_sample_weight(batch))
+                self._training.prepare_on(batch)
 
     def train_step(self, data):
         sum_gradients(inner_optimizer(self.optimizer), True)
@@ -166,9 +202,9 @@ def build_for_training(model, batch, build_optimizer):
         build_optimizer: callable, called once the model is built: Keras would build the optimizer
             on all trainable variables.
     """
-    if not all(layer.built for layer in model._flatten_layers()):
-        inputs = tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), batch[0])
-        call_in_training(model, inputs)
+    if not is_built(model):
+        # Run, and not only asked for its shapes: a layer in an attribute is built by its call.
+        run_symbolically(functools.partial(call_in_training, model), symbolic(batch[0]))
     build_optimizer()
     model._symbolic_build(data_batch=batch)
 
@@ -249,6 +285,16 @@ def track_loss(model, loss, inputs):
     )
 
 
+def spoil_loss(model):
+    """Makes the epoch's mean of the loss NaN, as a step that is not finite makes it in Keras."""
+    model._loss_tracker.update_state(float("nan"))
+
+
+def is_saving_hdf5():
+    """Whether Keras is writing a whole model in its older format."""
+    return bool(get_global_attribute("use_legacy_config"))
+
+
 def global_seed():
     """The variable behind random numbers that have no seed, or None where none were drawn yet.
 
@@ -279,7 +325,7 @@ def unpickle(data):
 
 
 def signed_as_functional(init):
-    """Gives `__init__` the signature that Functional's has in this version of Keras.
+    """Gives `__init__` the signature that Functional's has in this version of Keras, all optional.
 
     By its signature Keras tells, when it saves and loads, a model that its graph describes from
     one that only its code describes. Where Functional's own is that of a wrapper, `(*args,
@@ -290,8 +336,19 @@ def signed_as_functional(init):
     if first.kind is inspect.Parameter.VAR_POSITIONAL:
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         signature = signature.replace(parameters=[own, first, *rest])
+    else:
+        # Without inputs it is still one that Keras can call again, for a subclass without its own.
+        rest = [_optional(parameter) for parameter in rest]
+        signature = signature.replace(parameters=[first, *rest])
     init.__signature__ = signature
     return init
+
+
+def _optional(parameter):
+    required = parameter.default is parameter.empty
+    if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        return parameter.replace(default=None)
+    return parameter
 
 
 def become_functional(model):
@@ -317,8 +374,11 @@ def _functional_class(cls):
 
 
 def open_variable(variable, value, shape):
-    """Makes the `tf.Variable` behind a Keras variable, with open (None) extents in its shape."""
-    return tf.Variable(
+    """Makes the `tf.Variable` behind a Keras variable, with open (None) extents in its shape.
+
+    A SavedModel has the present shape: Keras makes the variables of one anew, and needs all of it.
+    """
+    made = tf.Variable(
         value,
         shape=tf.TensorShape(shape),
         dtype=variable._dtype,
@@ -326,3 +386,13 @@ def open_variable(variable, value, shape):
         name=variable.name,
         aggregation=variable._map_aggregation(variable.aggregation),
     )
+
+    write = getattr(made, "_write_object_proto", None)
+
+    def write_present_shape(proto, options):
+        write(proto, options)
+        proto.variable.shape.CopyFrom(made.read_value().shape.as_proto())
+
+    if write is not None:
+        made._write_object_proto = write_present_shape
+    return made

@@ -67,6 +67,8 @@ def low_rank_apply(form, factors, inputs, dtype, transposed=False):
         Tensor of shape `(..., m)`, or `(..., n)`.
     """
     kernel = substitutes().get(factors)
+    if not tf.is_tensor(inputs):  # by a direct call of `call`, as `stateless_call` makes one
+        inputs = tf.convert_to_tensor(inputs)
     if kernel is None:
         u, s, v = factors.read()
         # A batch of vectors is shorter than U as a rule; images, vectors in sequence and indices

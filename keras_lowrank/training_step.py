@@ -1,4 +1,4 @@
-"""One training step of a Keras model: a pass over the batch, and what follows from it."""
+"""One training step of a Keras model: what follows from the gradients of a batch."""
 
 import warnings
 
@@ -11,27 +11,29 @@ from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
 from keras_lowrank.optimizers.rule import ACCUMULATED
-from keras_lowrank.substitution import Product, substitute
+from keras_lowrank.passes import NO_SECOND_PASS, AtNewBases
 from keras_lowrank.tangent_vector import TangentVector, core_in, transport, zeros_at
 from keras_lowrank.traces import trace_once
 
 
 class TrainingStep:
-    """A step of a model on one batch. To an integrator with `adapt_every=1` it is the `Problem`.
+    """A step of a model. To an integrator with `adapt_every=1` it is the `Problem`.
 
     Args:
-        model: compiled `LowRankModel`.
+        training: `Training` of the model.
         layers: dict from path to trainable `LowRankLayer`.
-        batch: `(x, y, sample_weight)`.
+        others: list of all other variables that the step may move.
+        source: `Passes` or `GivenGradients`, where gradients come from.
     """
 
-    def __init__(self, model, layers, batch):
-        self._model = model
-        self._layers = layers
-        self._x, self._y, self._sample_weight = batch
+    def __init__(self, training, layers, others, source):
+        self._training, self._model = training, training.model
+        self._layers, self._others, self._source = layers, others, source
+        training.moved |= layers.keys()
         self._replicas = Replicas()
         self.replicated = self._replicas.count > 1
-        self._rules, self._slots = rules_of(model.rule, layers), model.optimizer_state
+        model = self._model
+        self._rules, self._slots = rules_of(training.rule, layers), training.state
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
         for path, layer in layers.items():
             layer.factors.check_trainable(path)
@@ -43,18 +45,17 @@ class TrainingStep:
         rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
         number, every = tf.cast(self._completed, tf.float32) + 1.0, model.integrator.adapt_every
         adapts = tf.equal((self._completed + 1) % every, 0)
-        self.step_size = tf.convert_to_tensor(model.rule.step_size(rate, number))
+        self.step_size = tf.convert_to_tensor(training.rule.step_size(rate, number))
         self._numbers = Numbers(rate, number, self.step_size, adapts)
+        self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
+        scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
+        self._unscaling = 1.0 / self._scale if scales else None
         self._tangent_gradient = trace_once(tangent_gradient)
 
     def run(self):
-        """Performs the step: gradients, factors, optimizer, and whether any of it is kept.
-
-        Returns:
-            `(x, y, y_pred, sample_weight)`, for the metrics.
-        """
-        model = self._model
-        self._statistics = Snapshot(self._changed_by_a_pass())
+        """Performs the step: gradients, factors, optimizer, and whether any of it is kept."""
+        model, faults = self._model, self._training.faults
+        self._statistics = Snapshot(self._source.changing())
         gradients = self._first_pass()
         loss = self._loss  # a second pass starts from what the first has found
         factors = [v for layer in self._layers.values() for v in layer.factors.variables]
@@ -69,27 +70,26 @@ class TrainingStep:
         ]
         obeyed = tf.reduce_all([True, *self._obeyed.values()])
         good = are_finite([self._loss, *(matrix.check for matrix in new)])
-        good = self._replicas.decided(good) & obeyed & model.faults.clear
+        good = self._replicas.decided(good) & obeyed & faults.clear
         fatal = ~good
         if isinstance(model.optimizer, keras_internals.LossScaleOptimizer):
             # A scaled loss overflows now and then, and the scale then shrinks: no fault, unless
             # the loss itself overflows or there is no scale left to take away.
             hopeless = ~are_finite(loss) | (self._scale < 1.0) | ~obeyed
-            fatal &= hopeless | ~model.faults.clear
+            fatal &= hopeless | ~faults.clear
         before = self._update_others(good)
         moved = [v for v in before.variables if "float" in str(v.dtype)]
         self._places += [(f"the new value of {v.path!r}", [v.value]) for v in moved]
         updated = self._replicas.decided(are_finite([v.value for v in moved]))
         fatal |= good & ~updated
         good &= updated
-        model.faults.record(fatal, self._obeyed, self._places, self._completed)
+        faults.record(fatal, self._obeyed, self._places, self._completed)
         before.restore_unless(~fatal, self.replicated)
         for (path, layer), matrix in zip(self._layers.items(), new):
             layer.factors.assign(matrix.factors)
             self._slots.assign(path, matrix.scale, matrix.slots)
         for snapshot in (self._statistics, matrices):
             snapshot.restore_unless(good, self.replicated)
-        return self._x, self._y, self._y_pred, self._sample_weight
 
     # The low-rank matrices.
 
@@ -102,7 +102,7 @@ class TrainingStep:
         self._decays = [self._decay(*item) for item in self._layers.items()]
         held = [one.decayed(decay) for one, decay in zip(held, self._decays)]
         self.factors = [one.factors for one in held]
-        self.policies = self._model.policies(
+        self.policies = self._training.policies(
             self._layers.values(), self.factors, self._numbers.number
         )
         self._obeyed = {}
@@ -228,12 +228,12 @@ class TrainingStep:
             v.set_shape([layer.factors.m, None])
             # Keras takes the gradient first, and lets weights decay then.
             cores.append(tf.identity(s if decay is None else s / decay))
-            kernels[layer.factors] = _AtNewBases(u, cores[-1], v, core=cores[-1])
-        gradients = self._pass(kernels, cores)
+            kernels[layer.factors] = AtNewBases(u, cores[-1], v, core=cores[-1])
+        gradients = self._source.gradients(kernels, cores)
         metrics.restore()
         lost = [path for path, gradient in zip(self._layers, gradients) if gradient is None]
         if lost:
-            raise ValueError(f"{_NO_SECOND_PASS} Received: the layers {lost}")
+            raise ValueError(f"{NO_SECOND_PASS} Received: the layers {lost}")
         when = " at the new bases"
         gradients = self._summed(gradients, when)
         self._places += [
@@ -242,20 +242,12 @@ class TrainingStep:
         ]
         return gradients
 
-    # The passes over the network.
-
-    def _changed_by_a_pass(self):
-        """All variables that a forward pass may change: statistics, states, seeds of dropout."""
-        factors = {id(v) for layer in self._layers.values() for v in layer.factors.variables}
-        model, seed = self._model, keras_internals.global_seed()
-        changing = [v for v in model.non_trainable_variables if id(v) not in factors]
-        return changing + keras_internals.states(model) + ([] if seed is None else [seed])
+    # The gradients of a pass.
 
     def _first_pass(self):
-        """One forward and one backward pass: the gradients of U, S and V of each layer."""
+        """The gradients of U, S and V of each layer, summed over all replicas."""
         variables = [v for layer in self._layers.values() for v in layer.factors.variables]
-        found = self._pass({}, variables)
-        keras_internals.track_loss(self._model, self._reported_loss, self._x)
+        found = self._source.gradients({}, variables)
         by_layer = [found[at : at + 3] for at in range(0, len(found), 3)]
         gradients = self._of_reached(by_layer)
         # Replicas have other rows each, and XLA asks for a number of rows that is known.
@@ -272,31 +264,6 @@ class TrainingStep:
         ]
         return gradients
 
-    def _pass(self, kernels, sources):
-        """A pass with `kernels` in the place of layers; the gradients of `sources`, still scaled.
-
-        All gradients are those of the part that this replica has in the loss of the whole batch.
-        """
-        model, optimizer = self._model, self._model.optimizer
-        with substitute(kernels), tf.GradientTape() as tape:
-            tape.watch([kernel.core for kernel in kernels.values()])
-            self._y_pred = keras_internals.call_in_training(model, self._x)
-            loss = keras_internals.compute_loss(
-                model, self._x, self._y, self._y_pred, self._sample_weight
-            )
-            share = self._replicas.share(self._x)
-            own = loss if share is None else tf.cast(share, loss.dtype) * loss
-            scaled = optimizer.scale_loss(own)
-        with substitute(kernels):  # for what is recomputed
-            gradients, self._other_gradients = tape.gradient(
-                scaled, (sources, model.other_variables)
-            )
-        self._reported_loss, self._loss = loss, own
-        self._scale = optimizer.scale_loss(tf.ones([], tf.float32))
-        scales = self._optimizer is not optimizer or self._optimizer.loss_scale_factor
-        self._unscaling = 1.0 / self._scale if scales else None
-        return gradients
-
     def _of_reached(self, gradients):
         """The gradients of the layers that have one; the step goes on as if there were no others.
 
@@ -305,7 +272,7 @@ class TrainingStep:
         """
         reached = [any(g is not None for g in gradient) for gradient in gradients]
         lost = [path for path, has_one in zip(self._layers, reached) if not has_one]
-        if not any(reached) and all(gradient is None for gradient in self._other_gradients):
+        if not any(reached) and all(gradient is None for gradient in self._source.other_gradients):
             raise ValueError(
                 "The loss must depend on a variable of the model. No gradients provided for any "
                 f"variable. Received: a loss that depends on none of the layers {lost}"
@@ -325,12 +292,12 @@ class TrainingStep:
     def _summed(self, gradients, when=""):
         """Sums over all replicas what a pass has found: these, and all else that it keeps."""
         gradients, self._other_gradients, self._loss = self._replicas.sum(
-            (gradients, self._other_gradients, self._loss)
+            (gradients, self._source.other_gradients, self._source.loss)
         )
         self._places.append((f"the loss{when}", [self._loss]))
         self._places += [
             (f"the gradient of {variable.path!r}{when}", [gradient])
-            for variable, gradient in zip(self._model.other_variables, self._other_gradients)
+            for variable, gradient in zip(self._others, self._other_gradients)
         ]
         return gradients
 
@@ -339,11 +306,11 @@ class TrainingStep:
     def _update_others(self, good):
         """Lets the compiled optimizer update the other variables, once; returns how they were."""
         optimizer = self._model.optimizer
-        variables, gradients = self._model.other_variables, self._other_gradients
+        variables, gradients = self._others, self._other_gradients
         idle = all(gradient is None for gradient in gradients)
         if idle:
             # An optimizer refuses to run without any gradient, and its step must be counted.
-            variables = variables or self._model.stand_in
+            variables = variables or self._training.stand_in
             gradients = [tf.zeros_like(v.value) for v in variables]
         gradients = [_scaled(g, self._common_clip) for g in gradients]
         if isinstance(optimizer, keras_internals.LossScaleOptimizer):
@@ -357,23 +324,6 @@ class TrainingStep:
         if idle:  # decayed, and as in Keras not to be
             before.restore(variables)
         return before
-
-
-_NO_SECOND_PASS = (
-    "`adapt_every=1` of 'rank_adaptive' and 'fixed_rank' takes a second pass, at bases that no "
-    "variable holds, and a layer whose outputs are recomputed (`tf.recompute_grad`, "
-    "`keras.remat`, `keras.RematScope`), or that is in a traced function of its own, is "
-    "differentiated by variables alone. Use a larger `adapt_every`, or integrator='parallel'."
-)
-
-
-class _AtNewBases(Product):
-    """A matrix of a second pass, in bases that no variable holds."""
-
-    def apply(self, *args, **kwargs):
-        if not keras_internals.is_recorded():
-            raise ValueError(_NO_SECOND_PASS)
-        return super().apply(*args, **kwargs)
 
 
 def _of_rule(advance, integrator, rule):

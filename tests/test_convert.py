@@ -220,7 +220,6 @@ def test_convert_layer_is_the_way_of_classes_of_ones_own():
         (lambda: layers.Conv2D(4, 3, groups=2, name="odd"), "`groups` must be 1"),
         (lambda: layers.Dense(4, kernel_constraint="non_neg", name="odd"), "`kernel_constraint`"),
         (lambda: layers.Dense(4, kernel_regularizer="l1", name="odd"), "must be L2"),
-        (lambda: layers.Dense(4, lora_rank=2, name="odd"), "the layer is low-rank already"),
     ],
 )
 def test_layers_that_no_factors_can_stand_for_stay_with_a_warning(layer, reason):
@@ -305,5 +304,5 @@ def test_variables_that_two_layers_share_are_refused():
     dense = layers.Dense(3, name="dense")
     model = keras.Model(inputs, Tied(dense)(dense(inputs)))
     for convert in (full, to_keras):
-        with pytest.raises(ValueError, match="one layer twice. Received: the layers dense, tied"):
+        with pytest.raises(ValueError, match="one layer twice.*Received: the layers dense, tied"):
             convert(model)

@@ -229,7 +229,7 @@ def test_neither_the_table_nor_its_gradient_is_formed(integrator):
     outputs = keras.layers.Dense(9)(keras.layers.GlobalAveragePooling1D()(layer(inputs)))
     model = LowRankModel(inputs, outputs)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), cross_entropy(), integrator=integrator)
-    model.prepare((IDS, IDS[:, 0], None))
+    model._training.prepare((IDS, IDS[:, 0], None))
     spec = (tf.TensorSpec((3, 4), tf.int32), tf.TensorSpec((3,), tf.int32))
     step = tf.function(model.train_step, autograph=False)
     shapes = set(shapes_in(step.get_concrete_function(spec).graph))

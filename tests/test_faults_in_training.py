@@ -42,7 +42,7 @@ def assert_finite(model):
     factors.check_shapes(*(variable.shape for variable in factors.variables))
     for value in state(model):
         assert np.all(np.isfinite(value))
-    for variable in model.optimizer_state.variables:
+    for variable in model._training.state.variables:
         assert len(variable.shape) < 2 or factors.rank in variable.shape
 
 
@@ -258,3 +258,57 @@ def test_factors_that_are_frozen_one_by_one_raise():
     layer.U.trainable = False
     with pytest.raises(ValueError, match=r"trained together.*\['U'\] in layer 'low'"):
         model.fit(np.ones((8, 8)), np.ones((8, 8)), verbose=0)
+
+
+# `TerminateOnNaN`: the training ends, as in Keras, and nothing of the bad step is kept.
+
+
+class Terminates(keras.callbacks.TerminateOnNaN):
+    pass
+
+
+class Ends(keras.callbacks.Callback):
+    def on_train_end(self, logs=None):
+        self.ended = True
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_with_terminate_on_nan_training_ends_as_in_keras(eager):
+    data = X.copy()
+    data[9] = np.nan  # in the third batch
+    good = make(run_eagerly=eager)
+    good.set_weights((model := make(run_eagerly=eager)).get_weights())
+    good.fit(X[:8], Y[:8], batch_size=4, shuffle=False, verbose=0)
+    callbacks = [Ends(), Terminates()]
+    history = model.fit(
+        data, Y, batch_size=4, shuffle=False, epochs=3, callbacks=callbacks, verbose=0
+    )
+    assert model.stop_training and callbacks[0].ended
+    assert len(history.history["loss"]) == 1 and np.isnan(history.history["loss"][0])
+    for one, other in zip(model.get_weights(), good.get_weights()):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert_whole(model)
+    for without in (lambda: model.fit(data, Y, verbose=0), lambda: model.train_on_batch(data, Y)):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            without()
+
+
+def test_a_gradient_that_is_not_finite_ends_it_too():
+    """Its loss is a number, and Keras would see it one step later, in the weights."""
+
+    @tf.custom_gradient
+    def breaks(x):
+        return x, lambda dy: dy / 0.0
+
+    model = make(activation=breaks, run_eagerly=True)
+    by_position = (X, Y, 4, 2, 0, _listed(model))
+    before = state(model)[: len(model.variables)]
+    model.fit(*by_position)
+    assert model.stop_training
+    for one, other in zip(model.trainable_variables, model.get_weights()):
+        assert np.all(np.isfinite(one)) and one.shape == other.shape
+    np.testing.assert_array_equal(model.get_layer("low").U, before[0])
+
+
+def _listed(model):
+    return keras.callbacks.CallbackList([Terminates()], add_history=True, model=model)

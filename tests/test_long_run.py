@@ -19,8 +19,9 @@ class CountsTraces(LowRankModel):
     traces = 0
 
     def train_step(self, data):
+        logs = super().train_step(data)
         self.traces += 1
-        return super().train_step(data)
+        return logs
 
 
 def resident():

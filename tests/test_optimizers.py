@@ -241,7 +241,7 @@ def test_the_state_follows_the_rank_and_is_counted():
     model = make(Adam(0.01), truncation=0.35)
     fit(model, epochs=2)
     ranks = list(model.ranks.values())
-    size = sum(np.prod(v.shape) for v in model.optimizer_state.variables)
+    size = sum(np.prod(v.shape) for v in model._training.state.variables)
     # A tangent vector, one number a row and a column, and the scale of the chart.
     sums = [13, 11]
     assert size == sum(s * r + r**2 + s + r for s, r in zip(sums, ranks))

@@ -284,3 +284,51 @@ def test_clone_model_is_a_fresh_model_of_the_same_kind():
     twin.fit(X, Y, verbose=0)
     for new, old in zip(model.get_weights(), before):
         np.testing.assert_array_equal(new, old)
+
+
+# Subclasses that are written as Keras's guides write them.
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnCompile(Subclassed):
+    def compile(self, optimizer, distance):
+        super().compile(optimizer, loss=distance)
+        self.distance = distance
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithoutInit(LowRankModel):
+    def build(self, input_shape):
+        self.low = LowRankDense(3)
+        self.low.build(input_shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.low(inputs)
+
+
+def test_a_compile_of_ones_own_is_not_called_by_loading(tmp_path):
+    model = OwnCompile()
+    model.compile("adam", distance="mse")
+    model.fit(X, Y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=r"`compile\(\)` was not called"):
+        again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.ranks == model.ranks
+    with pytest.raises(ValueError, match="must be compiled before"):
+        again.fit(X, Y, verbose=0)
+    np.testing.assert_allclose(predict(again), predict(model), rtol=1e-5)
+    again.compile("adam", distance="mse")
+    again.fit(X, Y, verbose=0)
+
+
+def test_a_subclass_without_an_init(tmp_path):
+    model = WithoutInit(name="mine")
+    model.compile("sgd", "mse", integrator="fixed_rank", run_eagerly=True)
+    model.fit(X, Y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(again) is WithoutInit and again.name == "mine"
+    assert type(again.integrator) is FixedRank
+    np.testing.assert_allclose(predict(again), predict(model), rtol=1e-5)
+    assert WithoutInit(**model.get_config()).name == "mine"

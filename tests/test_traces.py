@@ -158,7 +158,7 @@ def test_layers_alike_add_next_to_nothing_to_the_graph_of_a_step():
         model = LowRankModel(inputs, x)
         model.compile("sgd", "mse")
         batch = tf.ones((4, 6)), tf.ones((4, 6))
-        model.prepare((*batch, None))
+        model._training.prepare((*batch, None))
         graph = tf.function(model.train_step).get_concrete_function(batch).graph.as_graph_def()
         return len(graph.library.function)
 

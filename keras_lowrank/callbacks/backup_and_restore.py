@@ -110,7 +110,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 f"saved epoch: {state.position['batch']}. "
                 f"Received: steps_per_execution={self.model.steps_per_execution}"
             )
-        self.model.build_optimizer()
+        self.model._training.build_optimizer()
         state.restore(self.model)
         self._resumed = state
         keras_internals.start_at_epoch(self.model, state.position["epoch"])
@@ -196,6 +196,6 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             raise StopIteration
         state = self._resumed
         if "metrics" in state.values:
-            self.model.prepare(keras.utils.unpack_x_y_sample_weight(batches[0]))
+            self.model._training.prepare_on(batches[0])
             state.restore_metrics(self.model)
         return self.model.get_metrics_result()

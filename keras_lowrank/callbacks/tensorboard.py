@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
+from keras_lowrank.layers import LowRankEmbedding
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
@@ -23,6 +24,7 @@ class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
         **kwargs: the same, by name.
 
     Raises:
+        ValueError: `embeddings_metadata` for a low-rank embedding.
         ImportError: the package tensorboard, which TensorFlow writes summaries with, is missing.
     """
 
@@ -34,6 +36,18 @@ class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
                 "`pip install tensorboard`, or 'keras_lowrank[plots]'."
             )
         super().__init__(*args, **kwargs)
+
+    def set_model(self, model):
+        metadata = self.embeddings_metadata or {}
+        tables = [one.name for one in model.layers if isinstance(one, LowRankEmbedding)]
+        if tables and (isinstance(metadata, str) or set(metadata) & set(tables)):
+            raise ValueError(
+                "`embeddings_metadata` must be for tables that a checkpoint holds, from which "
+                "TensorBoard's projector reads them; that of a low-rank embedding is never formed. "
+                "Write `layer.embeddings` to a checkpoint of its own. "
+                f"Received: embeddings_metadata={metadata!r}, low-rank embeddings {tables}"
+            )
+        super().set_model(model)
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)

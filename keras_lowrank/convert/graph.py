@@ -177,7 +177,9 @@ def _refuse_shared_variables(layers):
     if shared:
         raise ValueError(
             "Layers that share a variable without being one layer cannot be copied: the copies "
-            f"would not share it. Use one layer twice. Received: the layers {', '.join(shared)}"
+            "would not share it. Use one layer twice; a table that also projects back is one "
+            "`LowRankEmbedding`, the second time called with `reverse=True`. "
+            f"Received: the layers {', '.join(shared)}"
         )
 
 

@@ -245,7 +245,10 @@ def unbuilt_twin(layer, rank):
             "A quantized layer has no kernel of floats to decompose; convert before quantizing. "
             f"Received: quantization_mode={layer.quantization_mode!r}"
         )
-    return _LOW_RANK[type(layer)](**_config(layer), rank=rank)
+    config = _config(layer)
+    for name in ("lora_rank", "lora_alpha"):  # what LoRA has learned is in the kernel that is read
+        config.pop(name, None)
+    return _LOW_RANK[type(layer)](**config, rank=rank)
 
 
 def plain_arguments(layer):

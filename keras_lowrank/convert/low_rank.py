@@ -77,7 +77,8 @@ def from_keras(
             function of a layer that returns a bool, or a list of these. All by default.
         exclude: the layers that stay dense, in the same terms. None by default.
         data: inputs, as an array (a list or dict of arrays for several inputs), or a
-            `tf.data.Dataset` or `PyDataset` of batches, with or without targets. They are run
+            `tf.data.Dataset`, `PyDataset` or generator of batches, with or without targets, that
+            comes to an end. They are run
             through the model once; m^2 numbers are held for a layer with m outputs. None
             approximates the kernels themselves.
         only_smaller: bool. Leave a layer dense where its factors would be no smaller than its
@@ -86,7 +87,7 @@ def from_keras(
         verbose: bool. Show a progress bar over the layers. Defaults to `False`.
 
     Layers whose arguments a low-rank layer refuses (a kernel constraint, a kernel regularizer
-    other than L2, groups, LoRA, quantization, an equation whose kernel is a stack of matrices) stay
+    other than L2, groups, quantization, an equation whose kernel is a stack of matrices) stay
     as they are, with a warning.
 
     Raises:
@@ -215,7 +216,7 @@ def _chosen(model, rule, include, exclude):
     chosen = {path: layer for path, layer in chosen.items() if not _holds_layers(layer)}
     refused = {path: _refusal(layer) for path, layer in chosen.items()}
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
-    left = "; ".join(f"{path}: {reason}" for path, reason in refused.items() if reason)
+    left = _by_reason({path: reason for path, reason in refused.items() if reason})
     if not chosen:
         raise ValueError(
             "`from_keras` needs a layer to convert, in the graph of the model and left by "
@@ -224,6 +225,19 @@ def _chosen(model, rule, include, exclude):
     if left:
         warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
     return rule.concerned(chosen)
+
+
+def _by_reason(refused):
+    """One sentence for each reason, and not one for each block of a model."""
+    paths = {}
+    for path, reason in refused.items():
+        paths.setdefault(reason, []).append(path)
+    return "; ".join(f"{_listed(some)}: {reason}" for reason, some in paths.items())
+
+
+def _listed(paths):
+    some = ", ".join(paths[:3])
+    return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
 
 
 def _holds_layers(layer):

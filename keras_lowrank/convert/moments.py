@@ -1,5 +1,7 @@
 """The second moments of what layers put out, streamed over the batches of a data set."""
 
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -61,7 +63,7 @@ def _batches(data):
     """The inputs in every batch; a data set may yield targets and sample weights with them."""
     if isinstance(data, keras.utils.PyDataset):
         batches = map(data.__getitem__, range(len(data)))
-    elif isinstance(data, tf.data.Dataset):
+    elif isinstance(data, (tf.data.Dataset, Iterator)):
         batches = data
     else:
         arrays = tuple(data) if isinstance(data, list) else data

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_lowrank.budget import spend
 from keras_lowrank.convert.selection import matches, unknown
+from keras_lowrank.layers.arguments import positive_integer
 from keras_lowrank.truncation import Tolerance
 
 
@@ -146,8 +147,7 @@ def _cost(ranks, low_rank, shapes):
 
 
 def _check_count(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    positive_integer(name, value)
 
 
 def _check_share(name, value, interval, contains):

@@ -4,6 +4,7 @@ import keras
 
 from keras_lowrank import keras_internals
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
+from keras_lowrank.layers.low_rank_layer import AcrossRanks
 from keras_lowrank.truncation import get_truncation
 
 # The names that Keras gives to the projections, and what they are called here.
@@ -16,7 +17,7 @@ _NAMES = {
 }
 
 
-class LowRankAttention:
+class LowRankAttention(AcrossRanks):
     """What the low-rank layers of attention share: a base beside the layer of Keras.
 
     In `build` that layer makes each of its projections, an `EinsumDense`, puts it into an
@@ -52,6 +53,7 @@ class LowRankAttention:
                 plain, config = value, {**value.get_config(), **bounds, "name": projection}
                 value = LowRankEinsumDense(**config)
                 value.named_in_keras = plain.name
+                value.caps_rank = not isinstance(self.rank, dict)
         super().__setattr__(name, value)
 
     def get_config(self):
@@ -85,9 +87,10 @@ class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttentio
 
     Args:
         num_heads, key_dim, value_dim: as in `keras.layers.MultiHeadAttention`.
-        rank: int or None, the rank that each projection starts with, as in `LowRankLayer`; or a
-            dict from "query", "key", "value", "output" (and "gate", with `use_gate`) to such, and
-            the projections that it leaves out stay dense.
+        rank: int or None, the rank that each projection starts with, as in `LowRankLayer`, or
+            `min(n, m)` where a projection has no more; or a dict from "query", "key", "value",
+            "output" (and "gate", with `use_gate`) to such, and the projections that it leaves out
+            stay dense.
         min_rank, max_rank, truncation: as in `LowRankLayer`, for each low-rank projection.
         **kwargs: all other arguments of `keras.layers.MultiHeadAttention`.
 
@@ -100,7 +103,7 @@ class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttentio
 
     Raises:
         ValueError: an argument outside its range or that a low-rank layer refuses; an unknown
-            projection; a rank above `min(n, m)` of its projection when built.
+            projection; a rank in a dict above `min(n, m)` of its projection when built.
 
     Example:
 
@@ -139,7 +142,7 @@ class LowRankGroupedQueryAttention(LowRankAttention, keras.layers.GroupQueryAtte
 
     Raises:
         ValueError: an argument outside its range or that a low-rank layer refuses; an unknown
-            projection; a rank above `min(n, m)` of its projection when built.
+            projection; a rank in a dict above `min(n, m)` of its projection when built.
 
     Example:
 

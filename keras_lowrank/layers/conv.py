@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank.form import Form
+from keras_lowrank.layers.arguments import by_name
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.linalg import extent
@@ -68,10 +69,17 @@ class LowRankConv(LowRankConvBase):
         groups=1,
         activation=None,
         use_bias=True,
-        *,
+        *args,
         rank=None,
         **kwargs,
     ):
+        if type(self).convolution_op is not LowRankConv.convolution_op:
+            raise ValueError(
+                "`convolution_op` is not overridden: it takes a whole kernel, and a low-rank layer "
+                "never forms it. Override `project`. "
+                f"Received: the class {type(self).__name__!r}, which overrides it"
+            )
+        kwargs = dict(by_name(self.keras_layer, 9, args), **kwargs)
         super().__init__(activation=activation, use_bias=use_bias, rank=rank, **kwargs)
         self.take_arguments(
             filters=filters,
@@ -116,6 +124,17 @@ class LowRankConv(LowRankConvBase):
             padding=padding,
             data_format="channels_last",
             dilation_rate=dilation,
+        )
+
+    def convolution_op(self, inputs, kernel):
+        """The convolution of Keras's layer with a whole kernel, for a reader; no step calls it."""
+        return keras.ops.conv(
+            inputs,
+            kernel,
+            strides=list(self.strides),
+            padding=self.padding,
+            data_format=self.data_format,
+            dilation_rate=self.dilation_rate,
         )
 
     def get_config(self):

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.layers.arguments import by_name
 from keras_lowrank.layers.conv import LowRankConvBase
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.linalg import extent
@@ -61,10 +62,11 @@ class LowRankConv2DTranspose(LowRankConvBase):
         dilation_rate=1,
         activation=None,
         use_bias=True,
-        *,
+        *args,
         rank=None,
         **kwargs,
     ):
+        kwargs = dict(by_name(self.keras_layer, 9, args), **kwargs)
         super().__init__(activation=activation, use_bias=use_bias, rank=rank, **kwargs)
         self.take_arguments(
             filters=filters,

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.layers.arguments import by_name, positive_integer
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.linalg import matmul_last
 
@@ -15,7 +16,7 @@ class LowRankDense(LowRankLayer):
 
     Args:
         units: int, size of the output.
-        activation, use_bias: as in `keras.layers.Dense`.
+        activation, use_bias, *args: as in `keras.layers.Dense`, in its order.
         rank: int or None, the rank to start with. See `LowRankLayer`.
         **kwargs: all other arguments of `LowRankLayer` and of `keras.layers.Dense`.
 
@@ -38,11 +39,10 @@ class LowRankDense(LowRankLayer):
     [(32, 4), (4, 4), (64, 4), (64,)]
     """
 
-    def __init__(self, units, activation=None, use_bias=True, *, rank=None, **kwargs):
+    def __init__(self, units, activation=None, use_bias=True, *args, rank=None, **kwargs):
+        kwargs = dict(by_name(keras.layers.Dense, 3, args), **kwargs)
         super().__init__(activation=activation, use_bias=use_bias, rank=rank, **kwargs)
-        if not isinstance(units, int) or units <= 0:
-            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
-        self.units = units
+        self.units = positive_integer("units", units)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
 

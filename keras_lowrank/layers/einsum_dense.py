@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.layers.arguments import by_name, positive_integer
 from keras_lowrank.layers.einsum_equation import EinsumEquation
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.linalg import matmul_last, reshape_last
@@ -27,7 +28,7 @@ class LowRankEinsumDense(LowRankLayer):
     Args:
         equation: str, as in `keras.layers.EinsumDense`, ellipsis included.
         output_shape: int or tuple of int or None, as in `keras.layers.EinsumDense`.
-        activation, bias_axes: as in `keras.layers.EinsumDense`.
+        activation, bias_axes, *args: as in `keras.layers.EinsumDense`, in its order.
         rank: int or None, the rank to start with. See `LowRankLayer`.
         **kwargs: all other arguments of `LowRankLayer` (`use_bias` aside, which `bias_axes` tells)
             and of `keras.layers.EinsumDense`. A variance-scaling initializer counts n as the
@@ -61,11 +62,12 @@ class LowRankEinsumDense(LowRankLayer):
         output_shape,
         activation=None,
         bias_axes=None,
-        *,
+        *args,
         rank=None,
         gptq_unpacked_column_size=None,
         **kwargs,
     ):
+        kwargs = dict(by_name(keras.layers.EinsumDense, 4, args), **kwargs)
         super().__init__(activation=activation, use_bias=bias_axes is not None, rank=rank, **kwargs)
         if gptq_unpacked_column_size is not None:
             raise ValueError(
@@ -73,9 +75,10 @@ class LowRankEinsumDense(LowRankLayer):
                 f"exported file instead. Received: {gptq_unpacked_column_size}"
             )
         self.equation = equation
-        if isinstance(output_shape, int):
-            output_shape = (output_shape,)
-        self.partial_output_shape = tuple(output_shape)
+        shape = output_shape if isinstance(output_shape, (tuple, list)) else (output_shape,)
+        self.partial_output_shape = tuple(
+            one if one is None else positive_integer("output_shape", one) for one in shape
+        )
         self.bias_axes = bias_axes
         self._equation = EinsumEquation.parse(equation)
         if self.use_bias and (not bias_axes or not set(bias_axes) <= set(self._equation.outputs)):
@@ -107,7 +110,7 @@ class LowRankEinsumDense(LowRankLayer):
     def apply_kernel(self, inputs):
         # Axes are arranged here, once, and not in `project`, which a step asks for several
         # products with the same inputs.
-        axes = self._equation.expanded(inputs.shape.rank)
+        axes = self._equation.expanded(len(inputs.shape))
         kept = [axis for axis in axes.inputs if axis not in axes.summed]
         inputs = tf.cast(inputs, self.compute_dtype)
         if axes.summed:

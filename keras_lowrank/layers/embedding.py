@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.form import PLAIN
-from keras_lowrank.layers.low_rank_layer import LowRankLayer, check_regularizer, refuse
+from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.substitution import low_rank_apply
 
 
@@ -75,16 +76,16 @@ class LowRankEmbedding(LowRankLayer):
         embeddings_constraint=None,
         mask_zero=False,
         weights=None,
-        *,
+        *args,
         reverse_dtype=None,
         logit_soft_cap=None,
         tie_weights=True,
         rank=None,
         **kwargs,
     ):
-        for name, value in (("input_dim", input_dim), ("output_dim", output_dim)):
-            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        kwargs = dict(by_name(keras.layers.Embedding, 7, args), **kwargs)
+        input_dim = positive_integer("input_dim", input_dim)
+        output_dim = positive_integer("output_dim", output_dim)
         refuse(
             embeddings_constraint,
             "embeddings_constraint",
@@ -92,8 +93,9 @@ class LowRankEmbedding(LowRankLayer):
         )
         if not tie_weights:
             raise ValueError(
-                "`tie_weights` must be True: the projection back uses the one table. For a table "
-                f"of its own use a LowRankDense. Received: tie_weights={tie_weights!r}"
+                "`tie_weights` must be True: called with `reverse=True`, the layer projects back "
+                "by the one table. For a table of its own use a LowRankDense. "
+                f"Received: tie_weights={tie_weights!r}"
             )
         for name in _OF_OTHER_LAYERS & set(kwargs):
             raise ValueError(f"`{name}` is no argument of an embedding. Received: {kwargs[name]!r}")
@@ -158,6 +160,16 @@ class LowRankEmbedding(LowRankLayer):
         shape = self.compute_output_shape(inputs.shape, reverse)
         dtype = (reverse and self.reverse_dtype) or self.compute_dtype
         return keras.KerasTensor(shape, dtype)
+
+    # Keras's names of what every low-rank layer has for its kernel.
+
+    @property
+    def embeddings_initializer(self):
+        return self.kernel_initializer
+
+    @property
+    def embeddings_regularizer(self):
+        return self.kernel_regularizer
 
     @property
     def embeddings(self):

@@ -26,7 +26,8 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
         `(batch, units)`, and the new state.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
+            built.
 
     Example:
 
@@ -35,6 +36,7 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
     [2, 8]
     """
 
+    keras_layer = keras.layers.GRUCell
     gates = "zrh"
 
     def call(self, inputs, states, training=False):
@@ -124,7 +126,8 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
         followed by a state of shape `(batch, units)`.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
+            built.
 
     Example:
 
@@ -134,4 +137,5 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
     {'low_rank_gru/gru_cell/kernel': 4, 'low_rank_gru/gru_cell/recurrent_kernel': 4}
     """
 
+    keras_layer = keras.layers.GRU
     cell_class, cell_name = LowRankGRUCell, "gru_cell"

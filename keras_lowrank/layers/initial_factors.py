@@ -101,8 +101,10 @@ def _own_fans(initializer, kernel_shape):
 def _truncated_kernel(initializer, matricization, rank):
     @functools.cache
     def factors():
-        kernel = initializer(matricization.kernel_shape, dtype="float32")
-        matrix = keras.ops.convert_to_numpy(matricization.matrix(kernel)).astype("float64")
+        with tf.init_scope():  # its numbers are needed, also where a layer is built symbolically
+            kernel = initializer(matricization.kernel_shape, dtype="float32")
+            matrix = matricization.matrix(keras.ops.convert_to_tensor(kernel))
+            matrix = keras.ops.convert_to_numpy(matrix).astype("float64")
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
         return left[:, :rank], np.diag(values[:rank]), right[:rank].T
 

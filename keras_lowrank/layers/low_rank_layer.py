@@ -4,17 +4,39 @@ import itertools
 import math
 
 import keras
+import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.factors import Factors
+from keras_lowrank.factors import Factors, RankVariable
 from keras_lowrank.form import Form
+from keras_lowrank.layers.arguments import (
+    NO_LORA,
+    QUANTIZE,
+    check_ranks,
+    check_regularizer,
+    refuse,
+)
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.substitution import low_rank_apply, squared_norm, whole_matrix
 from keras_lowrank.truncation import Policy, get_truncation
 
 
-class LowRankLayer(keras.layers.Layer):
+class AcrossRanks:
+    """Methods of Keras that compare whole shapes: goes before the Keras class in the bases."""
+
+    def set_weights(self, weights):
+        """Sets all weights from a list of arrays; ranks follow the arrays."""
+        set_weights(self, weights)
+
+    def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
+        given = [trainable_variables, non_trainable_variables]
+        # As values of a shape that is known: that of the variable is open.
+        given = [[_read(v) for v in variables] for variables in given]
+        return super().stateless_call(*given, *args, **kwargs)
+
+
+class LowRankLayer(AcrossRanks, keras.layers.Layer):
     r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
 
     A subclass names the Keras layer that it replaces, calls `build_factors` in `build`, and
@@ -45,6 +67,9 @@ class LowRankLayer(keras.layers.Layer):
     # What the weight is called in Keras, and its layer where that has another name there.
     replaces, named_in_keras = "kernel", None
 
+    # Whether a rank above min(n, m) means min(n, m): where one number is for several kernels.
+    caps_rank = False
+
     # A method of a layer type whose outputs are more than a product of coordinates with `V^T`.
     expand = None
 
@@ -69,15 +94,20 @@ class LowRankLayer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_ranks(rank, min_rank, max_rank)
+        if self.dtype_policy.quantization_mode is not None:
+            raise ValueError(
+                f"The `dtype` of a low-rank layer must be a policy for floats: {QUANTIZE}. "
+                f"Received: dtype={self.dtype_policy.name!r}"
+            )
+        rank, min_rank, max_rank = check_ranks(rank, min_rank, max_rank)
         refuse(
             kernel_constraint,
             "kernel_constraint",
             "a constraint acts on the entries of a kernel that is never formed",
         )
         for name, value in (("lora_rank", lora_rank), ("lora_alpha", lora_alpha)):
-            refuse(value, name, "the layer is low-rank already; set `rank`")
-        refuse(quantization_config, "quantization_config", "quantize the exported file instead")
+            refuse(value, name, NO_LORA)
+        refuse(quantization_config, "quantization_config", QUANTIZE)
         self.rank = rank
         self.min_rank = min_rank
         self.max_rank = max_rank
@@ -151,7 +181,7 @@ class LowRankLayer(keras.layers.Layer):
         outputs = self.apply_kernel(inputs)
         if self.bias is not None:
             outputs = keras.ops.add(outputs, self.bias)
-        return self.activation(outputs)
+        return outputs if self.activation is None else self.activation(outputs)
 
     @property
     def kernel(self):
@@ -170,14 +200,18 @@ class LowRankLayer(keras.layers.Layer):
         """The layer's bounds and its own truncation (None where it has none)."""
         return Policy(self.truncation, self.min_rank, self.max_rank)
 
+    def enable_lora(self, rank, *args, **kwargs):
+        """Raises ValueError: who adds LoRA to all layers of a model must hear of this one."""
+        raise ValueError(
+            "A low-rank layer cannot have LoRA: it is trained at its own rank already. Add LoRA to "
+            f"plain layers, before `from_keras`. Received: rank={rank} for layer {self.name!r}"
+        )
+
     def load_own_variables(self, store):
         # Checked together first: three shapes that do not fit must not leave two of them loaded.
         if self.built and len(store.keys()) >= 3:
             self.factors.check_shapes(*(tuple(store[str(index)].shape) for index in range(3)))
         super().load_own_variables(store)
-
-    def set_weights(self, weights):
-        set_weights(self, weights)
 
     def get_config(self):
         config = super().get_config()
@@ -199,14 +233,17 @@ class LowRankLayer(keras.layers.Layer):
 
     def _starting_rank(self, n, m):
         largest = min(n, m)
-        if max(self.rank or 1, self.min_rank) > largest:
+        rank = self.rank
+        if rank is not None and self.caps_rank:
+            rank = min(rank, largest)
+        if max(rank or 1, self.min_rank) > largest:
             raise ValueError(
                 f"`rank` and `min_rank` of layer {self.name!r} must be at most min(n, m) = "
                 f"{largest} for its {n} x {m} kernel. Received: rank={self.rank}, "
                 f"min_rank={self.min_rank}"
             )
-        if self.rank is not None:
-            return self.rank
+        if rank is not None:
+            return rank
         # The largest r with r (n + m + r) <= n m.
         even = int((math.sqrt((n + m) ** 2 + 4 * n * m) - (n + m)) / 2)
         return min(max(even, self.min_rank), self.max_rank or largest)
@@ -253,11 +290,45 @@ def find_built_layers(model):
     return {path: layer for path, layer in find_low_rank_layers(model).items() if layer.built}
 
 
+def _read(variable):
+    return tf.convert_to_tensor(variable.value) if isinstance(variable, RankVariable) else variable
+
+
+def refuse_wrappers(model):
+    """Raises ValueError where a wrapper inside `model` writes to kernels that are never formed."""
+    for layer in keras_internals.all_layers(model):
+        if isinstance(layer, keras.layers.SpectralNormalization) and (
+            isinstance(layer.layer, LowRankLayer) or find_low_rank_layers(layer.layer)
+        ):
+            raise ValueError(
+                "SpectralNormalization divides a kernel by its largest singular value, in place, "
+                "and a low-rank layer never forms its kernel. Take the layer out of the wrapper. "
+                f"Received: layer {layer.layer.name!r} in {layer.name!r}"
+            )
+
+
 def set_weights(layer, weights):
     """`layer.set_weights(weights)` across ranks: sizes other than the rank must fit.
 
-    Keras compares whole shapes, which would tie the weights to the present ranks. All values are
-    checked before the first is changed.
+    Low-rank layers and models have it as their method. It is also for the layers of Keras that hold
+    them (`Bidirectional`, `TimeDistributed`, a `Sequential`), whose method compares whole shapes,
+    and so takes weights of the present ranks alone. All values are checked before the first is
+    changed.
+
+    Args:
+        layer: Keras layer or model.
+        weights: list of arrays, as from `layer.get_weights()`.
+
+    Raises:
+        ValueError: another number of arrays, or a size other than a rank that does not fit.
+
+    Example:
+
+    >>> layers = [keras.layers.Bidirectional(LowRankLSTM(8, rank=rank)) for rank in (2, 3)]
+    >>> outputs = [layer(np.ones((1, 5, 8))) for layer in layers]
+    >>> set_weights(layers[0], layers[1].get_weights())
+    >>> layers[0].forward_layer.cell.kernels[0].factors.rank
+    3
     """
     variables = layer.weights
     if len(variables) != len(weights):
@@ -287,41 +358,3 @@ def set_weights(layer, weights):
 def _with_self(layer):
     own = [layer] if isinstance(layer, LowRankLayer) and layer.built else []
     return [*find_built_layers(layer).values(), *own]
-
-
-def _check_ranks(rank, min_rank, max_rank):
-    for name, value, optional in (
-        ("rank", rank, True),
-        ("min_rank", min_rank, False),
-        ("max_rank", max_rank, True),
-    ):
-        if value is None and optional:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    low = min_rank if rank is None else rank
-    if min_rank > low or (max_rank is not None and low > max_rank):
-        raise ValueError(
-            "The ranks must satisfy min_rank <= rank <= max_rank. "
-            f"Received: rank={rank}, min_rank={min_rank}, max_rank={max_rank}"
-        )
-
-
-def refuse(value, name, reason):
-    """Raises ValueError, with the reason, where an argument that must be None is not."""
-    if value is not None:
-        raise ValueError(f"`{name}` must be None in a low-rank layer: {reason}. Received: {value}")
-
-
-def check_regularizer(regularizer, name="kernel_regularizer"):
-    """Returns a regularizer that a low-rank layer can compute; raises ValueError on another."""
-    kinds = (keras.regularizers.L2, keras.regularizers.L1L2)
-    if regularizer is None or (
-        isinstance(regularizer, kinds) and float(getattr(regularizer, "l1", 0.0)) == 0.0
-    ):
-        return regularizer
-    raise ValueError(
-        f"`{name}` must be L2, which a low-rank layer computes as ||S||_F^2 without "
-        "forming its kernel; a sum over the entries of the kernel cannot be had without forming "
-        f"it. Received: {name}={regularizer}"
-    )

@@ -25,7 +25,8 @@ class LowRankLSTMCell(GatedCell, keras.layers.LSTMCell):
         `(batch, units)`, and the new states.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
+            built.
 
     Example:
 
@@ -34,6 +35,7 @@ class LowRankLSTMCell(GatedCell, keras.layers.LSTMCell):
     [2, 8]
     """
 
+    keras_layer = keras.layers.LSTMCell
     gates = "ifco"
 
     def summands(self, projected):
@@ -95,7 +97,8 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
         followed by two states of shape `(batch, units)`.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(n, m)` when built.
+        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
+            built.
 
     Example:
 
@@ -105,4 +108,5 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
     {'low_rank_lstm/lstm_cell/kernel': 4, 'low_rank_lstm/lstm_cell/recurrent_kernel': 8}
     """
 
+    keras_layer = keras.layers.LSTM
     cell_class, cell_name = LowRankLSTMCell, "lstm_cell"

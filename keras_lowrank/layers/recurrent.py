@@ -6,16 +6,17 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
-from keras_lowrank.layers.low_rank_layer import check_regularizer, refuse, set_weights
+from keras_lowrank.layers.low_rank_layer import AcrossRanks
 from keras_lowrank.substitution import folded
 from keras_lowrank.truncation import get_truncation
 
 _MATRICES = "kernel", "recurrent"
 
 
-class GatedCell:
+class GatedCell(AcrossRanks):
     """A Keras cell whose two kernels are low-rank: goes before the Keras cell in a class's bases.
 
     The kernels are `LowRankDense` layers without a bias (or Keras's, where one stays plain): one
@@ -26,9 +27,12 @@ class GatedCell:
         units, activation, recurrent_activation, use_bias: as in the Keras cell.
         rank, min_rank, max_rank, truncation: as in `LowRankLayer`, for both kernels, or a dict with
             the keys `"kernel"` and `"recurrent"`. A kernel without a rank in a dict is a plain one.
+            One rank for both is `min(n, m)` where a kernel has no more.
         stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
         **kwargs: all other arguments of the Keras cell.
     """
+
+    keras_layer = None
 
     # The letters of the gates, in the order in which Keras stacks their kernels.
     gates = ""
@@ -39,7 +43,7 @@ class GatedCell:
         activation="tanh",
         recurrent_activation="sigmoid",
         use_bias=True,
-        *,
+        *args,
         rank=None,
         min_rank=1,
         max_rank=None,
@@ -47,8 +51,8 @@ class GatedCell:
         stacked=True,
         **kwargs,
     ):
-        if not isinstance(units, int) or units <= 0:
-            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
+        units = positive_integer("units", units)
+        kwargs = dict(by_name(self.keras_layer, 4, args), **kwargs)
         for name in _MATRICES:
             refuse(
                 kwargs.get(f"{name}_constraint"),
@@ -151,6 +155,7 @@ class GatedCell:
         ]
         for layer in layers:  # there a weight of the cell itself
             layer.named_in_keras, layer.replaces = stem, ""
+            layer.caps_rank = not isinstance(self.rank, dict)
         return layers
 
     def _by_low_rank(self, name, value):
@@ -194,7 +199,7 @@ class GatedCell:
         return inputs * masks
 
 
-class GatedLayer:
+class GatedLayer(AcrossRanks):
     """A Keras recurrent layer around a `GatedCell`: goes before the Keras layer in a class's bases.
 
     The product with the inputs is one for the whole sequence, before the loop.
@@ -205,7 +210,7 @@ class GatedLayer:
         **kwargs: all other arguments of the `GatedCell` and of the Keras layer.
     """
 
-    cell_class = None
+    keras_layer = cell_class = None
 
     def __init__(
         self,
@@ -213,10 +218,11 @@ class GatedLayer:
         activation="tanh",
         recurrent_activation="sigmoid",
         use_bias=True,
-        *,
+        *args,
         use_cudnn="auto",
         **kwargs,
     ):
+        kwargs = dict(by_name(self.keras_layer, 4, args), **kwargs)
         if use_cudnn not in ("auto", False):
             raise ValueError(
                 '`use_cudnn` must be "auto" or False: what cuDNN multiplies with is a whole kernel.'
@@ -260,9 +266,6 @@ class GatedLayer:
                 zero_output_for_mask=self.zero_output_for_mask,
                 return_all_outputs=self.return_sequences,
             )
-
-    def set_weights(self, weights):
-        set_weights(self, weights)
 
     def get_config(self):
         own = {name: getattr(self.cell, name) for name in ("rank", "min_rank", "max_rank")}

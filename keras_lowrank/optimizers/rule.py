@@ -130,7 +130,10 @@ _RULES = {}
 
 
 def rule_of(*optimizers):
-    """Decorator: the class is the `Rule` of these classes of Keras optimizers, by exact class."""
+    """Decorator: the class is the `Rule` of these classes of Keras optimizers.
+
+    And of subclasses that override nothing but how they are made and saved.
+    """
 
     def register(rule):
         _RULES.update(dict.fromkeys(optimizers, rule))
@@ -144,6 +147,19 @@ def known_optimizers():
     return sorted(optimizer.__name__ for optimizer in _RULES)
 
 
+_NO_PART_OF_A_STEP = {"get_config", "from_config"}
+
+
 def find_rule(optimizer):
-    """The class of the rule of an optimizer, or None."""
-    return _RULES.get(type(optimizer))
+    """The class of the rule of an optimizer, or None.
+
+    A subclass has that of its base where it steps as its base does: it overrides nothing but how it
+    is made and saved.
+    """
+    for cls in type(optimizer).__mro__:
+        if cls in _RULES:
+            return _RULES[cls]
+        own = {name for name in vars(cls) if not name.startswith("__")} - _NO_PART_OF_A_STEP
+        if any(hasattr(super(cls, optimizer), name) for name in own):
+            return None
+    return None
