@@ -8,13 +8,14 @@ import keras
 from keras_lowrank import keras_internals
 from keras_lowrank.factors import Factors
 from keras_lowrank.form import Form
+from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.substitution import low_rank_apply, squared_norm, whole_matrix
 from keras_lowrank.truncation import Policy, get_truncation
 
 
-class LowRankLayer(keras.layers.Layer):
+class LowRankLayer(CompositeInputs, keras.layers.Layer):
     r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
 
     A subclass names the Keras layer that it replaces, calls `build_factors` in `build`, and

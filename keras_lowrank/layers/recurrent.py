@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
 from keras_lowrank.layers.low_rank_layer import check_regularizer, refuse, set_weights
@@ -15,7 +16,7 @@ from keras_lowrank.truncation import get_truncation
 _MATRICES = "kernel", "recurrent"
 
 
-class GatedCell:
+class GatedCell(CompositeInputs):
     """A Keras cell whose two kernels are low-rank: goes before the Keras cell in a class's bases.
 
     The kernels are `LowRankDense` layers without a bias (or Keras's, where one stays plain): one
@@ -194,7 +195,7 @@ class GatedCell:
         return inputs * masks
 
 
-class GatedLayer:
+class GatedLayer(CompositeInputs):
     """A Keras recurrent layer around a `GatedCell`: goes before the Keras layer in a class's bases.
 
     The product with the inputs is one for the whole sequence, before the loop.
