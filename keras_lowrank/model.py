@@ -232,7 +232,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                   `"int8"` (both in int8).
                 - representative_data: for `"int8"`, typical inputs that the ranges of the
                   activations are taken from, some hundred of them: arrays as `predict` takes them,
-                  a `tf.data.Dataset` of batches, or a callable as TFLite's converter takes it.
+                  a dictionary by the names of inputs among them, a `tf.data.Dataset` of batches, or
+                  a callable as TFLite's converter takes it.
                 - inference_type: str, for `"int8"`, the type of the file's inputs and outputs:
                   `"float32"`, or `"int8"` or `"uint8"` for devices without floating point.
                 - check_data: `(x, y)`, inputs and targets, labels or one-hot, to compare
