@@ -52,8 +52,9 @@ def from_keras(
     randomised, and within 1% of the least error, where `rank` is small beside a large kernel),
     with the layer's bias and arguments. All else is copied, with weights and statistics: names,
     `trainable`, precision, layers that are used in several places. The model that was given is
-    left as it is, and the new one is not compiled; a `train_step` of one's own, in a subclass of a
-    functional model, stays behind.
+    left as it is, and shares nothing with the new one but what the function of a `Lambda` refers
+    to. The new one is not compiled; a `train_step` of one's own, in a subclass of a functional
+    model, stays behind.
 
     With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
     minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
