@@ -65,21 +65,17 @@ def is_graph(model):
 
 def calls_in_graphs(operation):
     """The arguments of every call of a layer or an operation in a graph, each a flat list."""
-    return [keras.tree.flatten((n.arguments.args, n.arguments.kwargs)) for n in _nodes(operation)]
+    calls = [node.arguments for node in operation._inbound_nodes]
+    return [keras.tree.flatten((call.args, call.kwargs)) for call in calls]
 
 
 def detached(operation):
     """A copy of an operation, which is no layer, that is in no graph."""
-    twin = object.__new__(
-        type(operation)
-    )  # `copy.copy` asks for a config, and for the class by name
+    # By hand: `copy.copy` asks for a config, and finds the class by its name.
+    twin = object.__new__(type(operation))
     vars(twin).update(vars(operation))
     twin._inbound_nodes, twin._outbound_nodes = [], []
     return twin
-
-
-def _nodes(operation):
-    return operation._inbound_nodes
 
 
 def is_recorded():
@@ -116,7 +112,7 @@ def calls_not_optimized():
 
 def is_called_with(layer, argument):
     """Whether a call of `layer` in a graph of layers sets a keyword argument to what is true."""
-    return any(node.arguments.kwargs.get(argument) for node in _nodes(layer))
+    return any(node.arguments.kwargs.get(argument) for node in layer._inbound_nodes)
 
 
 def call_in_training(model, inputs):

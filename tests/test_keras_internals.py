@@ -91,6 +91,15 @@ def test_the_arguments_of_a_call_are_found():
     assert not keras_internals.is_called_with(layer, "training"), MOVED
     layer(inputs, training=True)
     assert keras_internals.is_called_with(layer, "training"), MOVED
+    assert True in keras_internals.calls_in_graphs(layer)[1], MOVED
+
+
+def test_an_operation_can_be_taken_out_of_its_graph():
+    operation = keras.ops.sin(keras.Input((3,)))._keras_history.operation
+    twin = keras_internals.detached(operation)
+    assert type(twin) is type(operation) and twin.name == operation.name, MOVED
+    twin(keras.Input((3,)))
+    assert len(operation._inbound_nodes) == len(twin._inbound_nodes) == 1, MOVED
 
 
 def test_private_attributes_of_a_model_are_where_they_were():
