@@ -30,6 +30,7 @@ from keras_lowrank.layers import (
     LowRankMultiHeadAttention,
 )
 from keras_lowrank.model import LowRankModel
+from keras_lowrank.plain_training import PlainTrainingWarning
 from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "LowRankModel",
     "LowRankMultiHeadAttention",
     "Parallel",
+    "PlainTrainingWarning",
     "RankAdaptive",
     "Tolerance",
     "Truncation",

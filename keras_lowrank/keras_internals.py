@@ -7,6 +7,7 @@ this is the one file to mend.
 import contextlib
 import functools
 import inspect
+import sys
 
 import keras
 import tensorflow as tf
@@ -246,6 +247,19 @@ def hold(optimizer, variables):
     """Makes variables part of the state of `optimizer`: saved, restored and counted with it."""
     for variable in variables:
         optimizer._track_variable(variable)
+
+
+def updated_by_optimizer(variable):
+    """What an optimizer has just updated with `variable`, where it is what reads its constraint.
+
+    A list of variables, empty where someone else reads it. After an update Keras's optimizers read
+    the constraint of every variable, and tell it of nothing else; so their frame is looked into.
+    """
+    frame = sys._getframe(3)  # above this function, what calls it, and the property
+    optimizer = frame.f_locals.get("self")
+    updated = frame.f_locals.get("trainable_variables", ())
+    asks = isinstance(optimizer, keras.optimizers.Optimizer)
+    return list(updated) if asks and any(one is variable for one in updated) else []
 
 
 def decays(optimizer, variables, name):
