@@ -18,6 +18,7 @@ from keras_lowrank.optimizers import rule_for, rules_of
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.optimizers.state import OptimizerState
 from keras_lowrank.precision import require_whole_products
+from keras_lowrank.rank_warnings import warn_after_training, warn_before_training
 from keras_lowrank.summary import print_ranks
 from keras_lowrank.training_step import TrainingStep
 from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
@@ -107,7 +108,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
             self.truncation = truncation
             self.faults = FaultRecord()
             self.optimizer_state = None
-            self._prepared = False
+            self._prepared = self._told_of_ranks = False
             if self.built:
                 # Built here, on the other variables alone: elsewhere Keras would build it on all,
                 # and slots that follow a factor go stale with the next rank.
@@ -130,8 +131,12 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        adapts = self.integrator.adapts_rank and not self._ranks_frozen if self.compiled else False
         history = super().fit(*args, **kwargs)
         self._finish_training()
+        if adapts and not self._told_of_ranks:
+            self._told_of_ranks = True  # a loop of calls of `fit` hears of it once
+            warn_after_training(self)
         return history
 
     def make_train_function(self, force=False):
@@ -374,6 +379,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         else:
             keras_internals.build_for_training(self, batch, self.build_optimizer)
         self._prepared = True
+        if self.integrator.adapts_rank and not self._ranks_frozen:
+            warn_before_training(self)
 
     def build_optimizer(self):
         """Makes the variables of the optimizer, of which the factors have their own kind."""

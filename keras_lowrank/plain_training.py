@@ -1,8 +1,7 @@
 """Notices when factors are trained as ordinary weights, which nothing else would tell."""
 
-import warnings
-
 from keras_lowrank import keras_internals
+from keras_lowrank.user_warnings import warn_user
 
 
 class PlainTrainingWarning(UserWarning):
@@ -30,12 +29,11 @@ def notice(variable, kind):
         one.trained_plainly = True
     layers = dict.fromkeys(one.path.rpartition("/")[0] or one.path for one in new)
     if layers:
-        warnings.warn(
+        warn_user(
             f"U, S and V of the low-rank layers {list(layers)} are trained as ordinary weights: "
             "their ranks stay, and steps are not those on the manifold of low-rank matrices. Train "
             "them by `fit` or `train_on_batch` of a `LowRankModel`, whose own `train_step` moves "
             "them: `LowRankModel(model.inputs, model.outputs)`, or a subclass of it. If plain "
             "weights are what you want, ignore `keras_lowrank.PlainTrainingWarning`.",
             PlainTrainingWarning,
-            stacklevel=4,
         )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+_LOOKS = 32  # at a schedule, to see whether it was ever more than 0
+
 
 class Truncation:
     """Decides how many singular values of a layer are kept after a step.
@@ -48,6 +50,14 @@ class Truncation:
             is false changes nothing, and is followed by the exception.
         """
         return {}
+
+    def unmet(self, steps):
+        """What a rule that changes during training has not done yet after so many steps.
+
+        Returns:
+            Text that ends a sentence, said after a `fit`; None where there is nothing to say.
+        """
+        return None
 
     def rank(self, singular_values, current):
         """Returns the rank to keep.
@@ -124,6 +134,14 @@ class Tolerance(Truncation):
         tau = tf.cast(self.tau, tf.float64)
         below = tau < 1.0 if self.relative else tf.math.is_finite(tau)
         return {self._planned_by._error_at: (tau >= 0.0) & below}
+
+    def unmet(self, steps):
+        if not callable(self.tau) or not steps:
+            return None
+        looks = {index * (steps - 1) // _LOOKS for index in range(_LOOKS + 1)}
+        if any(float(self.tau(tf.constant(float(step)))) > 0.0 for step in sorted(looks)):
+            return None
+        return f"the schedule of their tolerance was 0 at all of the {steps:,} training steps"
 
     def _error_at(self, step):
         tau = float(self.tau(tf.constant(step - 1.0)))
