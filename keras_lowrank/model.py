@@ -57,7 +57,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
 
     def compile(
         self,
-        optimizer="sgd",
+        optimizer="rmsprop",
         loss=None,
         *args,
         integrator="parallel",
@@ -68,9 +68,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
 
         Args:
-            optimizer: str or Keras optimizer, `"sgd"` by default. It moves the factors too, with
-                its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop,
-                Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
+            optimizer: str or Keras optimizer, `"rmsprop"` by default. It moves the factors too,
+                with its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW,
+                RMSprop, Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
+                None, as in Keras, for a model that is evaluated and not trained.
             loss: as in Keras.
             integrator: str or `Integrator`. With `"parallel"`, the default, ranks fall. With
                 `"rank_adaptive"` a full step adds directions on trial, so that a rank which starts
@@ -98,7 +99,8 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
                     f"'rank_adaptive'. Received: integrator={type(integrator).__name__}"
                 )
             check_strategy(keras_internals.inner_optimizer(optimizer))
-            if any(layer.trainable for layer in find_low_rank_layers(self).values()):
+            trained = any(layer.trainable for layer in find_low_rank_layers(self).values())
+            if trained and optimizer is not None:
                 rule_for(optimizer, integrator)
                 require_whole_products()
             self.integrator = integrator
@@ -116,6 +118,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
+        if self.optimizer is None:
+            raise ValueError(
+                "Training needs an optimizer. Call `compile` with one. Received: optimizer=None"
+            )
         batch = keras.utils.unpack_x_y_sample_weight(data)
         self.prepare(batch)
         layers = self._trained_layers()

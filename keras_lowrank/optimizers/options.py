@@ -23,8 +23,6 @@ def rule_for(optimizer, integrator):
         ValueError: an optimizer or an option that has no meaning for a low-rank matrix. Nothing
             is ignored in silence.
     """
-    if optimizer is None:
-        raise ValueError("Low-rank layers are trained by an optimizer. Received: optimizer=None")
     inner = inner_optimizer(optimizer)
     found = find_rule(inner)
     name = type(inner).__name__
