@@ -104,7 +104,7 @@ class Budget(Truncation):
         allowed = goal + tf.maximum(start - goal, 0.0) * to_go**3
         # A step leaves a core diagonal, or nearly so while all of its rank is kept; then, and for
         # one that is diagonal up to a rotation, its columns are as long as the singular values.
-        energies = [tf.reduce_sum(tf.square(factors.S), axis=0) for factors in matrices]
+        energies = [tf.reduce_sum(tf.square(_in_own_unit(f.S)), axis=0) for f in matrices]
         shares = [
             tf.sort(tf.math.divide_no_nan(e, tf.reduce_sum(e)), direction="DESCENDING")[least:]
             for e, least in zip(energies, min_ranks)
@@ -118,6 +118,11 @@ class Budget(Truncation):
 
     def get_config(self):
         return {"weights": self.weights, "compression": self.compression, "steps": self.steps}
+
+
+def _in_own_unit(core):
+    """A core whose largest entry is 1: float32 need not hold the squares of its own."""
+    return tf.math.divide_no_nan(core, tf.reduce_max(tf.abs(core)))
 
 
 class _Capped(Truncation):

@@ -150,10 +150,14 @@ class Tolerance(Truncation):
         )
 
     def rank(self, singular_values, current):
-        # Summed from the smallest up, so that faint tails are not lost beside large heads.
-        tails = tf.sqrt(tf.cumsum(tf.square(singular_values), reverse=True))
-        scale = tails[0] if self.relative else tf.ones([], singular_values.dtype)
-        theta = tf.cast(self.tau, singular_values.dtype) * scale
+        # In units of the largest, whose square float32 need not hold; and summed from the smallest
+        # up, so that faint tails are not lost beside large heads.
+        unit = singular_values[0]
+        shares = tf.math.divide_no_nan(singular_values, unit)
+        tails = tf.sqrt(tf.cumsum(tf.square(shares), reverse=True))
+        # A number takes the type of a tensor exactly, and by `tf.cast` after a rounding to float32.
+        tau = tf.cast(self.tau, unit.dtype) if tf.is_tensor(self.tau) else self.tau
+        theta = tau * tails[0] if self.relative else tau / unit
         # tails[i] is what is cut when i values are kept.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 
