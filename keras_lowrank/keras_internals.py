@@ -49,6 +49,23 @@ def all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
+def made_to_train(model):
+    """The variables that were made to be trained, frozen by now or not; statistics are none.
+
+    `trainable_variables` leaves out those of layers that are frozen.
+    """
+    return [v for layer in [model, *all_layers(model)] for v in layer._trainable_variables]
+
+
+def kept_for(slot, variables):
+    """The variable that an optimizer keeps `slot` for, among some; None where there is none.
+
+    It says so by a name that begins with the path of the variable.
+    """
+    named = [v for v in variables if slot.name.startswith(v.path.replace("/", "_") + "_")]
+    return max(named, key=lambda variable: len(variable.path), default=None)
+
+
 def states(model):
     """What stateful recurrent layers go on from: variables that are none of the model's."""
     layers = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
