@@ -306,6 +306,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
     def load_weights(self, filepath, *args, **kwargs):
         """Loads weights as Keras does, after a look at the checksum where the file has one.
 
+        What the optimizer keeps for low-rank layers (momentum) is of the matrices that they had: it
+        starts anew with the next step, at equal ranks too. To go on with a training, load the
+        whole model, or restore a `tf.train.Checkpoint` of it and its optimizer.
+
         Raises:
             ValueError: the file is damaged, or that of another model.
             OSError: the file cannot be read.
@@ -314,7 +318,10 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         super().load_weights(filepath, *args, **kwargs)
 
     def set_weights(self, weights):
-        """Sets all weights from a list of arrays; ranks follow the arrays."""
+        """Sets all weights from a list of arrays; ranks follow the arrays.
+
+        The optimizer's momentum of low-rank layers starts anew, as after `load_weights`.
+        """
         set_weights(self, weights)
 
     def __reduce__(self):
