@@ -266,13 +266,14 @@ def hold(optimizer, variables):
         optimizer._track_variable(variable)
 
 
-def updated_by_optimizer(variable):
+def updated_by_optimizer(variable, above):
     """What an optimizer has just updated with `variable`, where it is what reads its constraint.
 
     A list of variables, empty where someone else reads it. After an update Keras's optimizers read
-    the constraint of every variable, and tell it of nothing else; so their frame is looked into.
+    the constraint of every variable, and tell it of nothing else; so their frame is looked into,
+    which is so many `above` the one that asks.
     """
-    frame = sys._getframe(3)  # above this function, what calls it, and the property
+    frame = sys._getframe(above + 1)
     optimizer = frame.f_locals.get("self")
     updated = frame.f_locals.get("trainable_variables", ())
     asks = isinstance(optimizer, keras.optimizers.Optimizer)

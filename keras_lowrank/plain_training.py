@@ -23,7 +23,7 @@ def notice(variable, kind):
         variable: a factor, whose constraint is being read.
         kind: class of factors, each with a flag `trained_plainly`.
     """
-    updated = keras_internals.updated_by_optimizer(variable)
+    updated = keras_internals.updated_by_optimizer(variable, above=2)
     new = [v for v in updated if isinstance(v, kind) and not v.trained_plainly]
     for one in new:
         one.trained_plainly = True
