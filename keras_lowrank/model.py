@@ -392,7 +392,7 @@ class LowRankModel(keras_internals.DistributedTrainer, keras.Model):
         else:
             keras_internals.build_for_training(self, batch, self.build_optimizer)
         self._prepared = True
-        if self.integrator.adapts_rank and not self._ranks_frozen:
+        if not self._ranks_frozen:
             warn_before_training(self)
 
     def build_optimizer(self):

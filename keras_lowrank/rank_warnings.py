@@ -8,7 +8,15 @@ from keras_lowrank.user_warnings import warn_user
 
 
 def warn_before_training(model):
-    """Where the least ranks of the layers are more than a `Budget` pays for."""
+    """Where a `Budget` cannot be met: by ranks that stay, or by least ones that are too many."""
+    if not model.integrator.adapts_rank:
+        for _, paths in _budgets(model):
+            warn_user(
+                "A `Budget` is met by ranks that change, and "
+                f"{type(model.integrator).__name__} keeps those of the layers {paths}. Use "
+                "integrator='parallel' or 'rank_adaptive'."
+            )
+        return
     total, layers = count_weights(model), find_built_layers(model)
     spare = sum(
         max(one.factors.rank - one.min_rank, 0) * (one.factors.n + one.factors.m)

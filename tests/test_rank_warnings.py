@@ -83,6 +83,12 @@ def test_nor_where_ranks_are_meant_to_stay():
     assert fit(model) == []
 
 
+def test_a_budget_of_a_layer_whose_rank_is_to_stay():
+    model = make(0.1, own=Budget(weights=90, steps=1), integrator="fixed_rank")
+    (text,) = fit(model)
+    assert "FixedRank keeps those of the layers ['first']" in text and fit(model) == []
+
+
 def test_a_budget_that_the_least_ranks_exceed():
     model = make(Budget(weights=300, steps=1), min_rank=7)
     held = 7 * (20 + 18) + 1 * (18 + 16) + 16 * 4

@@ -22,7 +22,8 @@ class LowRankLayer(CompositeInputs, keras.layers.Layer):
     implements `project`, which is all that a layer type is; or `expand` too, a method
     `(coordinates, basis) -> outputs`, linear in both, in place of the product with `V^T`. In a
     `LowRankModel` the factors are trained by its integrator; in any other model they are ordinary
-    weights with true gradients.
+    weights with true gradients. Sparse and ragged tensors are refused, but for those that a class
+    names in its tuple `takes`.
 
     Args:
         rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.
