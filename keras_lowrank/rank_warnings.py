@@ -1,5 +1,7 @@
 """Says, in one line, where ranks do not come to be what was asked for."""
 
+import tensorflow as tf
+
 from keras_lowrank import keras_internals
 from keras_lowrank.budget import Budget
 from keras_lowrank.compression import count_weights
@@ -33,7 +35,8 @@ def warn_before_training(model):
 
 def warn_after_training(model):
     """Where training has ended before a truncation was done, or others have left it too little."""
-    steps = int(keras_internals.completed_steps(model.optimizer))
+    # Of all replicas, where the variable is one for each.
+    steps = int(tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer)))
     groups = _by_truncation(model)
     for truncation, paths in groups:
         unmet = truncation.unmet(steps)

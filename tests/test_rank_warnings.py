@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_lowrank import (
     Budget,
@@ -14,7 +15,9 @@ from keras_lowrank import (
     Tolerance,
     callbacks,
     from_keras,
+    keras_internals,
 )
+from keras_lowrank.rank_warnings import warn_after_training
 
 rng = np.random.default_rng(0)
 X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))
@@ -144,3 +147,12 @@ def test_layers_that_nobody_named_stay_dense_in_silence(plain):
         from_keras(plain, tolerance=0.1, include=["square", "other"])
     with pytest.warns(UserWarning, match=r"No layer would be smaller.*square \(64 x 64\)"):
         from_keras(plain, rank=40)
+
+
+def test_it_is_said_under_a_strategy_too(monkeypatch):
+    model = make(Budget(compression=50, steps=30000))
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        steps = keras.Variable(9, dtype="int32", trainable=False)
+    monkeypatch.setattr(keras_internals, "completed_steps", lambda optimizer: steps)
+    with pytest.warns(UserWarning, match="training has made 9"):
+        warn_after_training(model)
