@@ -31,6 +31,7 @@ from keras_lowrank.layers import (
 )
 from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.model import LowRankModel
+from keras_lowrank.plain_training import PlainTrainingWarning
 from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "LowRankModel",
     "LowRankMultiHeadAttention",
     "Parallel",
+    "PlainTrainingWarning",
     "RankAdaptive",
     "Tolerance",
     "Truncation",

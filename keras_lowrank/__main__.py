@@ -59,7 +59,10 @@ _QUANTIZATION = flags.DEFINE_enum(
     "quantization", None, ["float16", "dynamic_int8", "int8"], "export: for litert."
 )
 _REPRESENTATIVE_DATA = flags.DEFINE_string(
-    "representative_data", None, "export: for int8, an .npy file of some hundred typical inputs."
+    "representative_data",
+    None,
+    "export: for int8, an .npy file of some hundred typical inputs, or, for a model of several, "
+    "an .npz file of arrays by their names.",
 )
 _INFERENCE_TYPE = flags.DEFINE_enum(
     "inference_type",
@@ -68,7 +71,10 @@ _INFERENCE_TYPE = flags.DEFINE_enum(
     "export: for int8, the type of the file's inputs and outputs.",
 )
 _CHECK_DATA = flags.DEFINE_string(
-    "check_data", None, "export: an .npz file with arrays x and y, to compare accuracies on."
+    "check_data",
+    None,
+    "export: an .npz file with arrays x and y, or, for a model of several inputs, y and arrays by "
+    "their names, to compare accuracies on.",
 )
 _ACCURACY_DROP = flags.DEFINE_float(
     "accuracy_drop", 0.01, "export: how much lower the accuracy on --check_data may be.", 0.0, 1.0
@@ -129,13 +135,17 @@ def export(path, target=None):
         target = pathlib.Path(path).with_suffix(suffix) / ("" if suffix else "1")
     if pathlib.Path(target).exists() and not _OVERWRITE.value:
         raise FileExistsError(f"The file exists; pass --overwrite to replace it: {target}")
-    inputs = _REPRESENTATIVE_DATA.value and _arrays(_REPRESENTATIVE_DATA.value, ".npy")
+    inputs = _REPRESENTATIVE_DATA.value and _arrays(_REPRESENTATIVE_DATA.value, ".npy", ".npz")
     check = _CHECK_DATA.value and _arrays(_CHECK_DATA.value, ".npz")
-    if check is not None and not {"x", "y"} <= set(check):
-        raise ValueError(f"--check_data must hold the arrays x and y. Received: {list(check)}")
+    if check is not None and ("y" not in check or len(check) < 2):
+        raise ValueError(
+            "--check_data must hold the arrays x and y, or y and arrays by the names of inputs. "
+            f"Received: {list(check)}"
+        )
+    model = _load(path)
     with rich.console.Console(stderr=True).status("Writing, checking and measuring"):
         report = export_model(
-            _load(path),
+            model,
             target,
             _FORMAT.value,
             verbose=False,
@@ -143,7 +153,7 @@ def export(path, target=None):
             quantization=_QUANTIZATION.value,
             representative_data=inputs,
             inference_type=_INFERENCE_TYPE.value,
-            check_data=check and (check["x"], check["y"]),
+            check_data=check and _inputs_and_targets(model, check),
             accuracy_drop=_ACCURACY_DROP.value,
             class_labels=_CLASS_LABELS.value,
             report=_REPORT.value,
@@ -188,16 +198,24 @@ def _load(path):
         ) from error
 
 
-def _arrays(path, suffix):
+def _inputs_and_targets(model, arrays):
+    """The pair `(x, y)` of the arrays in a file, x by name where there are several inputs."""
+    x = {name: array for name, array in arrays.items() if name != "y"}
+    several = len(getattr(model, "inputs", None) or ()) > 1
+    return (x if several or "x" not in x else x["x"]), arrays["y"]
+
+
+def _arrays(path, *suffixes):
     """The array of an .npy file, or the arrays of an .npz file by name."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"There is no such file: {path}")
-    if pathlib.Path(path).suffix != suffix:
-        raise ValueError(f"The file must be NumPy's {suffix}. Received: {path}")
+    if pathlib.Path(path).suffix not in suffixes:
+        raise ValueError(f"The file must be NumPy's {' or '.join(suffixes)}. Received: {path}")
     try:
         loaded = np.load(path)  # without pickles, which would run code
-        return loaded if suffix == ".npy" else dict(loaded)
+        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        suffix = pathlib.Path(path).suffix
         raise ValueError(f"{path} cannot be read as NumPy's {suffix}. {error}") from error
 
 

@@ -70,6 +70,20 @@ class Budget(Truncation):
         _check_budget("steps", steps, 1, math.inf, kinds=int)
         self.weights, self.compression, self.steps = weights, compression, steps
 
+    def target(self, full):
+        """The number of weights to arrive at, for a model of so many at full rank."""
+        if self.weights is not None:
+            return self.weights
+        return (1.0 - self.compression / 100.0) * full
+
+    def unmet(self, steps):
+        if not 0 < steps < self.steps:
+            return None
+        return (
+            f"their `Budget` is met after steps={self.steps:,}, and training has made {steps:,}; "
+            "train on, or give it fewer"
+        )
+
     def together_with(self, other):
         # By value: after loading, layers that shared a budget have one each.
         return type(other) is type(self) and other.get_config() == self.get_config()
@@ -77,9 +91,7 @@ class Budget(Truncation):
     def plan(self, matrices, step, others, min_ranks):
         sizes = [f.U.shape[0] + f.V.shape[0] for f in matrices]
         full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in matrices)
-        weights = self.weights
-        if weights is None:
-            weights = (1.0 - self.compression / 100.0) * full
+        weights = self.target(full)
         least = others[1] + sum(sizes)
         if not tf.is_tensor(least) and weights < least:
             raise ValueError(
@@ -92,7 +104,7 @@ class Budget(Truncation):
         allowed = goal + tf.maximum(start - goal, 0.0) * to_go**3
         # A step leaves a core diagonal, or nearly so while all of its rank is kept; then, and for
         # one that is diagonal up to a rotation, its columns are as long as the singular values.
-        energies = [tf.reduce_sum(tf.square(factors.S), axis=0) for factors in matrices]
+        energies = [tf.reduce_sum(tf.square(_in_own_unit(f.S)), axis=0) for f in matrices]
         shares = [
             tf.sort(tf.math.divide_no_nan(e, tf.reduce_sum(e)), direction="DESCENDING")[least:]
             for e, least in zip(energies, min_ranks)
@@ -106,6 +118,11 @@ class Budget(Truncation):
 
     def get_config(self):
         return {"weights": self.weights, "compression": self.compression, "steps": self.steps}
+
+
+def _in_own_unit(core):
+    """A core whose largest entry is 1: float32 need not hold the squares of its own."""
+    return tf.math.divide_no_nan(core, tf.reduce_max(tf.abs(core)))
 
 
 class _Capped(Truncation):

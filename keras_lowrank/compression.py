@@ -1,9 +1,11 @@
 """Counting weights: at full rank, as factors, as exported, as held in training."""
 
 import math
-import re
 from typing import NamedTuple
 
+import keras
+
+from keras_lowrank import keras_internals
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
@@ -41,8 +43,9 @@ class Compression(NamedTuple):
 def count_weights(model):
     """Returns the `Compression` of a model.
 
-    Every variable with two axes or more that is no bias counts as a weight; a low-rank layer
-    counts as its matrix.
+    Every variable with two axes or more that was made to be trained counts as a weight, frozen or
+    not, but for the biases of layers, and what they normalize with; a low-rank layer counts as its
+    matrix. Statistics do not count.
 
     Raises:
         ValueError: the model has not been built.
@@ -61,7 +64,7 @@ def count_weights(model):
         training += rank * (n + m + rank)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
-        training += sum(math.prod(v.shape) for v in optimizer.variables if _is_weight(v))
+        training += _count_state(model, optimizer)
     return Compression(full, factored, deployed, training)
 
 
@@ -77,18 +80,26 @@ def count_others(model, layers):
 
 def _count_dense(model, layers):
     factors = {id(variable) for layer in layers for variable in layer.factors.variables}
-    return sum(
-        math.prod(v.shape)
-        for v in model.variables
-        if id(v) not in factors and _is_weight(v) and _is_float(v)
-    )
+    return sum(math.prod(v.shape) for v in _weights(model) if id(v) not in factors)
 
 
-def _is_weight(variable):
-    # A bias has several axes in a layer of attention. The optimizer's state of one is named
-    # after its path and what it holds.
-    return len(variable.shape) >= 2 and not re.search(r"(^|_)bias(_[a-z]+)?$", variable.name)
+def _weights(model):
+    """What counts as a weight: told by what a variable is for, and not by its name."""
+    added = _added(model)
+    made = {id(v): v for v in keras_internals.made_to_train(model)}
+    return [v for key, v in made.items() if key not in added and len(v.shape) >= 2]
 
 
-def _is_float(variable):
-    return "float" in str(variable.dtype)
+def _added(model):
+    """By id, what layers add to their outputs or scale them with; in attention, of several axes."""
+    layers = [model, *keras_internals.all_layers(model)]
+    held = [vars(layer).get(name) for layer in layers for name in ("bias", "beta", "gamma")]
+    return {id(v): v for v in held if isinstance(v, keras.Variable)}
+
+
+def _count_state(model, optimizer):
+    """The numbers that an optimizer keeps for all weights."""
+    added, variables = _added(model), keras_internals.made_to_train(model)
+    slots = [slot for slot in optimizer.variables if len(slot.shape) >= 2]
+    owners = [keras_internals.kept_for(slot, variables) for slot in slots]
+    return sum(math.prod(s.shape) for s, owner in zip(slots, owners) if id(owner) not in added)

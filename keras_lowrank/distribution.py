@@ -123,10 +123,11 @@ def check_strategy(optimizer):
     """Raises ValueError where the present strategy cannot train a low-rank model.
 
     Args:
-        optimizer: the Keras optimizer, not a scaling one.
+        optimizer: the Keras optimizer, not a scaling one; None for a model that is not trained.
     """
     strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1 and optimizer.gradient_accumulation_steps:
+    several = optimizer is not None and strategy.num_replicas_in_sync > 1
+    if several and optimizer.gradient_accumulation_steps:
         raise ValueError(
             "`gradient_accumulation_steps` must be None under a strategy of several replicas: "
             "Keras updates variables inside of a branch there, which `tf.distribute` does not "

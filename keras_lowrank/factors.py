@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.linalg import orthonormalized, signed_svd
+from keras_lowrank.plain_training import notice
 
 # What a core has in place of a singular value of zero: too little to be seen in any product, and
 # enough for the gradients of U and V to tell where the matrix wants to grow.
@@ -58,6 +59,7 @@ class RankVariable(keras.Variable):
 
     def __init__(self, initializer, shape, open_axes, dtype, name):
         self.assigned_outside = False
+        self.trained_plainly = False
         self._open_axes = tuple(open_axes)
         self._open_shape = tuple(
             None if axis in self._open_axes else extent for axis, extent in enumerate(shape)
@@ -92,6 +94,17 @@ class RankVariable(keras.Variable):
         """bool, whether the function that is being traced makes it: it has no value yet."""
         with tf.init_scope():
             return not self._value.is_initialized()
+
+    @property
+    def constraint(self):
+        """None, as a rule. A Keras optimizer reads it after each update of the variable."""
+        if not self.trained_plainly:
+            notice(self, RankVariable)
+        return super().constraint
+
+    @constraint.setter
+    def constraint(self, value):
+        keras.Variable.constraint.fset(self, value)
 
     def fits(self, shape):
         """Whether a value of this shape can be assigned: only the rank may differ."""
@@ -130,6 +143,7 @@ class RankVariable(keras.Variable):
         copy.trainable = self.trainable
         copy.regularizer = self.regularizer
         copy.assigned_outside = self.assigned_outside
+        copy.trained_plainly = self.trained_plainly
         memo[id(self)] = copy
         return copy
 

@@ -147,16 +147,23 @@ def _all_finite(structure, axes):
             rank = values.shape.rank
             if rank not in axes:
                 axes[rank] = tf.constant(np.arange(rank, dtype="int32"))
-            sums.append(tf.cast(tf.raw_ops.Sum(input=values, axis=axes[rank]), tf.float32))
+            sums.append(_told(tf.raw_ops.Sum(input=values, axis=axes[rank])))
     return tf.math.is_finite(tf.add_n(sums) if sums else 0.0)
 
 
 def _sum(tensor):
-    tensor = tf.cast(row_slices.values(tensor), tf.float32)
+    tensor = row_slices.values(tensor)
+    if tensor.dtype != tf.float64:
+        tensor = tf.cast(tensor, tf.float32)
     if tensor.shape.rank == 2:
         # The product with a row of ones reads a tall block twice as fast as a reduction does.
-        tensor = tf.matmul(tf.ones([1, tf.shape(tensor)[0]]), tensor)
-    return tf.reduce_sum(tensor)
+        tensor = tf.matmul(tf.ones([1, tf.shape(tensor)[0]], tensor.dtype), tensor)
+    return _told(tf.reduce_sum(tensor))
+
+
+def _told(value):
+    """A sum in float32, which need not hold one of float64: 0 then, or NaN if it is not finite."""
+    return tf.cast(value - value if value.dtype == tf.float64 else value, tf.float32)
 
 
 def poisoned(gradient, finite):

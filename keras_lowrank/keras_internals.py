@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import sys
 
 import keras
 import tensorflow as tf
@@ -57,6 +58,23 @@ def is_built(model):
     return all(layer.built for layer in model._flatten_layers())
 
 
+def made_to_train(model):
+    """The variables that were made to be trained, frozen by now or not; statistics are none.
+
+    `trainable_variables` leaves out those of layers that are frozen.
+    """
+    return [v for layer in [model, *all_layers(model)] for v in layer._trainable_variables]
+
+
+def kept_for(slot, variables):
+    """The variable that an optimizer keeps `slot` for, among some; None where there is none.
+
+    It says so by a name that begins with the path of the variable.
+    """
+    named = [v for v in variables if slot.name.startswith(v.path.replace("/", "_") + "_")]
+    return max(named, key=lambda variable: len(variable.path), default=None)
+
+
 def states(model):
     """What stateful recurrent layers go on from: variables that are none of the model's."""
     layers = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
@@ -70,6 +88,21 @@ def is_graph(model):
         if isinstance(model, kind):
             return type(model).call is kind.call
     return False
+
+
+def calls_in_graphs(operation):
+    """The arguments of every call of a layer or an operation in a graph, each a flat list."""
+    calls = [node.arguments for node in operation._inbound_nodes]
+    return [keras.tree.flatten((call.args, call.kwargs)) for call in calls]
+
+
+def detached(operation):
+    """A copy of an operation, which is no layer, that is in no graph."""
+    # By hand: `copy.copy` asks for a config, and finds the class by its name.
+    twin = object.__new__(type(operation))
+    vars(twin).update(vars(operation))
+    twin._inbound_nodes, twin._outbound_nodes = [], []
+    return twin
 
 
 def is_recorded():
@@ -267,6 +300,20 @@ def hold(optimizer, variables):
     """Makes variables part of the state of `optimizer`: saved, restored and counted with it."""
     for variable in variables:
         optimizer._track_variable(variable)
+
+
+def updated_by_optimizer(variable, above):
+    """What an optimizer has just updated with `variable`, where it is what reads its constraint.
+
+    A list of variables, empty where someone else reads it. After an update Keras's optimizers read
+    the constraint of every variable, and tell it of nothing else; so their frame is looked into,
+    which is so many `above` the one that asks.
+    """
+    frame = sys._getframe(above + 1)
+    optimizer = frame.f_locals.get("self")
+    updated = frame.f_locals.get("trainable_variables", ())
+    asks = isinstance(optimizer, keras.optimizers.Optimizer)
+    return list(updated) if asks and any(one is variable for one in updated) else []
 
 
 def decays(optimizer, variables, name):

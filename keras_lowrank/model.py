@@ -70,7 +70,7 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
 
     def compile(
         self,
-        optimizer="sgd",
+        optimizer="rmsprop",
         loss=None,
         loss_weights=None,
         metrics=None,
@@ -86,9 +86,10 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
 
         Args:
-            optimizer: str or Keras optimizer, `"sgd"` by default. It moves the factors too, with
-                its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW, RMSprop,
-                Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
+            optimizer: str or Keras optimizer, `"rmsprop"` by default. It moves the factors too,
+                with its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW,
+                RMSprop, Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
+                None, as in Keras, for a model that is evaluated and not trained.
             loss: as in Keras.
             loss_weights: as in Keras.
             metrics: as in Keras.
@@ -121,8 +122,10 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
                     f"'rank_adaptive'. Received: integrator={type(integrator).__name__}"
                 )
             check_strategy(keras_internals.inner_optimizer(optimizer))
-            if any(layer.trainable for layer in find_low_rank_layers(self).values()):
+            trained = any(layer.trainable for layer in find_low_rank_layers(self).values())
+            if trained:
                 refuse_wrappers(self)
+            if trained and optimizer is not None:
                 rule_for(optimizer, integrator)
                 require_whole_products()
             self.integrator = integrator
@@ -152,6 +155,10 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
 
     def train_step(self, data):
         """One step on one batch: integrator for the factors, optimizer for all else."""
+        if self.optimizer is None:
+            raise ValueError(
+                "Training needs an optimizer. Call `compile` with one. Received: optimizer=None"
+            )
         batch = keras.utils.unpack_x_y_sample_weight(data)
         training = self._training
         training.prepare(batch)
@@ -170,9 +177,7 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
     def fit(self, *args, **kwargs):
         callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
         with nullcontext() if self._training is None else self._training.seen_by(callbacks):
-            history = super().fit(*args, **kwargs)
-        self._training.finish()
-        return history
+            return super().fit(*args, **kwargs)
 
     def make_train_function(self, force=False):
         # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
@@ -270,7 +275,8 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
                   `"int8"` (both in int8).
                 - representative_data: for `"int8"`, typical inputs that the ranges of the
                   activations are taken from, some hundred of them: arrays as `predict` takes them,
-                  a `tf.data.Dataset` of batches, or a callable as TFLite's converter takes it.
+                  a dictionary by the names of inputs among them, a `tf.data.Dataset` of batches, or
+                  a callable as TFLite's converter takes it.
                 - inference_type: str, for `"int8"`, the type of the file's inputs and outputs:
                   `"float32"`, or `"int8"` or `"uint8"` for devices without floating point.
                 - check_data: `(x, y)`, inputs and targets, labels or one-hot, to compare
@@ -327,6 +333,10 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
 
     def load_weights(self, filepath, *args, **kwargs):
         """Loads weights as Keras does, after a look at the checksum where the file has one.
+
+        What the optimizer keeps for low-rank layers (momentum) is of the matrices that they had: it
+        starts anew with the next step, at equal ranks too. To go on with a training, load the
+        whole model, or restore a `tf.train.Checkpoint` of it and its optimizer.
 
         Raises:
             ValueError: the file is damaged, or that of another model.

@@ -18,7 +18,7 @@ class Product:
     Args:
         matrices: tensors or variables, shapes `(n, a), (a, b), ..., (m, z)`: the last of two or
             more is held transposed, as V is.
-        core: tensor, the S of the product where it has one, for regularizers.
+        core: tensor, the S of a product `U S V^T`, for regularizers; None for any other.
     """
 
     def __init__(self, *matrices, core=None):
@@ -50,7 +50,7 @@ class Product:
         first, *rest = self.matrices
         for matrix in rest[:-1]:
             first = tf.matmul(first, matrix)
-        return Product(*(tf.cast(one, dtype) for one in (first, *rest[-1:])), core=self.core)
+        return Product(*(tf.cast(one, dtype) for one in (first, *rest[-1:])))
 
 
 def low_rank_apply(form, factors, inputs, dtype, transposed=False):
@@ -92,13 +92,11 @@ def whole_matrix(factors):
 def squared_norm(factors):
     r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
 
-    `<U^T U S, S V^T V>`, or `||S||_F^2` for a substitute that has a core, whose bases are
-    orthonormal.
+    `<U^T U S, S V^T V>`, in a substitute that has a core too: what a second pass adds to bases is
+    as long as the rule of the optimizer makes it, and need not be orthogonal to the rest.
     """
     kernel = substitutes().get(factors)
-    if kernel is not None and kernel.core is not None:
-        return tf.reduce_sum(tf.square(kernel.core))
-    u, s, v = factors.read()
+    u, s, v = factors.read() if kernel is None or kernel.core is None else kernel.matrices
     left = tf.matmul(tf.matmul(u, u, transpose_a=True), s)
     right = tf.matmul(s, tf.matmul(v, v, transpose_a=True))
     return tf.reduce_sum(left * right)

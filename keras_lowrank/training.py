@@ -16,6 +16,7 @@ from keras_lowrank.optimizers import rule_for, rules_of
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.optimizers.state import OptimizerState
 from keras_lowrank.passes import GivenGradients, Passes
+from keras_lowrank.rank_warnings import warn_after_training, warn_before_training
 from keras_lowrank.training_step import TrainingStep
 from keras_lowrank.truncation import KeepRank, Policy, plan
 
@@ -44,7 +45,7 @@ class Training:
         self._own_train_step = own_train_step
         self.rule, self.state, self.faults = None, None, FaultRecord()
         self.stops_on_nan, self.moved = False, set()
-        self.prepared = self._runs = False
+        self.prepared = self._runs = self._told_of_ranks = False
         self._on_arrival = None
 
     @property
@@ -98,7 +99,7 @@ class Training:
         arrival = self._arrival(data)
         if arrival is not None:
             arrival()
-        self.prepared = True
+        self._ready()
 
     def prepare(self, batch):
         """The same, given what the step is taken on: `(x, y, sample_weight)`."""
@@ -113,6 +114,11 @@ class Training:
             self.build_optimizer()
         else:
             keras_internals.build_for_training(self.model, batch, self.build_optimizer)
+        self._ready()
+
+    def _ready(self):
+        if not self.prepared and not self.model.ranks_frozen:
+            warn_before_training(self.model)
         self.prepared = True
 
     @property
@@ -174,10 +180,15 @@ class Training:
         """Around a `fit` with these callbacks, as it is given them."""
         found = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
         self.stops_on_nan = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in found)
+        adapts = self.model.integrator.adapts_rank and not self.model.ranks_frozen
         try:
             yield
         finally:
             self.stops_on_nan = False
+        self._finish()
+        if adapts and not self._told_of_ranks:
+            self._told_of_ranks = True  # a loop of calls of `fit` hears of it once
+            warn_after_training(self.model)
 
     @contextlib.contextmanager
     def execution(self):
@@ -275,7 +286,7 @@ class Training:
         for layer in self.layers.values():
             layer.factors.taken_by(self.state)
 
-    def finish(self):
+    def _finish(self):
         """Adapts bases and ranks once more, wherever in a chart the last step has ended."""
         state, model = self.state, self.model
         if state is None or model.integrator.adapt_every == 1:

@@ -181,24 +181,25 @@ class TrainingStep:
         return [direction.tangent for direction in self._directions]
 
     def normal_blocks(self, augmented):
+        if all(direction.share is None for direction in self._directions):
+            return [None] * len(augmented)  # of Muon: nothing is known outside of tangent spaces
         kernels = []
         for (point, left, right), direction in zip(augmented, self._directions):
+            if direction.share is None:
+                kernels.append(point)
+                continue
             q, z = left.formed(point.U), right.formed(point.V)
             if direction.rows is not None:
                 q, z = direction.rows[:, None] * q, direction.columns[:, None] * z
-            rank = tf.shape(point.S)[0]
             core = tf.pad(point.S, [[0, tf.shape(q)[1]], [0, tf.shape(z)[1]]])
             u, v = tf.concat([point.U, q], axis=1), tf.concat([point.V, z], axis=1)
             kernels.append((u, core, v))
-        if all(direction.share is None for direction in self._directions):
-            gradients = [tf.zeros_like(core) for _, core, _ in kernels]
-        else:
-            gradients = self._second_pass(kernels)
         blocks = []
+        gradients = self._second_pass(kernels)
         for gradient, gain, direction in zip(gradients, self._gains, self._directions):
             rank = tf.shape(direction.tangent.S)[0]
-            share = 0.0 if direction.share is None else direction.share
-            blocks.append(_scaled(gradient[rank:, rank:], _product(gain, share)))
+            block = _scaled(gradient[rank:, rank:], _product(gain, direction.share))
+            blocks.append(None if direction.share is None else block)
         return blocks
 
     def core_direction(self, factors):

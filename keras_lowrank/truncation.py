@@ -8,6 +8,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+_LOOKS = 32  # at a schedule, to see whether it was ever more than 0
+
 
 class Truncation:
     """Decides how many singular values of a layer are kept after a step.
@@ -48,6 +50,14 @@ class Truncation:
             is false changes nothing, and is followed by the exception.
         """
         return {}
+
+    def unmet(self, steps):
+        """What a rule that changes during training has not done yet after so many steps.
+
+        Returns:
+            Text that ends a sentence, said after a `fit`; None where there is nothing to say.
+        """
+        return None
 
     def rank(self, singular_values, current):
         """Returns the rank to keep.
@@ -125,6 +135,14 @@ class Tolerance(Truncation):
         below = tau < 1.0 if self.relative else tf.math.is_finite(tau)
         return {self._planned_by._error_at: (tau >= 0.0) & below}
 
+    def unmet(self, steps):
+        if not callable(self.tau) or not steps:
+            return None
+        looks = {index * (steps - 1) // _LOOKS for index in range(_LOOKS + 1)}
+        if any(float(self.tau(tf.constant(float(step)))) > 0.0 for step in sorted(looks)):
+            return None
+        return f"the schedule of their tolerance was 0 at all of the {steps:,} training steps"
+
     def _error_at(self, step):
         tau = float(self.tau(tf.constant(step - 1.0)))
         return _outside_its_range(
@@ -132,10 +150,14 @@ class Tolerance(Truncation):
         )
 
     def rank(self, singular_values, current):
-        # Summed from the smallest up, so that faint tails are not lost beside large heads.
-        tails = tf.sqrt(tf.cumsum(tf.square(singular_values), reverse=True))
-        scale = tails[0] if self.relative else tf.ones([], singular_values.dtype)
-        theta = tf.cast(self.tau, singular_values.dtype) * scale
+        # In units of the largest, whose square float32 need not hold; and summed from the smallest
+        # up, so that faint tails are not lost beside large heads.
+        unit = singular_values[0]
+        shares = tf.math.divide_no_nan(singular_values, unit)
+        tails = tf.sqrt(tf.cumsum(tf.square(shares), reverse=True))
+        # A number takes the type of a tensor exactly, and by `tf.cast` after a rounding to float32.
+        tau = tf.cast(self.tau, unit.dtype) if tf.is_tensor(self.tau) else self.tau
+        theta = tau * tails[0] if self.relative else tau / unit
         # tails[i] is what is cut when i values are kept.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 

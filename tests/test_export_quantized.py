@@ -169,7 +169,10 @@ def test_targets_come_in_the_forms_that_keras_knows(model, labels, tmp_path, tar
         ({"quantization": "int8", "representative_data": IMAGES[:0]}, "at least one sample"),
         ({"check_data": IMAGES}, r"must be a pair \(x, y\)"),
         ({"check_data": (IMAGES, np.zeros(3))}, "3 targets for 40 samples"),
-        ({"check_data": (IMAGES[..., 0], np.zeros(40))}, r"`check_data` must hold arrays of the"),
+        (
+            {"check_data": (IMAGES[:, 0, ..., 0], np.zeros(40))},
+            r"`check_data` must hold arrays of the",
+        ),
         ({"class_labels": ["a"]}, "`class_labels` must be a list of str, one for each column"),
         ({"class_labels": list("abcdefghij")}, "go with format='tf_saved_model' alone"),
         ({"preprocessing": np.sqrt}, "`preprocessing` must be a Keras layer"),

@@ -91,6 +91,48 @@ def test_the_arguments_of_a_call_are_found():
     assert not keras_internals.is_called_with(layer, "training"), MOVED
     layer(inputs, training=True)
     assert keras_internals.is_called_with(layer, "training"), MOVED
+    assert True in keras_internals.calls_in_graphs(layer)[1], MOVED
+
+
+def test_what_was_made_to_be_trained_is_found_frozen_or_not():
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 4))
+    found = [v.name for v in keras_internals.made_to_train(keras.Sequential([layer]))]
+    layer.trainable = False
+    assert found == ["gamma", "beta"], MOVED
+    assert len(keras_internals.made_to_train(keras.Sequential([layer]))) == 2, MOVED
+
+
+def test_an_optimizer_names_what_it_keeps_after_the_variable():
+    variables = [keras.Variable(np.zeros(3), name=name) for name in ("bias", "bias_table")]
+    optimizer = keras.optimizers.SGD(momentum=0.9)
+    optimizer.build(variables)
+    owners = [keras_internals.kept_for(slot, variables) for slot in optimizer.variables]
+    assert [v for v in owners if v is not None] == variables, MOVED
+
+
+@pytest.mark.parametrize("wrap", [lambda step: step, tf.function])
+def test_an_optimizer_reads_constraints_with_all_that_it_updates_at_hand(wrap):
+    class Asking(keras.Variable):
+        @property
+        def constraint(self):
+            seen.append(keras_internals.updated_by_optimizer(self, above=1))
+            return None
+
+    seen, optimizer = [], keras.optimizers.SGD()
+    variables = [Asking(np.zeros(3)), keras.Variable(np.zeros(2)), Asking(np.zeros(1))]
+    optimizer.build(variables)
+    wrap(lambda: optimizer.apply([tf.ones(3), tf.ones(2), tf.ones(1)], variables))()
+    assert [[v is w for v, w in zip(one, variables)] for one in seen] == [[True] * 3] * 2, MOVED
+    assert variables[0].constraint is None and seen[-1] == [], MOVED
+
+
+def test_an_operation_can_be_taken_out_of_its_graph():
+    operation = keras.ops.sin(keras.Input((3,)))._keras_history.operation
+    twin = keras_internals.detached(operation)
+    assert type(twin) is type(operation) and twin.name == operation.name, MOVED
+    twin(keras.Input((3,)))
+    assert len(operation._inbound_nodes) == len(twin._inbound_nodes) == 1, MOVED
 
 
 def test_private_attributes_of_a_model_are_where_they_were():

@@ -37,7 +37,6 @@ Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSp
             "`global_clipnorm`.*Use `clipnorm`",
         ),
         (lambda: keras.optimizers.LossScaleOptimizer(SGD(use_ema=True)), "`use_ema`"),
-        (lambda: None, "by an optimizer. Received: optimizer=None"),
     ],
 )
 def test_what_has_no_meaning_is_refused_at_compile(optimizer, words):

@@ -25,15 +25,18 @@ def test_squared_norm_is_that_of_the_kernel_for_any_factors():
     np.testing.assert_allclose(dV, 2 * W.T @ U @ S)
 
 
-def test_squared_norm_inside_a_substitution_is_that_of_the_core():
+def test_squared_norm_inside_a_substitution_is_that_of_what_is_there():
     layer, _, _ = make("dense 2-D")
     S = layer.S.numpy()
-    kernel = Product.of(layer.factors.read())
+    rng = np.random.default_rng(5)
+    U, C, V = (tf.constant(rng.standard_normal(shape)) for shape in ((6, 3), (3, 3), (5, 3)))
+    kernel = Product.of(Factorization(U, C, V))
     with substitute({layer.factors: kernel}), tf.GradientTape() as tape:
         tape.watch(kernel.core)
         norm = squared_norm(layer.factors)
-    np.testing.assert_allclose(norm, np.sum(S**2))
-    np.testing.assert_allclose(tape.gradient(norm, kernel.core), 2 * S)
+    W = U @ C @ tf.transpose(V)
+    np.testing.assert_allclose(norm, np.sum(W**2))
+    np.testing.assert_allclose(tape.gradient(norm, kernel.core), 2 * tf.transpose(U) @ W @ V)
     # A product without a core, as an export holds it, leaves the variables to answer.
     with substitute({layer.factors: Product(tf.zeros([6, 5], tf.float64))}):
         np.testing.assert_allclose(squared_norm(layer.factors), np.sum(S**2))

@@ -1,6 +1,7 @@
 """Freezing the ranks in the course of training."""
 
 from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
+from keras_lowrank.user_warnings import warn_user
 
 
 class FreezeRanks(LowRankCallback):
@@ -47,13 +48,21 @@ class FreezeRanks(LowRankCallback):
 
     def on_train_begin(self, logs=None):
         self._ranks, self._unmoved = self.model.ranks, 0
-        self._done = False
+        self._done, self._last = False, -1
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.epoch is not None and epoch >= self.epoch:
             self._freeze(epoch)
 
+    def on_train_end(self, logs=None):
+        if not self._done and self.epoch is not None and self._last < self.epoch:
+            warn_user(
+                f"The ranks were not frozen: `FreezeRanks` waits for epoch={self.epoch}, and "
+                f"training has ended with epoch {self._last}, the first being 0."
+            )
+
     def on_epoch_end(self, epoch, logs=None):
+        self._last = epoch
         ranks = self.model.ranks
         self._unmoved = self._unmoved + 1 if ranks == self._ranks else 0
         self._ranks = ranks

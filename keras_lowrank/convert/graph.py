@@ -5,6 +5,7 @@ import contextlib
 import tempfile
 
 import keras
+import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.keras_internals import is_graph
@@ -76,13 +77,27 @@ class GraphCopy:
     def of(self, model, make=keras.Model):
         """Returns the copy of `model`, made by `make(inputs, outputs, name=...)`."""
         copy = self._graph(model, make)
-        for layer, twin in self._copies.values():
+        self._fill((model, copy))
+        _refuse_sharing(model, copy)
+        return copy
+
+    def of_layer(self, layer):
+        """Returns the copy of one layer."""
+        copy = self._layer(layer)
+        if layer.weights and not copy.built:
+            build_like(copy, layer)
+        self._fill()
+        return copy
+
+    def _fill(self, *around):
+        """Copies the state of all that was copied, and what is `trainable` of it and around it."""
+        copies = [pair for pair in self._copies.values() if isinstance(pair[0], keras.layers.Layer)]
+        for layer, twin in copies:
             if id(layer) not in self._replaced:
                 _copy_state(layer, twin)
         # `trainable` reaches into all that a layer holds: the outermost is set first.
-        for layer, twin in [(model, copy), *reversed(self._copies.values())]:
+        for layer, twin in [*around, *reversed(copies)]:
             _copy_trainable(layer, twin)
-        return copy
 
     def _graph(self, model, make):
         # A view: neither compiled nor of a class of its own, both of which Keras would copy.
@@ -99,13 +114,14 @@ class GraphCopy:
         return make(copy.input, copy.output, name=model.name)
 
     def _layer(self, layer):
-        if not isinstance(layer, keras.layers.Layer):
-            return layer  # an operation, which holds nothing
         if id(layer) not in self._copies:
             self._copies[id(layer)] = (layer, self._copy(layer))
         return self._copies[id(layer)][1]
 
     def _copy(self, layer):
+        _refuse_called_on_variables(layer)
+        if not isinstance(layer, keras.layers.Layer):
+            return keras_internals.detached(layer)  # an operation, which holds nothing
         replaced = self._replace(layer)
         if replaced is not None:
             self._replaced.add(id(layer))
@@ -118,14 +134,26 @@ class GraphCopy:
             config = {key: value for key, value in layer.get_config().items() if key != "layer"}
             return type(layer)(self._layer(layer.layer), **config)
         if type(layer) is keras.layers.Lambda:
-            return layer  # holds nothing, and its function would not survive a config
+            return _copy_lambda(layer)
         try:
-            return type(layer).from_config(layer.get_config())
+            config = keras.tree.map_structure(self._unless_held, layer.get_config())
+            return type(layer).from_config(config)
         except Exception as error:  # whatever the code of a layer raises, the cure is one
             raise ValueError(
                 f"Layer {layer.name!r} of class {type(layer).__name__} must be one that its "
                 f"`get_config` describes, to be copied. Received: {error}"
             ) from error
+
+    def _unless_held(self, value):
+        """A value of a config, or the copy of a layer where a config holds that itself."""
+        return self._layer(value) if isinstance(value, keras.layers.Layer) else value
+
+
+def copied_activation(activation):
+    """An activation for another layer: a function itself, a layer as a copy with its weights."""
+    if not isinstance(activation, keras.layers.Layer):
+        return activation
+    return GraphCopy(lambda layer: None).of_layer(activation)
 
 
 def input_shape(layer):
@@ -183,6 +211,43 @@ def _refuse_shared_variables(layers):
         )
 
 
+def _refuse_called_on_variables(layer):
+    """A variable in the place of an input is in the graph itself: all copies would have it."""
+    called_on = (value for call in keras_internals.calls_in_graphs(layer) for value in call)
+    shared = [one for one in called_on if isinstance(one, keras.Variable | tf.Variable)]
+    if shared:
+        raise ValueError(
+            "A graph in which something is called on a variable cannot be copied: the copy would "
+            "share it. Call a layer that holds it in its place. Received: the variable "
+            f"{getattr(shared[0], 'path', shared[0].name)!r}, that {layer.name!r} is called on"
+        )
+
+
+def _refuse_sharing(model, copy):
+    """Sees to it that a copy shares no layer and no variable with its original."""
+    parts = [*keras_internals.all_layers(model), *model.variables]
+    mine = {id(part) for part in parts}
+    both = [*keras_internals.all_layers(copy), *copy.variables]
+    shared = [part.name for part in both if id(part) in mine]
+    if shared:
+        raise ValueError(
+            "A copy must share no layer and no variable with its original: a layer that holds "
+            "another must be described by its `get_config`, and made anew by `from_config`. "
+            f"Received: {', '.join(shared)}, in both"
+        )
+
+
+def _copy_lambda(layer):
+    """Another Lambda of the same functions, which would not survive a config."""
+    return keras.layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=dict(layer.arguments),
+        **keras.layers.Layer.get_config(layer),
+    )
+
+
 def _copy_input(layer):
     return keras.layers.InputLayer.from_config(layer.get_config()).output
 
@@ -194,6 +259,8 @@ def _copy_state(layer, twin):
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
     for source, target in zip(sources, targets, strict=True):
+        if source.weights and not target.built:  # an activation, which a symbolic call leaves so
+            build_like(target, source)
         copy_own_state(source, target)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_lowrank.convert.graph import input_shape
+from keras_lowrank.convert.graph import copied_activation, input_shape
 from keras_lowrank.layers import (
     LowRankConv1D,
     LowRankConv2D,
@@ -270,8 +270,8 @@ def second_arguments(layer):
 def _config(layer):
     config = layer.get_config()
     for name in {"activation", "recurrent_activation"} & set(config):
-        # Itself: a function without a name does not come back from a config.
-        config[name] = getattr(layer, name)
+        # Not from the config: a function without a name does not come back from it.
+        config[name] = copied_activation(getattr(layer, name))
     if hasattr(layer, "output_padding"):  # older versions of Keras leave it out of the config
         config["output_padding"] = layer.output_padding
     return config

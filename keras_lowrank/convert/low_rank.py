@@ -28,6 +28,7 @@ from keras_lowrank.convert.twins import low_rank_twin
 from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.layers.recurrent import GatedLayer
 from keras_lowrank.model import LowRankModel
+from keras_lowrank.user_warnings import warn_user
 
 
 def from_keras(
@@ -52,8 +53,9 @@ def from_keras(
     randomised, and within 1% of the least error, where `rank` is small beside a large kernel),
     with the layer's bias and arguments. All else is copied, with weights and statistics: names,
     `trainable`, precision, layers that are used in several places. The model that was given is
-    left as it is, and the new one is not compiled; a `train_step` of one's own, in a subclass of a
-    functional model, stays behind.
+    left as it is, and shares nothing with the new one but what the function of a `Lambda` refers
+    to. The new one is not compiled; a `train_step` of one's own, in a subclass of a functional
+    model, stays behind.
 
     With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
     minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
@@ -130,11 +132,14 @@ def from_keras(
         count_others(model, [])[1] - sum(math.prod(shape) for shape in shapes.values()),
         only_smaller,
     )
-    if not any(ranks.values()):
-        warnings.warn(
-            "No layer would be smaller at the ranks that were asked for; all stay dense. "
-            "Ask for lower ones, or pass only_smaller=False.",
-            stacklevel=2,
+    dense = [path for path in layers if not ranks[path]]
+    by_name = isinstance(rank, dict) or include is not None
+    if dense and (by_name or len(dense) == len(layers)):
+        sizes = ", ".join("{} ({} x {})".format(path, *shapes[path]) for path in dense)
+        warn_user(
+            f"{'No layer' if len(dense) == len(layers) else 'Not every layer'} would be smaller at "
+            f"the rank that was asked for, and {len(dense)} of {len(layers)} stay dense: {sizes}. "
+            "Ask for ranks below n m / (n + m), or pass only_smaller=False."
         )
 
     def twin(path, layer, kernels):

@@ -27,6 +27,7 @@ from keras_lowrank.convert.kinds import (
 from keras_lowrank.convert.twins import bidirectional
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.attention import LowRankAttention
+from keras_lowrank.layers.composite import kind_of_composite
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.layers.recurrent import GatedLayer
 
@@ -50,7 +51,8 @@ def to_keras(model, form="smaller"):
         form: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
             `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
 
-    LSTM and GRU, bidirectional or not, have no form in factors and are merged in every case.
+    LSTM and GRU, bidirectional or not, and an Embedding of ragged indices
+    (`keras.Input(..., ragged=True)`) have no form in factors and are merged in every case.
 
     A kernel regularizer, which is one of `||W||_F^2`, stays with a merged kernel and has no place
     in a factored one; there is a warning.
@@ -91,7 +93,11 @@ def to_keras(model, form="smaller"):
                 f"`reverse=True` too. Received: the layer {layer.name!r}"
             )
         n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
-        if form == "merged" or (form == "smaller" and rank * (n + m) >= n * m):
+        if (
+            form == "merged"
+            or _is_called_on_ragged(layer)
+            or (form == "smaller" and rank * (n + m) >= n * m)
+        ):
             return _merged(layer)
         if layer.kernel_regularizer is not None:
             penalized.append(layer.name)
@@ -103,6 +109,12 @@ def to_keras(model, form="smaller"):
             f"Factored layers lose their kernel regularizer: {', '.join(penalized)}.", stacklevel=2
         )
     return copy
+
+
+def _is_called_on_ragged(layer):
+    """Whether a layer, an embedding then, looks up ragged indices: Keras's Dense takes no such."""
+    calls = keras_internals.calls_in_graphs(layer)
+    return any(kind_of_composite(value) == "ragged" for call in calls for value in call)
 
 
 def _attention(layer):

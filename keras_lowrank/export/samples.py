@@ -4,14 +4,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.export.inputs import in_order
+
 
 class Samples:
     """Batches of typical inputs, checked against what the artefact is called with.
 
     Args:
-        data: array or structure of arrays, as `keras.Model.predict` takes them; or a
-            `tf.data.Dataset` of batches, with or without targets; or a callable that returns an
-            iterable of lists of arrays, as `tf.lite.TFLiteConverter` takes it.
+        data: array or structure of arrays, as `keras.Model.predict` takes them, dictionaries by the
+            names of inputs among them; or a `tf.data.Dataset` of batches of such, with or without
+            targets; or a callable that returns an iterable of them, as `tf.lite.TFLiteConverter`
+            takes it.
         served: `Served`.
         argument: str, the name of the argument, for errors.
 
@@ -32,7 +35,9 @@ class Samples:
         else:
             batches = data() if callable(data) else [data]
         self._argument = argument
-        self.batches = [self._checked(keras.tree.flatten(batch)) for batch in batches]
+        self.batches = [
+            self._checked(in_order(batch, served.signature, argument)) for batch in batches
+        ]
         if not self.batches or not len(self):
             raise ValueError(f"`{argument}` must hold at least one sample. Received: none")
 
@@ -57,6 +62,8 @@ class Samples:
 
     def _checked(self, arrays):
         arrays = [np.asarray(array) for array in arrays]
+        if len(arrays) == len(self._specs):
+            arrays = list(map(_of_rank, arrays, self._specs))
         wanted = [("samples", *spec.shape[1:]) for spec in self._specs]
         shapes = [array.shape for array in arrays]
         if len(shapes) != len(wanted) or not all(map(_fits, shapes, wanted)):
@@ -75,6 +82,14 @@ class Samples:
             else array.astype(tf.as_dtype(spec.dtype).as_numpy_dtype)
             for array, spec in zip(arrays, self._specs)
         ]
+
+
+def _of_rank(array, spec):
+    """The array, with a last axis of length 1 or without, as the input has it."""
+    more = len(spec.shape) - array.ndim
+    if more == 1 and spec.shape[-1] == 1:
+        return array[..., None]
+    return array[..., 0] if more == -1 and array.shape[-1] == 1 else array
 
 
 def _fits(shape, wanted):

@@ -109,7 +109,8 @@ class Chart:
         are nearest to the given ones. It has nothing of what is frozen.
 
         Args:
-            k, l: tensors, `(n, r)` and `(m, r)`.
+            k: tensor, shape `(n, r)`.
+            l: tensor, shape `(m, r)`.
 
         Returns:
             `(TangentVector, scalar tensor)`, the second its squared Frobenius norm.

@@ -23,8 +23,13 @@ class FixedRank(Integrator):
     No shape ever changes. Bases come from the augmented ones: `K1 = [U, Q] C` with a small C of
     shape `(r + a, r)`, whose Householder QR has r columns also where K1 has lower rank.
 
-    That is `adapt_every=1`. Otherwise a full step takes no second pass: it is one of `Parallel`,
-    at the rank that there is.
+    Step 2 loses norm, also at full rank unless the kernel is square: the basis of the longer side
+    turns, and W is not in the new one. So at full rank this is not gradient descent, as the other
+    integrators are. Before a `BatchNormalization`, where the loss does not hold the norm, that can
+    cost much accuracy.
+
+    That is `adapt_every=1`. Otherwise a full step takes no second pass and loses nothing: it is one
+    of `Parallel`, at the rank that there is.
 
     Args:
         adapt_every: as in `Integrator`.

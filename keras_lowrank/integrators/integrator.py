@@ -34,8 +34,8 @@ class Problem(Protocol):
     def direction(self) -> list[TangentVector]:
         """The parts of D at the present matrices: from one backward pass, by the optimizer."""
 
-    def normal_blocks(self, augmented) -> list[tf.Tensor]:
-        """The blocks `Q^T D Z`, for a list of `Augmented`: a second pass."""
+    def normal_blocks(self, augmented) -> list[tf.Tensor | None]:
+        """The blocks `Q^T D Z`, for a list of `Augmented`: a second pass. None for zero."""
 
     def core_direction(self, factors: list[Factorization]) -> list[tf.Tensor]:
         """`U^T D(U S V^T) V` at new matrices: a second pass."""

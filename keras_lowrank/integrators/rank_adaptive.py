@@ -22,6 +22,9 @@ class RankAdaptive(Integrator):
     It is robust to small singular values, exact for rank-r steps, and the loss descends up to the
     truncation error (Ceruti, Kusch, Lubich, BIT 62, 2022). The rank may double in one step.
 
+    That is `adapt_every=1`. With Muon, whose direction outside of the tangent space no gradient
+    tells, the fourth block is zero, and there is no second pass: a step of `Parallel`.
+
     Args:
         adapt_every: as in `Integrator`.
 

@@ -3,6 +3,7 @@
 import keras
 
 from keras_lowrank import keras_internals
+from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
 from keras_lowrank.layers.low_rank_layer import AcrossRanks
 from keras_lowrank.truncation import get_truncation
@@ -17,7 +18,7 @@ _NAMES = {
 }
 
 
-class LowRankAttention(AcrossRanks):
+class LowRankAttention(AcrossRanks, CompositeInputs):
     """What the low-rank layers of attention share: a base beside the layer of Keras.
 
     In `build` that layer makes each of its projections, an `EinsumDense`, puts it into an

@@ -39,6 +39,8 @@ class LowRankDense(LowRankLayer):
     [(32, 4), (4, 4), (64, 4), (64,)]
     """
 
+    takes = ("sparse",)
+
     def __init__(self, units, activation=None, use_bias=True, *args, rank=None, **kwargs):
         kwargs = dict(by_name(keras.layers.Dense, 3, args), **kwargs)
         super().__init__(activation=activation, use_bias=use_bias, rank=rank, **kwargs)
@@ -49,6 +51,14 @@ class LowRankDense(LowRankLayer):
     def build(self, input_shape):
         self.build_factors((input_shape[-1], self.units))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
+
+    def call(self, inputs):
+        if isinstance(inputs, tf.SparseTensor) and inputs.shape.rank != 2:
+            raise ValueError(
+                f"Layer {self.name!r} takes sparse tensors of shape (batch, n). Make others dense, "
+                f"by `tf.sparse.to_dense`. Received: a sparse tensor of shape {inputs.shape}"
+            )
+        return super().call(inputs)
 
     def project(self, inputs, basis):
         return matmul_last(tf.cast(inputs, basis.dtype), basis)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.form import PLAIN
 from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
+from keras_lowrank.layers.composite import kind_of_composite
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.substitution import low_rank_apply
 
@@ -44,7 +45,7 @@ class LowRankEmbedding(LowRankLayer):
         reverse: bool, whether to project vectors to logits. Defaults to `False`.
 
     Input shape:
-        `(batch, ...)` of indices, or `(batch, ..., m)` with `reverse`.
+        `(batch, ...)` of indices, ragged ones too, or `(batch, ..., m)` with `reverse`.
 
     Output shape:
         `(batch, ..., m)`, or `(batch, ..., n)` with `reverse`.
@@ -65,7 +66,7 @@ class LowRankEmbedding(LowRankLayer):
     [(1000, 4), (4, 4), (32, 4)]
     """
 
-    replaces = "embeddings"
+    replaces, takes = "embeddings", ("sparse", "ragged")
 
     def __init__(
         self,
@@ -128,6 +129,11 @@ class LowRankEmbedding(LowRankLayer):
     def call(self, inputs, reverse=False):
         if reverse:
             return self._logits(inputs)
+        if isinstance(inputs, tf.RaggedTensor):
+            outputs = inputs.with_flat_values(self.call(inputs.flat_values))
+            if self.mask_zero:
+                keras_internals.set_keras_mask(outputs, keras.ops.not_equal(inputs, 0))
+            return outputs
         indices = inputs
         if indices.dtype not in (tf.int32, tf.int64):
             indices = keras.ops.cast(indices, "int32")
@@ -138,6 +144,9 @@ class LowRankEmbedding(LowRankLayer):
         return outputs
 
     def _logits(self, vectors):
+        kind = kind_of_composite(vectors)
+        if kind is not None:
+            self._refuse_composite(kind)
         dtype = self.reverse_dtype or self.compute_dtype
         vectors = keras.ops.cast(vectors, dtype)
         logits = low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
@@ -159,7 +168,9 @@ class LowRankEmbedding(LowRankLayer):
     def compute_output_spec(self, inputs, reverse=False):
         shape = self.compute_output_shape(inputs.shape, reverse)
         dtype = (reverse and self.reverse_dtype) or self.compute_dtype
-        return keras.KerasTensor(shape, dtype)
+        # Up to Keras 3.10 no symbolic tensor says that it is ragged.
+        kind = {"ragged": True} if kind_of_composite(inputs) == "ragged" else {}
+        return keras.KerasTensor(shape, dtype, **kind)
 
     # Keras's names of what every low-rank layer has for its kernel.
 

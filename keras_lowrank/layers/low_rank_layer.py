@@ -16,6 +16,7 @@ from keras_lowrank.layers.arguments import (
     check_regularizer,
     refuse,
 )
+from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.substitution import low_rank_apply, squared_norm, whole_matrix
@@ -26,7 +27,10 @@ class AcrossRanks:
     """Methods of Keras that compare whole shapes: goes before the Keras class in the bases."""
 
     def set_weights(self, weights):
-        """Sets all weights from a list of arrays; ranks follow the arrays."""
+        """Sets all weights from a list of arrays; ranks follow the arrays.
+
+        The optimizer's momentum of low-rank layers starts anew, as after `load_weights`.
+        """
         set_weights(self, weights)
 
     def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
@@ -36,14 +40,15 @@ class AcrossRanks:
         return super().stateless_call(*given, *args, **kwargs)
 
 
-class LowRankLayer(AcrossRanks, keras.layers.Layer):
+class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
 
     A subclass names the Keras layer that it replaces, calls `build_factors` in `build`, and
     implements `project`, which is all that a layer type is; or `expand` too, a method
     `(coordinates, basis) -> outputs`, linear in both, in place of the product with `V^T`. In a
     `LowRankModel` the factors are trained by its integrator; in any other model they are ordinary
-    weights with true gradients.
+    weights with true gradients. Sparse and ragged tensors are refused, but for those that a class
+    names in its tuple `takes`.
 
     Args:
         rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
+from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
 from keras_lowrank.layers.low_rank_layer import AcrossRanks
@@ -16,7 +17,7 @@ from keras_lowrank.truncation import get_truncation
 _MATRICES = "kernel", "recurrent"
 
 
-class GatedCell(AcrossRanks):
+class GatedCell(AcrossRanks, CompositeInputs):
     """A Keras cell whose two kernels are low-rank: goes before the Keras cell in a class's bases.
 
     The kernels are `LowRankDense` layers without a bias (or Keras's, where one stays plain): one
@@ -199,7 +200,7 @@ class GatedCell(AcrossRanks):
         return inputs * masks
 
 
-class GatedLayer(AcrossRanks):
+class GatedLayer(AcrossRanks, CompositeInputs):
     """A Keras recurrent layer around a `GatedCell`: goes before the Keras layer in a class's bases.
 
     The product with the inputs is one for the whole sequence, before the loop.

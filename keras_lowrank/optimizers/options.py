@@ -23,8 +23,6 @@ def rule_for(optimizer, integrator):
         ValueError: an optimizer or an option that has no meaning for a low-rank matrix. Nothing
             is ignored in silence.
     """
-    if optimizer is None:
-        raise ValueError("Low-rank layers are trained by an optimizer. Received: optimizer=None")
     inner = inner_optimizer(optimizer)
     found = find_rule(inner)
     name = type(inner).__name__
@@ -101,14 +99,17 @@ def clip_factors(optimizer, tangents, others):
     if optimizer.global_clipnorm:
         squares = [t.squared_norm() for t in tangents]
         squares += [tf.reduce_sum(tf.square(row_slices.values(g))) for g in others if g is not None]
-        total = tf.sqrt(tf.add_n([tf.cast(square, tf.float32) for square in squares]))
+        wide = any(square.dtype == tf.float64 for square in squares)
+        dtype = tf.float64 if wide else tf.float32
+        total = tf.sqrt(tf.add_n([tf.cast(square, dtype) for square in squares]))
         common = _at_most(optimizer.global_clipnorm, total)
         return [common] * len(tangents), common
     return [None] * len(tangents), None
 
 
 def _at_most(limit, norm):
-    return tf.cast(limit, norm.dtype) / tf.maximum(norm, tf.cast(limit, norm.dtype))
+    limit = tf.constant(limit, norm.dtype)  # by `tf.cast` it would be rounded to float32 first
+    return limit / tf.maximum(norm, limit)
 
 
 def weight_decay(rule, layer):

@@ -1,0 +1,70 @@
+"""Says, in one line, where ranks do not come to be what was asked for."""
+
+import tensorflow as tf
+
+from keras_lowrank import keras_internals
+from keras_lowrank.budget import Budget
+from keras_lowrank.compression import count_weights
+from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.user_warnings import warn_user
+
+
+def warn_before_training(model):
+    """Where a `Budget` cannot be met: by ranks that stay, or by least ones that are too many."""
+    if not model.integrator.adapts_rank:
+        for _, paths in _budgets(model):
+            warn_user(
+                "A `Budget` is met by ranks that change, and "
+                f"{type(model.integrator).__name__} keeps those of the layers {paths}. Use "
+                "integrator='parallel' or 'rank_adaptive'."
+            )
+        return
+    total, layers = count_weights(model), find_built_layers(model)
+    spare = sum(
+        max(one.factors.rank - one.min_rank, 0) * (one.factors.n + one.factors.m)
+        for one in layers.values()
+    )
+    for budget, paths in _budgets(model):
+        raised = [path for path in paths if layers[path].min_rank > 1]
+        if raised and total.factored - spare > budget.target(total.full):
+            warn_user(
+                f"A `Budget` of {budget.target(total.full):,.0f} weights cannot be met: `min_rank` "
+                f"keeps the model at {total.factored - spare:,}. Lower that of the layers {raised}."
+            )
+
+
+def warn_after_training(model):
+    """Where training has ended before a truncation was done, or others have left it too little."""
+    # Of all replicas, where the variable is one for each.
+    steps = int(tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer)))
+    groups = _by_truncation(model)
+    for truncation, paths in groups:
+        unmet = truncation.unmet(steps)
+        if unmet is not None:
+            warn_user(f"The ranks of {len(paths)} layers are not what was asked for: {unmet}.")
+    total = count_weights(model)
+    for budget, _ in _budgets(model):
+        others = [path for other, paths in groups if other is not budget for path in paths]
+        if others and not budget.unmet(steps) and total.factored > budget.target(total.full):
+            warn_user(
+                f"The model holds {total.factored:,} weights, more than its `Budget` of "
+                f"{budget.target(total.full):,.0f}: layers with a truncation of their own come "
+                f"first, and leave too little. Give them a stricter one, or none: {others}."
+            )
+
+
+def _budgets(model):
+    return [group for group in _by_truncation(model) if isinstance(group[0], Budget)]
+
+
+def _by_truncation(model):
+    """The trained layers by what decides on their ranks: list of `(truncation, paths)`."""
+    groups = []
+    for path, layer in find_built_layers(model).items():
+        truncation = layer.truncation or model.truncation
+        same = [paths for one, paths in groups if one.together_with(truncation)]
+        if layer.trainable and same:
+            same[0].append(path)
+        elif layer.trainable:
+            groups.append((truncation, [path]))
+    return groups
