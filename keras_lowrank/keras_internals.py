@@ -14,7 +14,11 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import set_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.tensorflow.rnn import rnn
-from keras.src.export.export_utils import get_input_signature, make_input_spec
+from keras.src.export.export_utils import (
+    get_input_signature,
+    make_input_spec,
+    make_tf_tensor_spec,
+)
 from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
@@ -193,6 +197,11 @@ def input_signature(model):
                 spec.shape = given.shape
         return [specs]
     return get_input_signature(model)
+
+
+def tensor_spec(given):
+    """The `tf.TensorSpec` of what Keras takes for one in an `input_signature`."""
+    return make_tf_tensor_spec(given)
 
 
 def completed_steps(optimizer):
