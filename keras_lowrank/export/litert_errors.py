@@ -53,7 +53,7 @@ def _remedy(operations, kinds, served, function):
         return "A loop has none: recurrent layers need `unroll=True`"
     if kinds & _COMPLEX:
         return f"It has few for complex numbers: compute real and imaginary parts. {_OTHER_WORDS}"
-    if kinds & {tf.float16, tf.bfloat16, tf.float64}:
+    if {layer.compute_dtype for layer in served.layers} - {"float32"}:
         return (
             "It computes in float32: other precisions are for training. Load the weights into a "
             "model without a dtype policy"

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.export.onnx_operations import HANDLERS
 from keras_lowrank.export.reason import reason
 from keras_lowrank.export.served import position
 from keras_lowrank.substitution import substitute
@@ -56,7 +57,7 @@ def write(served, function, path, opset_version=None):
             function,
             input_signature=keras.tree.flatten(served.signature),
             opset=opset_version,
-            custom_op_handlers={name: (handler, []) for name, handler in _HANDLERS.items()},
+            custom_op_handlers=HANDLERS,
         )
     except Exception as error:  # tf2onnx raises what its handlers happen to raise
         raise ValueError(
@@ -103,37 +104,6 @@ def _check_operations(model, onnx):
             "ONNX must have an operation for all that the model computes, and tf2onnx must know "
             f"it. Write these with other operations. Received: {', '.join(left)}"
         )
-
-
-def _erfc(context, node, name, args):
-    """`1 - erf(x)`."""
-    _rewritten(context, node, lambda x: ("Sub", [_one(context, x), _node(context, "Erf", [x])]))
-
-
-def _expm1(context, node, name, args):
-    """`exp(x) - 1`."""
-    _rewritten(context, node, lambda x: ("Sub", [_node(context, "Exp", [x]), _one(context, x)]))
-
-
-_HANDLERS = {"Erfc": _erfc, "Expm1": _expm1}
-
-
-def _rewritten(context, node, formula):
-    """Puts other operations in the place of a node of one input and one output."""
-    kind, inputs = formula(node.input[0])
-    shapes, dtypes = [node.output_shapes[0]], [node.output_dtypes[0]]
-    outputs = list(node.output)
-    context.remove_node(node.name)
-    context.make_node(kind, inputs, outputs=outputs, shapes=shapes, dtypes=dtypes)
-
-
-def _node(context, kind, inputs):
-    return context.make_node(kind, inputs).output[0]
-
-
-def _one(context, like):
-    dtype = importlib.import_module("tf2onnx.utils").map_onnx_to_numpy_type(context.get_dtype(like))
-    return context.make_const(f"one_{like}", np.ones((), dtype)).output[0]
 
 
 def load(served, function, path):
