@@ -51,7 +51,7 @@ def disk_errors(target):
         kind = type(error) if isinstance(error, OSError) else OSError
         raise kind(
             f"{target} could not be written, and what was there is as it was. Choose a folder "
-            f"that may be written, with room on its disk and on that of {tempfile.gettempdir()}. "
+            f"that may be written, with room on its disk and in {tempfile.gettempdir()}. "
             f"Received: {reason(error)}"
         ) from error
 
