@@ -18,6 +18,7 @@ from keras_lowrank.optimizers import rule_for, rules_of
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.optimizers.state import OptimizerState
 from keras_lowrank.precision import require_whole_products
+from keras_lowrank.reloading import check_reloads
 from keras_lowrank.summary import print_ranks
 from keras_lowrank.training_step import TrainingStep
 from keras_lowrank.truncation import KeepRank, Policy, get_truncation, plan
@@ -205,7 +206,8 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, keras.Model):
         """Saves the model as Keras does, in the format `.keras`.
 
         Raises:
-            ValueError: a path that asks for the older HDF5 format.
+            ValueError: a path that asks for the older HDF5 format, or a model that would not load
+                again: one with layers that its class does not make from its config.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
@@ -213,7 +215,16 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, keras.Model):
                 "loses ranks, integrator and truncation. For the weights alone use `save_weights`. "
                 f"Received: filepath={filepath}"
             )
+        self._check_reloads()
         super().save(filepath, *args, **kwargs)
+
+    def _check_reloads(self):
+        """Once for all that it holds: a checkpoint is written every epoch."""
+        layers = [self, *keras_internals.all_layers(self)]
+        known = [id(layer) for layer in layers]
+        if self.built and known != getattr(self, "_reloads_with", None):
+            check_reloads(self)
+            self._reloads_with = known
 
     def save_weights(self, filepath, *args, **kwargs):
         """Saves the weights as Keras does; a `.weights.h5` file gets a checksum of its contents."""

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import tempfile
 
 import keras
@@ -69,7 +70,7 @@ class GraphCopy:
     """
 
     def __init__(self, replace):
-        self._replace = replace
+        self._replace = functools.cache(replace)  # asked for before a model is opened, and in it
         self._copies = {}  # by id; in order, so that what a model holds comes before it
         self._replaced = set()  # of ids
 
@@ -113,7 +114,7 @@ class GraphCopy:
         if isinstance(layer, keras.Sequential) and is_graph(layer):
             return keras.Sequential([self._layer(one) for one in layer.layers], name=layer.name)
         if is_graph(layer):
-            return self._graph(layer, keras.Model)
+            return self._whole(layer) or self._graph(layer, keras.Model)
         if opened(layer) is not None:
             config = {key: value for key, value in layer.get_config().items() if key != "layer"}
             return type(layer)(self._layer(layer.layer), **config)
@@ -126,6 +127,27 @@ class GraphCopy:
                 f"Layer {layer.name!r} of class {type(layer).__name__} must be one that its "
                 f"`get_config` describes, to be copied. Received: {error}"
             ) from error
+
+    def _whole(self, model):
+        """A copy of a nested model that keeps its class, if nothing in it is replaced; or None.
+
+        Opened, it would be a bare graph, and what its class does when it is loaded would be lost.
+        """
+        inside = _inside(model)
+        if keras_internals.is_bare_graph(model) or any(
+            id(one) in self._copies or self._replace(one) is not None for one in inside
+        ):
+            return None
+        try:
+            twin = type(model).from_config(model.get_config())
+        except Exception:  # a class that its config does not describe is opened
+            return None
+        twins = _inside(twin)
+        if list(map(_outline, inside)) != list(map(_outline, twins)):
+            return None
+        # Whatever is used outside of it too is one layer there as well.
+        self._copies.update((id(one), (one, other)) for one, other in zip(inside, twins))
+        return twin
 
 
 def input_shape(layer):
@@ -166,6 +188,20 @@ def copy_own_state(source, target):
         with tempfile.TemporaryDirectory() as folder:
             source.save_assets(folder)
             target.load_assets(folder)
+
+
+def _inside(model):
+    """The layers of a model, and of all in it that can be `opened`."""
+    found = {}
+    for layer in opened(model):
+        found[id(layer)] = layer
+        if opened(layer) is not None:
+            found.update((id(one), one) for one in _inside(layer))
+    return list(found.values())
+
+
+def _outline(layer):
+    return type(layer), layer.name, [tuple(weight.shape) for weight in layer.weights]
 
 
 def _refuse_shared_variables(layers):
