@@ -77,11 +77,11 @@ def test_a_free_length_is_named_and_its_remedy_works(attention, tmp_path):
     text = refusal(attention, tmp_path / "m.tflite")
     assert "--input_shape" in text and "unroll" not in text and "Received: StridedSlice" in text
     remedy = re.search(r"`input_signature=(.*?)`", text)[1]
-    assert remedy == "[tf.TensorSpec((None, 16), 'int32', 'x')]"
+    assert remedy == "[tf.TensorSpec((None, 8), 'int32', 'x')]"
     signature = eval(remedy, {"tf": tf})
     attention.export(tmp_path / "m.tflite", "litert", verbose=False, input_signature=signature)
     (detail,) = Interpreter(str(tmp_path / "m.tflite")).get_input_details()
-    assert detail["shape_signature"].tolist() == [-1, 16]
+    assert detail["shape_signature"].tolist() == [-1, 8]
 
 
 def test_a_free_batch_size_is_named_and_its_remedy_works(tmp_path):

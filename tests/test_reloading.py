@@ -113,6 +113,25 @@ def test_a_nested_model_in_which_nothing_is_converted_keeps_its_class(tmp_path):
     assert low.get_layer("backbone").get_layer("embedding").trainable
 
 
+@keras.saving.register_keras_serializable("tests")
+class Stack(keras.Sequential):
+    """A Sequential model of a class of its own."""
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_so_does_a_sequential_one(tmp_path, converted):
+    stack = Stack([keras.Input((8,)), keras.layers.Dense(6, name="inner")], name="stack")
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Dense(4, name="head")(stack(inputs)))
+    include = "stack/inner" if converted else "head"
+    low = from_keras(model, rank=2, include=include, only_smaller=False)
+    loaded = saved_and_loaded(low, tmp_path / "low.keras")
+    for copy in (low, loaded):
+        kind = keras.Sequential if converted else Stack
+        assert type(copy.get_layer("stack")) is kind
+    np.testing.assert_allclose(loaded(X), low(X), atol=1e-5)
+
+
 def test_a_layer_that_is_used_outside_of_it_too_is_still_one(tmp_path):
     model = with_backbone(shared=True)
     low = from_keras(model, rank=2, include="head", only_smaller=False)

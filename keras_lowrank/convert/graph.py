@@ -111,10 +111,8 @@ class GraphCopy:
         if replaced is not None:
             self._replaced.add(id(layer))
             return replaced
-        if isinstance(layer, keras.Sequential) and is_graph(layer):
-            return keras.Sequential([self._layer(one) for one in layer.layers], name=layer.name)
         if is_graph(layer):
-            return self._whole(layer) or self._graph(layer, keras.Model)
+            return self._whole(layer) or self._opened(layer)
         if opened(layer) is not None:
             config = {key: value for key, value in layer.get_config().items() if key != "layer"}
             return type(layer)(self._layer(layer.layer), **config)
@@ -127,6 +125,11 @@ class GraphCopy:
                 f"Layer {layer.name!r} of class {type(layer).__name__} must be one that its "
                 f"`get_config` describes, to be copied. Received: {error}"
             ) from error
+
+    def _opened(self, model):
+        if isinstance(model, keras.Sequential):
+            return keras.Sequential([self._layer(one) for one in model.layers], name=model.name)
+        return self._graph(model, keras.Model)
 
     def _whole(self, model):
         """A copy of a nested model that keeps its class, if nothing in it is replaced; or None.

@@ -5,6 +5,7 @@ import re
 import tensorflow as tf
 
 from keras_lowrank.export import signature
+from keras_lowrank.export.random_inputs import EXTENTS
 from keras_lowrank.export.reason import reason
 
 _OPERATION = re.compile(
@@ -12,7 +13,6 @@ _OPERATION = re.compile(
 )
 _LOOP = ("TensorList", "TensorArray", "While")
 _COMPLEX = {tf.complex64, tf.complex128}
-_LENGTH = 16  # in the place of a free extent, to see whether fixing it is the cure
 
 _OTHER_WORDS = (
     "Write it with other operations; or export `keras_lowrank.to_keras(model)` by Keras, which "
@@ -58,14 +58,16 @@ def _remedy(operations, kinds, served, function):
             "It computes in float32: other precisions are for training. Load the weights into a "
             "model without a dtype policy"
         )
-    fixed = signature.with_extents(served.signature, _LENGTH)
-    if signature.is_free(served.signature) and _converts(function, fixed):
-        return (
-            "It has them for extents that are fixed: pass "
-            f"`input_signature={signature.written(fixed)}`, with the lengths that you need, or "
-            f"--input_shape on the command line"
-        )
-    one = signature.with_batch_size(fixed, 1)
+    # Whether fixing what is free is the cure is tried, not guessed.
+    for extent in EXTENTS if signature.is_free(served.signature) else ():
+        fixed = signature.with_extents(served.signature, extent)
+        if _converts(function, fixed):
+            return (
+                "It has them for extents that are fixed: pass "
+                f"`input_signature={signature.written(fixed)}`, with the lengths that you need, "
+                "or --input_shape on the command line"
+            )
+    one = signature.with_batch_size(signature.with_extents(served.signature, EXTENTS[0]), 1)
     if served.batch_size is None and _converts(function, one):
         return "It has them for a batch size that is fixed: pass `batch_size=1`"
     return _OTHER_WORDS

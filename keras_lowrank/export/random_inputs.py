@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_lowrank.export import signature
 
 # Tried in this order where an extent is free: five poolings in a row need more than a few pixels.
-_EXTENTS = (8, 64)
+EXTENTS = (8, 64)
 
 
 class RandomInputs:
@@ -23,9 +23,9 @@ class RandomInputs:
     def __init__(self, served):
         self._served = served
         self._random = np.random.default_rng(0)
-        self._extent = _EXTENTS[0]
+        self._extent = EXTENTS[0]
         if signature.is_free(served.signature):
-            self._extent = next(filter(self._bears, _EXTENTS), _EXTENTS[0])
+            self._extent = next(filter(self._bears, EXTENTS), EXTENTS[0])
 
     def arguments(self, batch):
         """The arguments of one batch, of the size of the signature where that is fixed."""
