@@ -78,21 +78,25 @@ def _made_again(part):
     except Exception as error:  # whatever the code of a class raises
         if "Could not locate" in str(error):
             return None  # who loads it passes `custom_objects`
-        return (
-            f"which its config does not make: {next(iter(str(error).splitlines()), error)!s:.300}"
-        )
+        # Keras puts the cause behind pages of config.
+        text = str(error).rpartition("Exception encountered: ")[2].strip()
+        return f"which its config does not make: {text.splitlines()[0] if text else error!r:.300}"
     return _difference(part, made)
 
 
 def _difference(one, other):
-    """How two layers that should be of one make differ, or None: the innermost difference."""
+    """How two layers that should be of one make differ, or None: the innermost difference.
+
+    What `other` has not is not asked for when it is loaded, and may be there.
+    """
     inside, made = _children(one), _children(other)
-    for key in inside.keys() & made.keys():
-        if found := _difference(inside[key], made[key]):
+    for key in made:
+        if key in inside and (found := _difference(inside[key], made[key])):
             return found
-    if _outline(one) == _outline(other) and inside.keys() == made.keys():
-        return None
-    return f"whose config makes {_described(other)} where it holds {_described(one)}"
+    missing = any(made[key].weights for key in made.keys() - inside.keys())
+    if missing or _outline(one, inside) != _outline(other, made):
+        return f"whose config makes {_described(other)} where it holds {_described(one)}"
+    return None
 
 
 def _children(layer):
@@ -112,12 +116,11 @@ def _is_layer(value):
     return isinstance(value, keras.layers.Layer)
 
 
-def _outline(layer):
+def _outline(layer, inside):
     """What a layer and its copy have in common; ranks may differ."""
-    weights = layer.weights
-    if keras_internals.sublayers(layer) or isinstance(layer, LowRankLayer):
-        return type(layer), len(weights)
-    return type(layer), [tuple(weight.shape) for weight in weights]
+    held = {id(weight) for one in inside.values() for weight in one.weights}
+    own = [tuple(weight.shape) for weight in layer.weights if id(weight) not in held]
+    return type(layer), len(own) if isinstance(layer, LowRankLayer) else own
 
 
 def _described(layer):

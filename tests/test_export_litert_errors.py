@@ -138,6 +138,7 @@ def test_options_that_do_not_fit_are_refused(small, tmp_path):
         ({"optimisations": default}, "must be attributes of `tf.lite.*Received: optimisations="),
         ({"target_spec": {"ops": []}}, "must be attributes of `tf.lite.TargetSpec`. Received: ops"),
         ({"optimizations": default, "quantization": "float16"}, "pass one of them"),
+        ({"representative_dataset": list, "representative_data": np.ones((1, 8))}, "pass one of"),
     ]:
         with pytest.raises(ValueError, match=message):
             small.export(tmp_path / "m.tflite", "litert", verbose=False, **options)

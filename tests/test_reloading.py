@@ -227,6 +227,31 @@ def resized():
     return net, "hidden"
 
 
+@keras.saving.register_keras_serializable("tests")
+class Stubborn(keras.layers.Layer):
+    """Has a config that its `__init__` does not take."""
+
+    def __init__(self, twice, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.layers.Dense(2 * twice)
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.inner.units}
+
+
+def test_a_config_that_makes_nothing_is_told_with_its_cause(tmp_path):
+    inputs = keras.Input((8,))
+    model = LowRankModel(inputs, LowRankDense(4, rank=2)(Stubborn(3)(inputs)))
+    with pytest.raises(ValueError, match="class Stubborn, which its config.*argument: .*twice"):
+        model.save(tmp_path / "m.keras")
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -277,7 +302,13 @@ def subclassed():
     return Net(6), (2, 8)
 
 
-@pytest.mark.parametrize("make", [functional, unregistered, subclassed])
+def with_more():
+    net = Net(6)
+    net.teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+    return net, (2, 8)
+
+
+@pytest.mark.parametrize("make", [functional, unregistered, subclassed, with_more])
 def test_a_save_that_loads_passes_and_disturbs_nothing(tmp_path, make):
     model, shape = make()
     x = np.ones(shape, "float32")

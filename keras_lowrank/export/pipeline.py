@@ -55,35 +55,36 @@ def export_model(
         )
     served = Served(model, preprocessing, class_labels, input_signature, batch_size)
     _check_arguments(kind, format, quantization, class_labels, opset_version, converter_options)
-    # Keras's word for what an export to LiteRT takes the ranges of activations from.
-    dataset = converter_options.pop("representative_dataset", None)
-    data = {
-        "example_inputs": example_inputs,
-        "representative_data": representative_data,
-        "representative_dataset": dataset,
-    }
+    if "representative_dataset" in converter_options:
+        if representative_data is not None:
+            raise ValueError(
+                "`representative_dataset` is Keras's word for `representative_data`: pass one of "
+                "them. Received: both"
+            )
+        representative_data = converter_options.pop("representative_dataset")
+    data = {"example_inputs": example_inputs, "representative_data": representative_data}
     given = {name: Samples(x, served, name) for name, x in data.items() if x is not None}
-    ranges = given.get("representative_data") or given.get("representative_dataset")
+    ranges = given.get("representative_data")
     if ranges:
         ranges.check_one_by_one()
     litert.check_arguments(quantization, ranges, inference_type, converter_options)
     labelled = None if check_data is None else parity.Labelled(served, check_data)
     rounding = litert.rounding(quantization, ranges, converter_options)
     inputs = next(iter(given.values()), labelled and labelled.samples)
-    # What the model itself makes of its inputs comes first: whatever fails then is the export.
-    expected = parity.reference(served, inputs, rounding is not None)
     options = {}
     if kind is litert:
         options = {"quantization": quantization, "samples": ranges}
         options.update(inference_type=inference_type, options=converter_options)
     if kind is onnx:
         options = {"opset_version": opset_version}
-    kernels = deployed_kernels(model)
-    function = kind.trace(served, kernels)
     with (
         _placed_report(report, target, overwrite) as made_report,
         placed(target, overwrite) as made,
     ):
+        # What the model itself makes of its inputs comes first: what fails later is the export.
+        expected = parity.reference(served, inputs, rounding is not None)
+        kernels = deployed_kernels(model)
+        function = kind.trace(served, kernels)
         with disk_errors(target):
             kind.write(served, function, made, **options)
         run = kind.load(served, function, made)
@@ -127,7 +128,7 @@ def _check_arguments(kind, format, quantization, class_labels, opset_version, co
 
 def _placed_report(report, target, overwrite):
     """A place for the file of the report, or None where only the result is wanted."""
-    if isinstance(report, bool):
+    if report is None or isinstance(report, bool):
         return contextlib.nullcontext()
     path = pathlib.Path(report)
     if target.resolve() in (path.resolve(), *path.resolve().parents):
