@@ -56,8 +56,8 @@ def kernels(model, track=iter):
     layers = {
         id(layer): (path, layer)
         for holder in _graph(model).items()
-        if not is_convertible(holder[1]) or refusal(holder[1]) is None
         for path, layer in kernel_layers(*holder).items()
+        if _refused(layer) is None
     }
     layers.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
     for path, layer in track(list(layers.values())):
@@ -126,10 +126,17 @@ def _graph(model):
     return graph_layers(model) if is_graph(model) else {}
 
 
+def _refused(layer):
+    """Why what holds a kernel is not converted, or None: it is, or is of no class that could be."""
+    asked = isinstance(layer, GatesKernel) or is_convertible(layer)
+    return refusal(layer) if asked else None
+
+
 def _reason(model, layer):
     plain = next((cls for cls in type(layer).__mro__[1:] if is_plain(cls)), None)
-    if isinstance(layer, LowRankLayer) or (is_graph(model) and is_convertible(layer)):
-        return refusal(layer) or "Is converted."
+    if is_convertible(layer) and is_graph(model):
+        reasons = map(_refused, kernel_layers(layer.name, layer).values())
+        return next(filter(None, reasons), "Its kernel is no matrix.")
     if is_convertible(layer):
         return (
             f"Only the code of {type(model).__name__} says what becomes of its outputs. Write its "

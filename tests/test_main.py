@@ -239,6 +239,10 @@ def test_inspect_says_layer_by_layer_why_nothing_converts(own, tmp_path, capsys,
     x = keras.layers.Conv2D(4, 3, groups=2, name="grouped")(inputs)
     x = keras.layers.DepthwiseConv2D(3, name="depthwise")(x)
     x = keras.layers.Dense(3, kernel_constraint="non_neg", name="bound")(x)
+    x = keras.layers.Reshape((-1, 3))(x)
+    lstm = keras.layers.LSTM(2, kernel_constraint="non_neg", return_sequences=True)
+    x = keras.layers.Bidirectional(lstm, name="both")(x)
+    x = keras.layers.SimpleRNN(2, name="simple")(x)
     keras.Model(inputs, x).save(tmp_path / "refused.keras")
     with pytest.raises(SystemExit):
         call("inspect", tmp_path / "refused.keras")
@@ -246,7 +250,8 @@ def test_inspect_says_layer_by_layer_why_nothing_converts(own, tmp_path, capsys,
     rows = {line.split()[0]: line for line in printed.out.splitlines()}
     assert "groups" in rows["grouped"] and "Conv2D" in rows["grouped"]
     assert "no low-rank layer for its class" in rows["depthwise"]
-    assert "kernel_constraint" in rows["bound"]
+    assert "kernel_constraint" in rows["bound"] and "kernel_constraint" in rows["both"]
+    assert "no low-rank layer for its class" in rows["simple"]
     assert "must hold a layer that is, or can be, low-rank" in printed.err
     monkeypatch.chdir(own)
     with pytest.raises(SystemExit):
