@@ -5,9 +5,6 @@ are not the same bytes: TensorFlow numbers the variables in the order of a Pytho
 counter of the process into the names of functions; `fingerprint.pb` is a hash over both.
 """
 
-import contextlib
-import io
-
 import keras
 import tensorflow as tf
 from tensorflow.saved_model.experimental import TrackableResource
@@ -38,13 +35,12 @@ def write(served, function, path):
     Only what it reads is written: no factor, no optimizer state, no table of a layer that only
     training or another model needs.
     """
-    archive = keras.export.ExportArchive()
-    for resource in _tables(served, function.get_concrete_function().graph):
-        archive.track(resource)
-    archive.add_endpoint("serve", function)
-    # Older versions of Keras print the place all the same, which is one that will be left.
-    with contextlib.redirect_stdout(io.StringIO()):
-        archive.write_out(str(path), verbose=False)
+    concrete = function.get_concrete_function()
+    artefact = tf.Module()
+    artefact.serve = function
+    artefact.held = [*concrete.variables, *_tables(served, concrete.graph)]
+    signatures = {"serve": concrete, "serving_default": concrete}
+    tf.saved_model.save(artefact, str(path), signatures=signatures)
 
 
 def _tables(served, graph):
