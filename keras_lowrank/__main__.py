@@ -7,6 +7,7 @@
     python -m keras_lowrank export MODEL.keras saved_models/NAME/1
     python -m keras_lowrank export MODEL.keras --format=litert --quantization=int8 \
         --representative_data=images.npy --check_data=test.npz
+    python -m keras_lowrank export MODEL.keras --format=litert --input_shape=64 --import=my_layers
 
 What is written goes beside MODEL.keras where no other place is named: to MODEL_low_rank.keras or
 MODEL_plain.keras; to MODEL.tflite, MODEL.onnx, or the folder MODEL/1 of a SavedModel. The exit
@@ -14,7 +15,9 @@ status is 0, or 1 after an error, which is one line on stderr; no file is then w
 """
 
 import functools
+import importlib
 import pathlib
+import re
 import sys
 import zipfile
 
@@ -24,10 +27,10 @@ import rich.console
 import rich.progress
 from absl import app, flags, logging
 
-from keras_lowrank import from_keras, inspection, to_keras
-from keras_lowrank.export import export_model
+from keras_lowrank import from_keras, inspection, keras_internals, to_keras
+from keras_lowrank.export import export_model, signature
 from keras_lowrank.export.pipeline import FORMATS
-from keras_lowrank.export.placing import placed, size
+from keras_lowrank.export.placing import disk_errors, placed, size
 
 _RANK = flags.DEFINE_integer("rank", None, "convert: the rank of all layers.")
 _TOLERANCE = flags.DEFINE_float(
@@ -82,8 +85,24 @@ _ACCURACY_DROP = flags.DEFINE_float(
 _CLASS_LABELS = flags.DEFINE_list(
     "class_labels", None, "export: names of the classes with commas, for tf_saved_model."
 )
-_REPORT = flags.DEFINE_bool(
-    "report", True, "export: measure beside full rank, print it, and write OUTPUT.report.json."
+_EXAMPLE_INPUTS = flags.DEFINE_string(
+    "example_inputs", None, "export: an .npy file of a few inputs to check on."
+)
+_INPUT_SHAPE = flags.DEFINE_multi_string(
+    "input_shape",
+    None,
+    "export: the shape of an input without the batch, as 64 or 224,224,3; once for each input, in "
+    "their order, or with a name, ids=64.",
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "export: the batch size of the file; LiteRT in a browser needs 1."
+)
+_REPORT = flags.DEFINE_bool("report", False, "export: measure beside full rank, and print it.")
+_REPORT_FILE = flags.DEFINE_string(
+    "report_file", None, "export: the same, and write it to this .json file."
+)
+_IMPORT = flags.DEFINE_list(
+    "import", [], "The modules that define the model's own classes and functions, with commas."
 )
 
 
@@ -97,6 +116,7 @@ def inspect(path):
     )
     found = list(inspection.kernels(model, bar))
     if not found:
+        print(*inspection.reasons(model), sep="\n")
         raise ValueError(f"The model must hold a layer that is, or can be, low-rank: {path}")
     print(*inspection.report(model, found), sep="\n")
 
@@ -135,6 +155,7 @@ def export(path, target=None):
         target = pathlib.Path(path).with_suffix(suffix) / ("" if suffix else "1")
     if pathlib.Path(target).exists() and not _OVERWRITE.value:
         raise FileExistsError(f"The file exists; pass --overwrite to replace it: {target}")
+    examples = _EXAMPLE_INPUTS.value and _arrays(_EXAMPLE_INPUTS.value, ".npy", ".npz")
     inputs = _REPRESENTATIVE_DATA.value and _arrays(_REPRESENTATIVE_DATA.value, ".npy", ".npz")
     check = _CHECK_DATA.value and _arrays(_CHECK_DATA.value, ".npz")
     if check is not None and ("y" not in check or len(check) < 2):
@@ -143,12 +164,15 @@ def export(path, target=None):
             f"Received: {list(check)}"
         )
     model = _load(path)
-    with rich.console.Console(stderr=True).status("Writing, checking and measuring"):
+    with rich.console.Console(stderr=True).status("Writing and checking"):
         report = export_model(
             model,
             target,
             _FORMAT.value,
             verbose=False,
+            input_signature=_signature(model, _INPUT_SHAPE.value),
+            batch_size=_BATCH_SIZE.value,
+            example_inputs=examples,
             overwrite=_OVERWRITE.value,
             quantization=_QUANTIZATION.value,
             representative_data=inputs,
@@ -156,7 +180,7 @@ def export(path, target=None):
             check_data=check and _inputs_and_targets(model, check),
             accuracy_drop=_ACCURACY_DROP.value,
             class_labels=_CLASS_LABELS.value,
-            report=_REPORT.value,
+            report=_REPORT_FILE.value or _REPORT.value,
         )
     print(f"Wrote {target}: {_FORMAT.value}, {size(pathlib.Path(target)):,} bytes.")
     if report:
@@ -188,9 +212,17 @@ def _load(path):
         raise ValueError(
             f"The file is damaged, or was not written by Keras; copy or save it again: {path}"
         )
+    own = _own_objects()
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=_SAFE_MODE.value)
+        return keras.saving.load_model(
+            path, custom_objects=own, compile=False, safe_mode=_SAFE_MODE.value
+        )
     except Exception as error:  # Keras has many for a file that it cannot read, some of them long
+        if missing := re.search(r"Could not locate (\w+ '[^']+')", str(error)):
+            raise ValueError(
+                f"{path} needs the {missing[1]}, which is not known here: pass --import=MODULE, "
+                "the module that defines it."
+            ) from error
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} cannot be loaded as a Keras model; if it is damaged, copy or save it again. "
@@ -203,6 +235,41 @@ def _inputs_and_targets(model, arrays):
     x = {name: array for name, array in arrays.items() if name != "y"}
     several = len(getattr(model, "inputs", None) or ()) > 1
     return (x if several or "x" not in x else x["x"]), arrays["y"]
+
+
+def _own_objects():
+    """`{name: class or function}` of what the modules of --import define."""
+    sys.path.insert(0, "")  # as `python -m` has it
+    try:
+        modules = [importlib.import_module(name) for name in _IMPORT.value]
+    except ImportError as error:
+        raise ValueError(f"--import must name modules that can be imported. {error}") from error
+    finally:
+        sys.path.pop(0)
+    return {
+        name: one
+        for module in modules
+        for name, one in vars(module).items()
+        if getattr(one, "__module__", None) == module.__name__
+    }
+
+
+def _signature(model, shapes):
+    """The inputs of a model in the shapes of --input_shape, or None for its own."""
+    if not shapes:
+        return None
+    parsed = []
+    for text in shapes:
+        name, _, extents = text.rpartition("=")
+        try:
+            parsed.append((name or None, [int(one) for one in extents.split(",") if one]))
+        except ValueError as error:
+            raise ValueError(
+                "--input_shape must be whole numbers with commas, after NAME= where the model has "
+                f"several inputs. Received: {text}"
+            ) from error
+    arguments = signature.standardized(keras_internals.input_signature(model))
+    return signature.with_shapes(arguments, parsed)
 
 
 def _arrays(path, *suffixes):
@@ -221,7 +288,7 @@ def _arrays(path, *suffixes):
 
 def _save(model, target):
     """Writes the file whole or not at all."""
-    with placed(target, _OVERWRITE.value) as made:
+    with placed(target, _OVERWRITE.value) as made, disk_errors(target):
         model.save(made)
 
 

@@ -7,8 +7,17 @@ import numpy as np
 from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.graph import graph_layers
-from keras_lowrank.convert.kinds import GatesKernel, holds_matrix, kernel_layers, kernel_matrix
+from keras_lowrank.convert.kinds import (
+    GatesKernel,
+    holds_matrix,
+    is_convertible,
+    is_plain,
+    kernel_layers,
+    kernel_matrix,
+)
+from keras_lowrank.convert.low_rank import refusal
 from keras_lowrank.convert.ranks import Rule
+from keras_lowrank.keras_internals import all_layers, is_graph
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
@@ -46,8 +55,9 @@ def kernels(model, track=iter):
     # Low-rank layers are found wherever they are; others only where conversion would find them.
     layers = {
         id(layer): (path, layer)
-        for holder in graph_layers(model).items()
+        for holder in _graph(model).items()
         for path, layer in kernel_layers(*holder).items()
+        if _refused(layer) is None
     }
     layers.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
     for path, layer in track(list(layers.values())):
@@ -59,6 +69,24 @@ def kernels(model, track=iter):
         elif holds_matrix(layer):
             matrix = kernel_matrix(layer)
             yield Kernel(path, kind, matrix.shape, None, singular_values(matrix))
+
+
+def reasons(model):
+    """Why the layers of a model do not convert: lines of text, one for each that has weights.
+
+    Args:
+        model: built `keras.Model`.
+    """
+    if is_graph(model):
+        layers = _graph(model)
+    else:
+        layers = {layer.name: layer for layer in all_layers(model)}
+    table = [
+        [path, type(layer).__name__, _reason(model, layer)]
+        for path, layer in layers.items()
+        if layer.weights
+    ]
+    return _aligned(table) if table else ["No layer has weights."]
 
 
 def report(model, found):
@@ -94,6 +122,33 @@ def plot(values, width=_WIDTH):
     return "".join(_BARS[height] for height in heights)
 
 
+def _graph(model):
+    return graph_layers(model) if is_graph(model) else {}
+
+
+def _refused(layer):
+    """Why what holds a kernel is not converted, or None: it is, or is of no class that could be."""
+    asked = isinstance(layer, GatesKernel) or is_convertible(layer)
+    return refusal(layer) if asked else None
+
+
+def _reason(model, layer):
+    plain = next((cls for cls in type(layer).__mro__[1:] if is_plain(cls)), None)
+    if is_convertible(layer) and is_graph(model):
+        reasons = map(_refused, kernel_layers(layer.name, layer).values())
+        return next(filter(None, reasons), "Its kernel is no matrix.")
+    if is_convertible(layer):
+        return (
+            f"Only the code of {type(model).__name__} says what becomes of its outputs. Write its "
+            "twin with `keras_lowrank.convert_layer`."
+        )
+    if plain is not None:
+        return f"A subclass of {plain.__name__} may compute anything."
+    if any(map(is_convertible, all_layers(layer))):
+        return refusal(layer)
+    return "There is no low-rank layer for its class."
+
+
 def _left(found, tolerance):
     """`{path: rank}` that a tolerance would leave, None where the kernel stays whole."""
     return Rule(tolerance=tolerance).ranks(
@@ -114,7 +169,7 @@ def _aligned(table):
     widths = [max(map(len, column)) for column in zip(*table)]
     return [
         "  ".join(
-            cell.ljust(width) if index in (0, 1, 4) else cell.rjust(width)
+            cell.ljust(width) if index in (0, 1, 4) or len(row) < 5 else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths))
         ).rstrip()
         for row in table

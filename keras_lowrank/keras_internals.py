@@ -17,9 +17,13 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.masking import set_keras_mask
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.tensorflow.rnn import rnn
-from keras.src.export.export_utils import get_input_signature, make_input_spec
+from keras.src.export.export_utils import (
+    get_input_signature,
+    make_input_spec,
+    make_tf_tensor_spec,
+)
 from keras.src.losses.loss import unscale_loss_for_distribution
-from keras.src.models.functional import Functional
+from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.random.seed_generator import global_seed_generator
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
@@ -103,6 +107,51 @@ def detached(operation):
     vars(twin).update(vars(operation))
     twin._inbound_nodes, twin._outbound_nodes = [], []
     return twin
+
+
+def is_bare_graph(model):
+    """Whether `model` is of no class of its own: its config is its graph of layers."""
+    return type(model) in (Functional, keras.Sequential)
+
+
+def is_saved_as_graph(model):
+    """Whether the config of `model` is its graph of layers, and not what its `__init__` takes."""
+    if isinstance(model, keras.Sequential):
+        return type(model) is keras.Sequential and is_graph(model)
+    return is_graph(model) and functional_like_constructor(type(model))
+
+
+def called_with(layer):
+    """The arguments of the first call of `layer` in a graph of layers, or None without one.
+
+    Returns:
+        `(args, kwargs)` with fresh symbolic tensors, or None.
+    """
+    if not layer._inbound_nodes:
+        return None
+    arguments = layer._inbound_nodes[0].arguments
+    return keras.tree.map_structure(
+        lambda x: (
+            keras.KerasTensor(x.shape, x.dtype, x.sparse) if isinstance(x, keras.KerasTensor) else x
+        ),
+        (arguments.args, arguments.kwargs),
+    )
+
+
+@contextlib.contextmanager
+def names_kept():
+    """While open, layers are named as ever; the names of those that come after do not depend on it.
+
+    Keras numbers layers without a name, class by class, in a table of the session.
+    """
+    before = dict(get_global_attribute("object_name_uids") or {})
+    try:
+        yield
+    finally:
+        table = get_global_attribute("object_name_uids")
+        if table is not None:
+            table.clear()
+            table.update(before)
 
 
 def is_recorded():
@@ -262,6 +311,11 @@ def input_signature(model):
                 spec.shape = given.shape
         return [specs]
     return get_input_signature(model)
+
+
+def tensor_spec(given):
+    """The `tf.TensorSpec` of what Keras takes for one in an `input_signature`."""
+    return make_tf_tensor_spec(given)
 
 
 def completed_steps(optimizer):

@@ -11,11 +11,12 @@ from keras_lowrank import checksum, integrators, keras_internals
 from keras_lowrank.budget import Budget
 from keras_lowrank.compression import count_weights
 from keras_lowrank.distribution import check_steps_per_execution, check_strategy
-from keras_lowrank.export import export_model
+from keras_lowrank.export.exportable import Exportable
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, refuse_wrappers
 from keras_lowrank.optimizers import rule_for
 from keras_lowrank.precision import require_whole_products
+from keras_lowrank.reloading import check_reloads
 from keras_lowrank.summary import print_ranks
 from keras_lowrank.training import Training
 from keras_lowrank.truncation import get_truncation
@@ -28,7 +29,7 @@ _FIT = inspect.signature(keras.Model.fit)
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model):
+class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, keras.Model):
     r"""A `keras.Model` that trains its low-rank layers on the manifold of low-rank matrices.
 
     It is made as a `keras.Model` is: `LowRankModel(inputs, outputs)`, or by subclassing. Layers
@@ -244,87 +245,25 @@ class LowRankModel(keras_internals.DistributedTrainer, AcrossRanks, keras.Model)
         super().summary(line_length, positions, print_fn, *args, **kwargs)
         print_ranks(self, line_length, print_fn)
 
-    def export(
-        self,
-        filepath,
-        format="tf_saved_model",
-        verbose=None,
-        input_signature=None,
-        overwrite=False,
-        **options,
-    ):
-        """Writes the model for inference, after a check against the model.
-
-        Every low-rank layer becomes two products, `(U S)` and `V^T`, or one dense product where
-        that is cheaper. The artefact is written beside `filepath`, checked, and moved there in one
-        step; after a failure, what was at `filepath` is as it was.
-
-        Args:
-            filepath: str or path: the folder of a SavedModel, or a file that ends in `.tflite` or
-                `.onnx`.
-            format: str, `"tf_saved_model"`, `"litert"` (`"tflite"` is the same) or `"onnx"`, which
-                needs `pip install 'keras_lowrank[onnx]'`.
-            verbose: bool or None. Print a line on the result, and the report. None is `True`.
-            input_signature: as in `keras.Model.export`. None takes the inputs of `preprocessing` if
-                that is a model, else the model's own, with a free batch size.
-            overwrite: bool. Replace what is at `filepath`. Defaults to `False`.
-            **options: by name only:
-
-                - quantization: None, or for LiteRT `"float16"` (weights in half precision: half the
-                  size), `"dynamic_int8"` (weights in int8, activations in float: a quarter), or
-                  `"int8"` (both in int8).
-                - representative_data: for `"int8"`, typical inputs that the ranges of the
-                  activations are taken from, some hundred of them: arrays as `predict` takes them,
-                  a dictionary by the names of inputs among them, a `tf.data.Dataset` of batches, or
-                  a callable as TFLite's converter takes it.
-                - inference_type: str, for `"int8"`, the type of the file's inputs and outputs:
-                  `"float32"`, or `"int8"` or `"uint8"` for devices without floating point.
-                - check_data: `(x, y)`, inputs and targets, labels or one-hot, to compare
-                  accuracies on.
-                - accuracy_drop: float, how much lower than the model's the accuracy on `check_data`
-                  may be. Defaults to 0.01, one point.
-                - preprocessing: Keras layer or model that the artefact applies before the model.
-                - class_labels: list of str. A SavedModel then answers
-                  `{"scores": outputs, "label": the label of the highest score}`.
-                - report: bool or None. Measure the artefact beside the same model at full rank and
-                  write `<filepath>.report.json`; return the `ExportReport`: a second export.
-                  None is what `verbose` is, or `False` where whole kernels take more than 1 GiB.
-
-        Returns:
-            `ExportReport` (size, parameters, multiply-adds, median time of an inference, largest
-            difference, accuracy) or, without a report, None.
-
-        Raises:
-            FileExistsError: something is at `filepath` and `overwrite` is `False`.
-            ImportError: a package that ONNX needs is not installed.
-            OSError: a folder that may not be written, or a full disk.
-            ValueError: an argument outside its range; an operation that the format has not; or an
-                artefact that does not agree with the model. In float, outputs may differ by `1e-4`
-                (relative to outputs above 1), on random input. Quantised, the accuracy on
-                `check_data` decides or, without, the root mean square of the difference relative
-                to that of the outputs: 1% for float16, 10% for int8, on `representative_data` or
-                random input. Nothing is left at `filepath` then.
-
-        Example:
-
-        >>> inputs = keras.Input((64,))
-        >>> model = LowRankModel(inputs, LowRankDense(64, rank=4)(inputs))
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.tflite"
-        >>> report = model.export(path, format="litert", verbose=False, report=True)
-        >>> report.artefact.multiply_adds, report.full_rank.multiply_adds
-        (512, 4096)
-        """
-        return export_model(self, filepath, format, verbose, input_signature, overwrite, **options)
-
     def save(self, filepath, *args, **kwargs):
         """Saves the model as Keras does, in the format `.keras`.
 
         Raises:
-            ValueError: a path that asks for the older HDF5 format.
+            ValueError: a path that asks for the older HDF5 format, or a model that would not load
+                again: one with layers that its class does not make from its config.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(_NO_HDF5.format(f"filepath={filepath}"))
+        self._check_reloads()
         super().save(filepath, *args, **kwargs)
+
+    def _check_reloads(self):
+        """Once for all that it holds: a checkpoint is written every epoch."""
+        layers = [self, *keras_internals.all_layers(self)]
+        known = [id(layer) for layer in layers]
+        if self.built and known != getattr(self, "_reloads_with", None):
+            check_reloads(self)
+            self._reloads_with = known
 
     def save_weights(self, filepath, *args, **kwargs):
         """Saves the weights as Keras does; a `.weights.h5` file gets a checksum of its contents."""

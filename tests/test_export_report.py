@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
-from keras_lowrank.export import ExportReport, pipeline
+from keras_lowrank.export import ExportReport
 from keras_lowrank.export.report import Cost
 
 
@@ -27,8 +27,8 @@ class Subclassed(LowRankModel):
 def test_costs_are_those_of_the_formulas(tmp_path, format, suffix, capsys):
     model = Subclassed()
     model(np.zeros((1, 8, 8, 2)))
-    path = tmp_path / f"model{suffix}"
-    report = model.export(path, format, report=True)
+    path, beside = tmp_path / f"model{suffix}", tmp_path / "costs" / "model.json"
+    report = model.export(path, format, report=beside)
     pairs = {"conv": 2 * (18 + 6), "low": 2 * (216 + 300)}
     rest = 300 * 4 + 6 + 300 + 4
     assert report.artefact.parameters == sum(pairs.values()) + rest
@@ -39,32 +39,37 @@ def test_costs_are_those_of_the_formulas(tmp_path, format, suffix, capsys):
     assert report.artefact.bytes == written < report.full_rank.bytes
     assert 0 < report.artefact.milliseconds < 100 and 0 < report.full_rank.milliseconds < 100
     assert 0 < report.difference < 1e-4 and report.accuracy is None
-    beside = json.loads((tmp_path / f"model{suffix}.report.json").read_text())
-    assert beside["full_rank"] == report.full_rank._asdict()
-    assert beside["path"] == str(path) and beside["format"] == format
+    written = json.loads(beside.read_text())
+    assert written["full_rank"] == report.full_rank._asdict()
+    assert written["path"] == str(path) and written["format"] == format
     assert str(report) in capsys.readouterr().out
     with pytest.raises(FileExistsError):
         model.export(path, format, report=True)
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_no_report_that_was_not_asked_for_forms_large_kernels(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def model():
     inputs = keras.Input((8,))
-    model = LowRankModel(inputs, LowRankDense(6, rank=2)(inputs))
-    monkeypatch.setattr(pipeline, "_LARGEST_TWIN", 8 * 6 * 4 - 1)
-    assert model.export(tmp_path / "1", report=None) is None
-    monkeypatch.setattr(pipeline, "_LARGEST_TWIN", 8 * 6 * 4)
-    assert model.export(tmp_path / "2").path == str(tmp_path / "2")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["1", "2", "2.report.json"]
+    return LowRankModel(inputs, LowRankDense(6, rank=2)(inputs))
 
 
-def test_an_older_report_is_not_replaced_unasked(tmp_path):
-    inputs = keras.Input((8,))
-    model = LowRankModel(inputs, LowRankDense(6, rank=2)(inputs))
-    (tmp_path / "1.report.json").write_text("older")
-    with pytest.raises(FileExistsError, match=r"1\.report\.json"):
-        model.export(tmp_path / "1", report=True)
-    assert (tmp_path / "1.report.json").read_text() == "older"
+def test_a_report_leaves_no_file_in_the_folder_of_a_model_server(model, tmp_path):
+    path = tmp_path / "digits" / "1"
+    assert model.export(path, verbose=False, report=True).path == str(path)
+    assert [one.name for one in path.parent.iterdir()] == ["1"]
+    for inside in (path, path / "report.json"):
+        with pytest.raises(ValueError, match="path outside of the artefact. Received: report="):
+            model.export(path, verbose=False, report=inside, overwrite=True)
+    assert not (path / "report.json").exists()
+
+
+def test_an_older_report_is_not_replaced_unasked(model, tmp_path):
+    older = tmp_path / "report.json"
+    older.write_text("older")
+    with pytest.raises(FileExistsError, match=r"overwrite=True.*report\.json"):
+        model.export(tmp_path / "1", report=older)
+    assert older.read_text() == "older"
     assert not (tmp_path / "1").exists()
 
 

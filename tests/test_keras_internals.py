@@ -24,8 +24,10 @@ MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
         ("keras.src.backend.tensorflow.rnn", "rnn"),
         ("keras.src.export.export_utils", "get_input_signature"),
         ("keras.src.export.export_utils", "make_input_spec"),
+        ("keras.src.export.export_utils", "make_tf_tensor_spec"),
         ("keras.src.losses.loss", "unscale_loss_for_distribution"),
         ("keras.src.models.functional", "Functional"),
+        ("keras.src.models.functional", "functional_like_constructor"),
         ("keras.src.optimizers.loss_scale_optimizer", "LossScaleOptimizer"),
         ("keras.src.random.seed_generator", "global_seed_generator"),
         ("keras.src.saving.object_registration", "GLOBAL_CUSTOM_NAMES"),
@@ -428,3 +430,39 @@ def test_hooks_of_training_under_a_strategy_are_where_they_were():
     assert model.optimizer._all_reduce_sum_gradients(iter([1])) == [1]
     keras_internals.sum_gradients(model.optimizer, True)
     assert "_all_reduce_sum_gradients" not in vars(model.optimizer)
+
+
+def test_names_are_kept():
+    layer = keras.layers.Dense(1)
+    with keras_internals.names_kept():
+        inside = keras.layers.Dense(1), keras.layers.Dropout(0.1)
+    names = [one.name for one in (layer, *inside, keras.layers.Dense(1), keras.layers.Dropout(0.1))]
+    assert names == ["dense", "dense_1", "dropout", "dense_1", "dropout"], MOVED
+
+
+def test_a_model_that_its_graph_describes_is_told_from_one_that_its_code_does():
+    class Own(keras.Model):
+        def __init__(self, units):
+            inputs = keras.Input((3,))
+            super().__init__(inputs, keras.layers.Dense(units)(inputs))
+
+    inputs = keras.Input((4,))
+    outputs = LowRankDense(2, rank=1)(inputs)
+    for model, graph, bare in [
+        (LowRankModel(inputs, outputs), True, False),
+        (keras.Model(inputs, outputs), True, True),
+        (keras.Sequential([keras.Input((4,))]), True, True),
+        (Own(2), False, False),
+    ]:
+        assert keras_internals.is_saved_as_graph(model) == graph, MOVED
+        assert keras_internals.is_bare_graph(model) == bare, MOVED
+
+
+def test_the_first_call_of_a_layer_is_known():
+    layer = keras.layers.MultiHeadAttention(2, 4)
+    assert keras_internals.called_with(layer) is None
+    inputs = keras.Input((3, 8))
+    layer(inputs, inputs, use_causal_mask=True)
+    args, kwargs = keras_internals.called_with(layer)
+    assert [x.shape for x in args] == [(None, 3, 8)] * 2, MOVED
+    assert all(x is not inputs for x in args) and kwargs["use_causal_mask"], MOVED

@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, its exit codes, its errors in one line."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -13,10 +14,58 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from ai_edge_litert.interpreter import Interpreter
 
 from keras_lowrank import LowRankDense, LowRankModel
 from keras_lowrank import __main__ as command_line
 from keras_lowrank.inspection import plot
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with models that need a module of their own, and with that module."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_layers.py").write_text(OWN)
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    module = importlib.import_module("own_layers")
+    sys.path[:] = before
+    for cls in (module.Scaled, module.Registered):
+        inputs = keras.Input((None,), name="x")
+        x = keras.layers.Dense(3)(keras.ops.sum(cls()(inputs), axis=-1, keepdims=True))
+        keras.Model(inputs, x).save(folder / f"{cls.__name__}.keras")
+    net = module.Net()
+    net(np.ones((1, 4)))
+    net.save(folder / "Net.keras")
+    forget()
+    return folder
+
+
+def forget():
+    """As in another process, in which nothing has imported the module."""
+    del sys.modules["own_layers"]
+    keras.saving.get_custom_objects().pop("own>Registered")
+
+
+OWN = """
+import keras
+
+class Scaled(keras.layers.Layer):
+    def call(self, inputs):
+        return 2.0 * inputs
+
+@keras.saving.register_keras_serializable("own")
+class Registered(Scaled):
+    pass
+
+class Net(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(5, name="hidden")
+
+    def call(self, inputs):
+        return self.hidden(inputs)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +137,8 @@ def test_without_a_place_to_write_to_it_is_beside_the_model(files, tmp_path):
     model = shutil.copy(files / "model.keras", tmp_path)
     call("convert", model, "--rank=2")
     call("convert", tmp_path / "model_low_rank.keras", "--form=merged")
-    call("export", model, "--noreport")
-    call("export", model, "--noreport", "--format=litert")
+    call("export", model)
+    call("export", model, "--format=litert")
     left = ["model", "model.keras", "model.tflite", "model_low_rank.keras"]
     left.append("model_low_rank_plain.keras")
     assert sorted(path.name for path in tmp_path.iterdir()) == left
@@ -107,13 +156,13 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
     call(
         *("export", files / "model.keras", target, "--format=litert", "--quantization=int8"),
         *(f"--representative_data={tmp_path / 'images.npy'}", "--accuracy_drop=0.2"),
-        f"--check_data={tmp_path / 'test.npz'}",
+        *(f"--check_data={tmp_path / 'test.npz'}", f"--report_file={tmp_path / 'report.json'}"),
     )
     printed = capsys.readouterr().out
     assert f"Wrote {target}: litert, {target.stat().st_size:,} bytes." in printed
-    report = json.loads((tmp_path / "model.tflite.report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["model_accuracy"] == 1.0 and report["artefact"]["bytes"] == target.stat().st_size
-    call("export", files / "model.keras", target, "--format=litert", "--overwrite", "--noreport")
+    call("export", files / "model.keras", target, "--format=litert", "--overwrite")
     assert target.stat().st_size > report["artefact"]["bytes"]
 
 
@@ -136,7 +185,14 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
         (["export", "missing.keras", "new"], "There is no such file: missing.keras"),
         (["export", "model.keras", "model.keras"], "pass --overwrite to replace it"),
         (["export", "model.keras", "new.lite", "--format=litert"], "must end in '.tflite'"),
-        (["export", "model.keras", "new", "--quantization=int8"], "`representative_data`, some"),
+        (
+            ["export", "model.keras", "new", "--quantization=int8"],
+            "goes with format='litert' alone",
+        ),
+        (
+            ["export", "model.keras", "new.tflite", "--format=litert", "--quantization=int8"],
+            "`representative_data`, some",
+        ),
         (["export", "model.keras", "new", "--representative_data=no.npy"], "no such file: no.npy"),
         (["export", "model.keras", "new", "--check_data=model.keras"], "must be NumPy's .npz"),
         (["export", "model.keras", "new", "--check_data=bad.npz"], "cannot be read as NumPy's"),
@@ -163,6 +219,61 @@ def test_errors_are_one_line_and_leave_no_file(files, capsys, monkeypatch, argum
     assert sorted(files.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["Scaled", "Registered"])
+def test_a_class_that_is_not_known_is_named_and_imported(own, monkeypatch, capsys, name):
+    monkeypatch.chdir(own.parent)  # not where the module is
+    with pytest.raises(SystemExit):
+        call("inspect", own / f"{name}.keras")
+    assert re.search(rf"needs the class '{name}'.*pass --import=MODULE", capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        call("inspect", own / f"{name}.keras", "--import=no_such_module")
+    assert "--import must name modules" in capsys.readouterr().err
+    monkeypatch.chdir(own)
+    call("inspect", own / f"{name}.keras", "--import=own_layers")
+    assert "dense" in capsys.readouterr().out.splitlines()[1]
+    forget()
+
+
+def test_inspect_says_layer_by_layer_why_nothing_converts(own, tmp_path, capsys, monkeypatch):
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(4, 3, groups=2, name="grouped")(inputs)
+    x = keras.layers.DepthwiseConv2D(3, name="depthwise")(x)
+    x = keras.layers.Dense(3, kernel_constraint="non_neg", name="bound")(x)
+    x = keras.layers.Reshape((-1, 3))(x)
+    lstm = keras.layers.LSTM(2, kernel_constraint="non_neg", return_sequences=True)
+    x = keras.layers.Bidirectional(lstm, name="both")(x)
+    x = keras.layers.SimpleRNN(2, name="simple")(x)
+    keras.Model(inputs, x).save(tmp_path / "refused.keras")
+    with pytest.raises(SystemExit):
+        call("inspect", tmp_path / "refused.keras")
+    printed = capsys.readouterr()
+    rows = {line.split()[0]: line for line in printed.out.splitlines()}
+    assert "groups" in rows["grouped"] and "Conv2D" in rows["grouped"]
+    assert "no low-rank layer for its class" in rows["depthwise"]
+    assert "kernel_constraint" in rows["bound"] and "kernel_constraint" in rows["both"]
+    assert "no low-rank layer for its class" in rows["simple"]
+    assert "must hold a layer that is, or can be, low-rank" in printed.err
+    monkeypatch.chdir(own)
+    with pytest.raises(SystemExit):
+        call("inspect", own / "Net.keras", "--import=own_layers")
+    assert re.search(r"hidden +Dense .*code of Net.*convert_layer", capsys.readouterr().out)
+
+
+def test_the_shape_and_the_batch_size_of_a_file_are_told(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    np.save(tmp_path / "x.npy", np.ones((2, 7), "float32"))
+    target = tmp_path / "m.tflite"
+    export = ("export", own / "Scaled.keras", target, "--import=own_layers", "--format=litert")
+    call(*export, "--input_shape=7", "--batch_size=1", f"--example_inputs={tmp_path / 'x.npy'}")
+    (detail,) = Interpreter(str(target)).get_input_details()
+    assert detail["shape_signature"].tolist() == [1, 7]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.tflite", "x.npy"]
+    for shape, message in (("y=7", "those of the inputs x"), ("a", "must be whole numbers")):
+        with pytest.raises(SystemExit):
+            call(*export, f"--input_shape={shape}", "--overwrite")
+        assert message in capsys.readouterr().err
+
+
 def test_a_disk_that_is_full_leaves_nothing(files, tmp_path, capsys, monkeypatch):
     def save(self, path):
         pathlib.Path(path).write_bytes(b"half")
@@ -172,7 +283,7 @@ def test_a_disk_that_is_full_leaves_nothing(files, tmp_path, capsys, monkeypatch
     with pytest.raises(SystemExit):
         call("convert", files / "model.keras", tmp_path / "low.keras", "--rank=2")
     error = capsys.readouterr().err
-    assert "with room on its disk. Received: No space left on device" in error
+    assert re.search("with room on its disk.*Received: No space left on device", error)
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

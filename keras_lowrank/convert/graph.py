@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import tempfile
 
 import keras
@@ -70,7 +71,7 @@ class GraphCopy:
     """
 
     def __init__(self, replace):
-        self._replace = replace
+        self._replace = functools.cache(replace)  # asked for before a model is opened, and in it
         self._copies = {}  # by id; in order, so that what a model holds comes before it
         self._replaced = set()  # of ids
 
@@ -126,10 +127,8 @@ class GraphCopy:
         if replaced is not None:
             self._replaced.add(id(layer))
             return replaced
-        if isinstance(layer, keras.Sequential) and is_graph(layer):
-            return keras.Sequential([self._layer(one) for one in layer.layers], name=layer.name)
         if is_graph(layer):
-            return self._graph(layer, keras.Model)
+            return self._whole(layer) or self._opened(layer)
         if opened(layer) is not None:
             config = {key: value for key, value in layer.get_config().items() if key != "layer"}
             return type(layer)(self._layer(layer.layer), **config)
@@ -147,6 +146,32 @@ class GraphCopy:
     def _unless_held(self, value):
         """A value of a config, or the copy of a layer where a config holds that itself."""
         return self._layer(value) if isinstance(value, keras.layers.Layer) else value
+
+    def _opened(self, model):
+        if isinstance(model, keras.Sequential):
+            return keras.Sequential([self._layer(one) for one in model.layers], name=model.name)
+        return self._graph(model, keras.Model)
+
+    def _whole(self, model):
+        """A copy of a nested model that keeps its class, if nothing in it is replaced; or None.
+
+        Opened, it would be a bare graph, and what its class does when it is loaded would be lost.
+        """
+        inside = _inside(model)
+        if keras_internals.is_bare_graph(model) or any(
+            id(one) in self._copies or self._replace(one) is not None for one in inside
+        ):
+            return None
+        try:
+            twin = type(model).from_config(model.get_config())
+        except Exception:  # a class that its config does not describe is opened
+            return None
+        twins = _inside(twin)
+        if list(map(_outline, inside)) != list(map(_outline, twins)):
+            return None
+        # Whatever is used outside of it too is one layer there as well.
+        self._copies.update((id(one), (one, other)) for one, other in zip(inside, twins))
+        return twin
 
 
 def copied_activation(activation):
@@ -194,6 +219,20 @@ def copy_own_state(source, target):
         with tempfile.TemporaryDirectory() as folder:
             source.save_assets(folder)
             target.load_assets(folder)
+
+
+def _inside(model):
+    """The layers of a model, and of all in it that can be `opened`."""
+    found = {}
+    for layer in opened(model):
+        found[id(layer)] = layer
+        if opened(layer) is not None:
+            found.update((id(one), one) for one in _inside(layer))
+    return list(found.values())
+
+
+def _outline(layer):
+    return type(layer), layer.name, [tuple(weight.shape) for weight in layer.weights]
 
 
 def _refuse_shared_variables(layers):

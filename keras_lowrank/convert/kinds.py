@@ -171,6 +171,11 @@ def is_convertible(layer):
     return type(layer) in _LOW_RANK or (bool(inside) and all(map(is_convertible, inside)))
 
 
+def is_plain(cls):
+    """bool, whether `cls` is a Keras class with a low-rank one."""
+    return cls in _LOW_RANK
+
+
 def holds_matrix(layer):
     """bool, whether `layer` is a plain one whose kernel is a matrix."""
     if type(layer) not in _BY_PLAIN and not isinstance(layer, GatesKernel):

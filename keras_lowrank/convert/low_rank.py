@@ -219,7 +219,7 @@ def _chosen(model, rule, include, exclude):
             candidates.update({path: layer, **kernel_layers(path, layer)})
     chosen = select(candidates, include, exclude)
     chosen = {path: layer for path, layer in chosen.items() if not _holds_layers(layer)}
-    refused = {path: _refusal(layer) for path, layer in chosen.items()}
+    refused = {path: refusal(layer) for path, layer in chosen.items()}
     chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
     left = _by_reason({path: reason for path, reason in refused.items() if reason})
     if not chosen:
@@ -259,7 +259,7 @@ def _holds_kernel(layer):
     return is_convertible(layer) or any(map(is_convertible, keras_internals.all_layers(layer)))
 
 
-def _refusal(layer):
+def refusal(layer):
     """Why a layer stays as it is, or None."""
     layer = layer.owner if isinstance(layer, GatesKernel) else layer
     if not is_convertible(layer):

@@ -22,12 +22,6 @@ def full_rank_kernels(model):
     return _kernels(model, lambda n, m, rank: False)
 
 
-def full_rank_bytes(model):
-    """What the kernels of the full-rank twin take."""
-    layers = find_built_layers(model).values()
-    return sum(one.factors.n * one.factors.m * tf.as_dtype(one.S.dtype).size for one in layers)
-
-
 def count_parameters(layers, kernels):
     """The numbers that an artefact holds: its kernels, and all other weights of the layers."""
     inside = {id(variable) for factors in kernels for variable in factors.variables}

@@ -11,74 +11,110 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank.export import saved_model
-from keras_lowrank.export.served import input_names, position
+from keras_lowrank.export import litert_errors, saved_model
+from keras_lowrank.export.served import position
 
 SUFFIX = ".tflite"
 QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
 INFERENCE_TYPES = ("float32", "int8", "uint8")
 
 
-def write(served, kernels, path, quantization=None, samples=None, inference_type="float32"):
-    """Writes what is served, with `kernels` in place of the factors, to the file `path`.
+trace = saved_model.trace
+
+
+def write(
+    served,
+    function,
+    path,
+    quantization=None,
+    samples=None,
+    inference_type="float32",
+    options=None,
+):
+    """Writes a function that `trace` has made to the file `path`.
 
     Args:
         served: `Served`.
-        kernels: `{factors: Product}`.
+        function: traced `tf.function`.
         path: `pathlib.Path`.
         quantization: one of `QUANTIZATIONS`.
         samples: `Samples`, what the ranges of the activations are taken from, for `"int8"`.
         inference_type: one of `INFERENCE_TYPES`, the type of inputs and outputs for `"int8"`.
+        options: dict, attributes of `tf.lite.TFLiteConverter` as Keras's export takes them.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        saved_model.write(served, kernels, folder)
+        saved_model.write(served, function, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if quantization is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantization == "float16":
             converter.target_spec.supported_types = [tf.float16]
+        if samples is not None:
+            converter.representative_dataset = lambda: samples.one_by_one(served.names)
         if quantization == "int8":
-            names = input_names(served, saved_model.signature_names(folder))
-            converter.representative_dataset = lambda: samples.one_by_one(names)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             # Not public. A scale and a zero point for each column of V^T are more bytes than the
             # rank has rows; one for the whole took 21% off LeNet5 and 0.04 points of accuracy.
             converter._experimental_disable_per_channel_quantization_for_dense_layers = True
             converter.inference_input_type = tf.as_dtype(inference_type)
             converter.inference_output_type = tf.as_dtype(inference_type)
-        path.write_bytes(_convert(converter, quantization))
+        _set_options(converter, options or {})
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter has many, some with pages of MLIR in them
+            raise ValueError(litert_errors.explained(error, served, function)) from error
+        path.write_bytes(content)
 
 
-def _convert(converter, quantization):
-    try:
-        return converter.convert()
-    except Exception as error:  # the converter has many, some with pages of MLIR in them
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            "LiteRT must have a builtin operation for all that the model computes with "
-            f"quantization={quantization!r}: recurrent layers need `unroll=True`, and half "
-            f"precision is for training (load the weights into a model without a dtype policy). "
-            f"Received: {reason[:300]}"
-        ) from error
+def _set_options(converter, options):
+    """Sets attributes of a converter, as `keras.Model.export` does."""
+    options = dict(options)
+    parts = [(converter, options)]
+    if isinstance(options.get("target_spec"), dict):
+        parts.append((converter.target_spec, options.pop("target_spec")))
+    for target, attributes in parts:
+        for name, value in attributes.items():
+            if not hasattr(target, name):
+                raise ValueError(
+                    "Further arguments of an export to LiteRT must be attributes of "
+                    f"`tf.lite.{type(target).__name__}`. Received: {name}={value!r}"
+                )
+            setattr(target, name, value)
 
 
-def load(served, path):
+def rounding(quantization, samples, options):
+    """How a file is quantised, one of `QUANTIZATIONS`, by our argument or by Keras's options."""
+    if quantization is not None or not options.get("optimizations"):
+        return quantization
+    if samples is not None:
+        return "int8"
+    target = options.get("target_spec") or {}
+    given = target if isinstance(target, dict) else vars(target)
+    return "float16" if tf.float16 in given.get("supported_types", ()) else "dynamic_int8"
+
+
+def load(served, function, path):
     """A callable: the arguments in, the flat list of outputs as arrays out, in float."""
-    session = _interpreter()(model_path=str(path))  # held: the runner does not own it
-    run_signature = session.get_signature_runner("serving_default")
+    session = _interpreter()(model_path=str(path))
+    try:
+        run_signature = session.get_signature_runner("serving_default")
+    except RuntimeError as error:
+        raise ValueError(litert_errors.explained_run(error, function)) from error
     details = run_signature.get_input_details()
     made = run_signature.get_output_details()
-    names = input_names(served, details)
 
     def run(*arguments):
-        given = zip(names, keras.tree.flatten(arguments), strict=True)
-        outputs = run_signature(
-            **{key: _quantized(np.asarray(x), details[key]) for key, x in given}
-        )
-        assert session is not None
+        given = zip(served.names, keras.tree.flatten(arguments), strict=True)
+        try:
+            outputs = run_signature(
+                **{key: _quantized(np.asarray(x), details[key]) for key, x in given}
+            )
+        except RuntimeError as error:
+            raise ValueError(litert_errors.explained_run(error, function)) from error
         return [_dequantized(outputs[key], made[key]) for key in sorted(outputs, key=position)]
 
+    run.session = session  # the runner does not own it
     return run
 
 
@@ -103,8 +139,13 @@ def _dequantized(values, detail):
     return (values.astype("float32") - zero) * np.float32(scale) if scale else values
 
 
-def check_arguments(quantization, samples, inference_type):
+def check_arguments(quantization, samples, inference_type, options):
     """Raises ValueError where the arguments on quantisation do not fit together."""
+    if quantization is not None and options.get("optimizations"):
+        raise ValueError(
+            "`optimizations` is Keras's word for `quantization`: pass one of them. "
+            f"Received: quantization={quantization!r}, optimizations={options['optimizations']!r}"
+        )
     if quantization not in QUANTIZATIONS:
         raise ValueError(
             f"`quantization` must be one of {QUANTIZATIONS}. "
@@ -115,7 +156,7 @@ def check_arguments(quantization, samples, inference_type):
             f"`inference_type` must be one of {INFERENCE_TYPES}. "
             f"Received: inference_type={inference_type!r}"
         )
-    if (quantization == "int8") != (samples is not None):
+    if (rounding(quantization, samples, options) == "int8") != (samples is not None):
         raise ValueError(
             "`representative_data`, some hundred typical inputs, goes with quantization='int8', "
             f"and with that alone. Received: quantization={quantization!r} "

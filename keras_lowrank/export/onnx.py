@@ -11,49 +11,112 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.export.onnx_operations import HANDLERS
+from keras_lowrank.export.reason import reason
 from keras_lowrank.export.served import position
 from keras_lowrank.substitution import substitute
 
 SUFFIX = ".onnx"
 
 
-def write(served, kernels, path):
-    """Writes what is served, with `kernels` in place of the factors, to the file `path`.
+def trace(served, kernels):
+    """A traced `tf.function` of what is served, with `kernels` in place of the factors.
 
-    Inputs keep their names (`x_0`, `x_1`, ... without one); outputs are called by their keys, or
-    `output_0`, `output_1`, ..., as in a SavedModel.
+    Its arguments are flat; its outputs are called by their keys, or `output_0`, `output_1`, ...,
+    as in a SavedModel.
     """
-    converter = _package("tf2onnx")
-    _package("onnx")
-    flat = [
-        tf.TensorSpec(spec.shape, spec.dtype, name)
-        for spec, name in zip(keras.tree.flatten(served.signature), _input_names(served))
-    ]
 
     def serve(*tensors):
-        outputs = served(*keras.tree.pack_sequence_as(served.signature, tensors))
+        with substitute(kernels):
+            outputs = served(*keras.tree.pack_sequence_as(served.signature, tensors))
         return dict(zip(_output_names(outputs), keras.tree.flatten(outputs)))
 
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    flat = keras.tree.flatten(served.signature)
+    function = tf.function(serve, input_signature=flat, autograph=False)
+    function.get_concrete_function()
+    return function
+
+
+def write(served, function, path, opset_version=None):
+    """Writes a function that `trace` has made to the file `path`.
+
+    Args:
+        served: `Served`.
+        function: traced `tf.function`.
+        path: `pathlib.Path`.
+        opset_version: int or None, the version of ONNX's operations; None is tf2onnx's own.
+    """
+    converter, onnx = _package("tf2onnx"), _package("onnx")
+    graph = function.get_concrete_function().graph
+    _open_calls(graph)
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what it cannot do is told below
     try:
-        with substitute(kernels):
-            function = tf.function(serve, input_signature=flat)
-            model, _ = converter.convert.from_function(function, input_signature=flat)
+        model, _ = converter.convert.from_function(
+            function,
+            input_signature=keras.tree.flatten(served.signature),
+            opset=opset_version,
+            custom_op_handlers=HANDLERS,
+        )
     except Exception as error:  # tf2onnx raises what its handlers happen to raise
         raise ValueError(
-            "ONNX must have an operation for all that the model computes with. "
-            f"Received: {str(error).strip().splitlines()[0][:300]}"
+            "ONNX must have an operation for all that the model computes. "
+            f"Received: {reason(error)}"
         ) from error
+    finally:
+        logger.setLevel(level)
+    _hold_constants(model.graph, graph, onnx)
+    _check_operations(model, onnx)
     _renumber(model.graph)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def load(served, path):
-    """A callable: the arguments in, the flat list of outputs as arrays out."""
-    session = _package("onnxruntime").InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
+def _open_calls(graph):
+    """Has functions that XLA compiles, as Keras's grouped convolutions are, put in line."""
+    for operation in graph.get_operations():
+        if "_XlaMustCompile" in operation.node_def.attr:
+            operation._clear_attr("_XlaMustCompile")
+
+
+def _hold_constants(made, traced, onnx):
+    """Makes constants of the tensors that the traced graph has captured, which are no inputs."""
+    constants = {
+        placeholder.name: value.numpy()
+        for value, placeholder in traced.captures
+        if value.dtype != tf.resource
+    }
+    for entry in [one for one in made.input if one.name in constants]:
+        made.initializer.append(onnx.numpy_helper.from_array(constants[entry.name], entry.name))
+        made.input.remove(entry)
+
+
+def _check_operations(model, onnx):
+    """Raises where tf2onnx has left an operation of TensorFlow that it knows no other for."""
+    left = dict.fromkeys(
+        node.op_type
+        for graph in _graphs(model.graph)
+        for node in graph.node
+        if not node.domain and not onnx.defs.has(node.op_type)
     )
-    names = _input_names(served)
+    if left:
+        raise ValueError(
+            "ONNX must have an operation for all that the model computes, and tf2onnx must know "
+            f"it. Write these with other operations. Received: {', '.join(left)}"
+        )
+
+
+def load(served, function, path):
+    """A callable: the arguments in, the flat list of outputs as arrays out."""
+    runtime = _package("onnxruntime")
+    try:
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each
+        raise ValueError(
+            "onnxruntime must be able to run the file; another `opset_version` may be one that it "
+            f"knows. Received: {reason(error)}"
+        ) from error
+    names = served.names
     outputs = sorted((entry.name for entry in session.get_outputs()), key=position)
 
     def run(*arguments):
@@ -71,10 +134,6 @@ def _package(name):
             "format='onnx' needs the packages onnx, onnxruntime and tf2onnx. Install them by "
             f"`pip install 'keras_lowrank[onnx]'`. Received: {error}"
         ) from error
-
-
-def _input_names(served):
-    return [name or f"x_{index}" for index, name in enumerate(served.names)]
 
 
 def _output_names(outputs):

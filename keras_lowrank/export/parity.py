@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.export.random_inputs import RandomInputs
+from keras_lowrank.export.reason import reason
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import SCORES
 from keras_lowrank.faults import Snapshot
@@ -36,15 +38,67 @@ class Agreement(NamedTuple):
     model_accuracy: float | None = None
 
 
-def check(served, run, quantization=None, samples=None, check_data=None, accuracy_drop=0.01):
+class Reference(NamedTuple):
+    """What a model computes of the inputs of the check.
+
+    Attributes:
+        inputs: str, what they are.
+        batches: list of `(arguments, flat list of outputs)`.
+    """
+
+    inputs: str
+    batches: list
+
+
+def reference(served, inputs=None, quantized=False):
+    """What the model computes of some inputs, before anything is made of it.
+
+    Args:
+        served: `Served`.
+        inputs: `Samples`, or None for random numbers.
+        quantized: bool. The difference is then a mean, over more inputs.
+
+    Returns:
+        `Reference`.
+
+    Raises:
+        ValueError: the model fails on them, or gives NaN.
+    """
+    run = of_model(served)
+    batches = []
+    # A stateful layer goes on here and in the artefact; the model's is then put back.
+    states = Snapshot(keras_internals.states(served.model))
+    try:
+        inputs = inputs or RandomInputs(served)
+        for batch in (*_BATCHES, 32) if quantized else _BATCHES:
+            arguments = inputs.arguments(batch)
+            try:
+                outputs = run(*arguments)
+            except Exception as error:  # whatever the code of the model raises
+                raise ValueError(
+                    f"The model itself fails on {inputs.name}. {inputs.remedy}{served.remedy} "
+                    f"Received: {reason(error)}"
+                ) from error
+            if any(_has_nan(output) for output in outputs):
+                raise ValueError(
+                    f"The model itself gives NaN on {inputs.name}, which cannot be checked. "
+                    f"{inputs.remedy} Received: NaN from a {type(served.model).__name__}"
+                )
+            batches.append((arguments, outputs))
+    finally:
+        states.restore()
+    return Reference(inputs.name, batches)
+
+
+def check(served, run, expected, rounding=None, labelled=None, accuracy_drop=0.01):
     """Compares an artefact with the model; see `LowRankModel.export` for the rules.
 
     Args:
         served: `Served`.
         run: callable, the artefact: arguments in, flat list of arrays out.
-        quantization: str or None.
-        samples: `Samples` to compare on, or None for random input.
-        check_data: `(x, y)` or None.
+        expected: `Reference`.
+        rounding: str or None, the key of `ROUNDING` that the artefact is quantised by.
+        labelled: `Labelled` or None.
         accuracy_drop: float, how much lower than the model's the accuracy may be.
 
     Returns:
@@ -53,66 +107,66 @@ def check(served, run, quantization=None, samples=None, check_data=None, accurac
     Raises:
         ValueError: they differ by more than the rule allows.
     """
-    labelled = None if check_data is None else _Labelled(served, check_data)
-    if samples is None and quantization is not None and labelled is not None:
-        samples = labelled.samples
-    # A stateful layer goes on in both; the model's is then put back.
-    states = Snapshot(keras_internals.states(served.model))
-    try:
-        difference = _compare(served, run, quantization, samples, labelled is not None)
-    finally:
-        states.restore()
+    difference = _compare(served, run, expected, rounding, labelled is not None)
     if labelled is None:
         return Agreement(difference)
-    accuracy, expected = labelled.accuracy(run), labelled.accuracy(_of_model(served))
-    if not accuracy >= expected - accuracy_drop:
+    accuracy, best = labelled.accuracy(run), labelled.accuracy(of_model(served))
+    if not accuracy >= best - accuracy_drop:
         raise ValueError(
-            f"An artefact must reach the accuracy of the model, {expected:.2%}, less "
+            f"An artefact must reach the accuracy of the model, {best:.2%}, less "
             f"`accuracy_drop`, {accuracy_drop:.2%}; nothing was written. Received: {accuracy:.2%}"
         )
-    return Agreement(difference, accuracy, expected)
+    return Agreement(difference, accuracy, best)
 
 
-def _compare(served, run, quantization, samples, by_accuracy):
+def _compare(served, run, expected, rounding, by_accuracy):
     """The largest difference; raises where it, or its root mean square, is not allowed."""
-    random = np.random.default_rng(0)
     largest = 0.0
-    for batch in _BATCHES if quantization is None else (*_BATCHES, 32):
-        if samples is None:
-            arguments = served.random_arguments(batch, random)
-        else:
-            arguments = served.arguments(samples.first(served.batch_size or batch))
-        expected = _of_model(served)(*arguments)
-        for want, got in zip(expected, run(*arguments), strict=True):
+    for arguments, outputs in expected.batches:
+        for want, got in zip(outputs, _run(run, arguments, expected.inputs), strict=True):
             if want.dtype == object:
                 continue  # strings: labels, which follow from the scores beside them
-            gap = np.abs(want - np.asarray(got, "float32"))
+            # Infinite outputs, a mask's say, differ from themselves by NaN.
+            with np.errstate(invalid="ignore"):
+                gap = np.where(want == got, 0.0, np.abs(want - np.asarray(got, "float32")))
+            finite = np.where(np.isfinite(want), want, 0.0)
             difference = np.max(gap, initial=0.0)
             largest = max(largest, float(difference))
-            if quantization is None:
-                allowed = _tolerance(served.model) * max(1.0, np.max(np.abs(want), initial=0.0))
+            if rounding is None:
+                allowed = _tolerance(served.model) * max(1.0, np.max(np.abs(finite), initial=0.0))
             elif not by_accuracy:
-                allowed = ROUNDING[quantization] * _root_mean_square(want)
+                allowed = ROUNDING[rounding] * _root_mean_square(finite)
                 difference = _root_mean_square(gap)
             else:
                 allowed = np.inf
             if not difference <= allowed:
-                raise ValueError(_explained(allowed, difference, quantization, samples))
+                raise ValueError(_explained(allowed, difference, rounding, expected.inputs))
     return largest
 
 
-def _explained(allowed, difference, quantization, samples):
-    on = "random input" if samples is None else "the samples"
+def _run(artefact, arguments, inputs):
+    try:
+        return artefact(*arguments)
+    except ValueError:
+        raise
+    except Exception as error:  # each runtime has its own
+        raise ValueError(
+            f"An artefact must run on {inputs}, as the model does; nothing was written. "
+            f"Received: {reason(error)}"
+        ) from error
+
+
+def _explained(allowed, difference, rounding, inputs):
     text = (
-        f"An artefact must agree with the model on {on} to {allowed:.1e}; nothing was written. "
-        f"Received: a difference of {difference:.1e}"
+        f"An artefact must agree with the model on {inputs} to {allowed:.1e}; nothing was "
+        f"written. Received: a difference of {difference:.1e}"
     )
-    if quantization is not None:
+    if rounding is not None:
         text += " (root mean square). Pass `check_data=(x, y)` to let the accuracy decide"
     return text
 
 
-class _Labelled:
+class Labelled:
     """Inputs and targets, and the accuracy on them."""
 
     def __init__(self, served, check_data):
@@ -124,6 +178,7 @@ class _Labelled:
         x, y = check_data
         self._served = served
         self.samples, self._targets = Samples(x, served, "check_data"), np.asarray(y)
+        self.samples.check_one_by_one()
         if len(self.samples) != len(self._targets):
             raise ValueError(
                 "`check_data` must hold as many targets as samples. Received: "
@@ -158,11 +213,17 @@ class _Labelled:
         return np.asarray(outputs[0], "float32")
 
 
-def _of_model(served):
+def of_model(served):
+    """A callable: the arguments in, the flat list of the model's outputs as arrays out."""
+
     def run(*arguments):
         return [_as_array(output) for output in keras.tree.flatten(served(*arguments))]
 
     return run
+
+
+def _has_nan(output):
+    return output.dtype != object and np.isnan(output).any()
 
 
 def _as_array(output):

@@ -1,5 +1,6 @@
 """Write, check, measure, put in place: the way of every export, whatever the format."""
 
+import contextlib
 import pathlib
 import tempfile
 
@@ -7,10 +8,9 @@ from keras_lowrank.export import litert, onnx, parity, saved_model
 from keras_lowrank.export.kernels import (
     count_parameters,
     deployed_kernels,
-    full_rank_bytes,
     full_rank_kernels,
 )
-from keras_lowrank.export.placing import placed, size
+from keras_lowrank.export.placing import disk_errors, placed, size
 from keras_lowrank.export.report import (
     Cost,
     ExportReport,
@@ -19,9 +19,6 @@ from keras_lowrank.export.report import (
 )
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served
-
-# Bytes of the whole kernels that a report which nobody asked for may form.
-_LARGEST_TWIN = 2**30
 
 FORMATS = {"tf_saved_model": saved_model, "litert": litert, "tflite": litert, "onnx": onnx}
 
@@ -34,6 +31,8 @@ def export_model(
     input_signature=None,
     overwrite=False,
     *,
+    batch_size=None,
+    example_inputs=None,
     quantization=None,
     representative_data=None,
     inference_type="float32",
@@ -41,56 +40,103 @@ def export_model(
     accuracy_drop=0.01,
     preprocessing=None,
     class_labels=None,
-    report=None,
+    opset_version=None,
+    report=False,
+    **converter_options,
 ):
     """Writes a built Keras model for inference. See `LowRankModel.export`."""
     target = pathlib.Path(filepath)
     verbose = True if verbose is None else bool(verbose)
-    if report is None:
-        report = verbose and full_rank_bytes(model) <= _LARGEST_TWIN
     kind = _checked_format(format, target)
     if not model.built:
         raise ValueError(
             "A model can be exported once it is built. Call it on a batch, or `build` it. "
             f"Received: an unbuilt model {model.name!r}"
         )
-    served = Served(model, preprocessing, class_labels, input_signature)
-    samples = None
-    if representative_data is not None:
-        samples = Samples(representative_data, served, "representative_data")
-    litert.check_arguments(quantization, samples, inference_type)
+    served = Served(model, preprocessing, class_labels, input_signature, batch_size)
+    _check_arguments(kind, format, quantization, class_labels, opset_version, converter_options)
+    if "representative_dataset" in converter_options:
+        if representative_data is not None:
+            raise ValueError(
+                "`representative_dataset` is Keras's word for `representative_data`: pass one of "
+                "them. Received: both"
+            )
+        representative_data = converter_options.pop("representative_dataset")
+    data = {"example_inputs": example_inputs, "representative_data": representative_data}
+    given = {name: Samples(x, served, name) for name, x in data.items() if x is not None}
+    ranges = given.get("representative_data")
+    if ranges:
+        ranges.check_one_by_one()
+    litert.check_arguments(quantization, ranges, inference_type, converter_options)
+    labelled = None if check_data is None else parity.Labelled(served, check_data)
+    rounding = litert.rounding(quantization, ranges, converter_options)
+    inputs = next(iter(given.values()), labelled and labelled.samples)
+    options = {}
+    if kind is litert:
+        options = {"quantization": quantization, "samples": ranges}
+        options.update(inference_type=inference_type, options=converter_options)
+    if kind is onnx:
+        options = {"opset_version": opset_version}
+    with (
+        _placed_report(report, target, overwrite) as made_report,
+        placed(target, overwrite) as made,
+    ):
+        # What the model itself makes of its inputs comes first: what fails later is the export.
+        expected = parity.reference(served, inputs, rounding is not None)
+        kernels = deployed_kernels(model)
+        function = kind.trace(served, kernels)
+        with disk_errors(target):
+            kind.write(served, function, made, **options)
+        run = kind.load(served, function, made)
+        agreement = parity.check(served, run, expected, rounding, labelled, accuracy_drop)
+        if report:
+            arguments, _ = expected.batches[0]
+            costs = _costs(kind, served, kernels, made, run, arguments)
+            measured = ExportReport(str(target), format, rounding, *costs, *agreement)
+        if made_report:
+            made_report.write_text(measured.json())
+    if verbose:
+        print(f"Wrote {target}: {format}, {size(target):,} bytes.")
+        if report:
+            print(measured)
+    return measured if report else None
+
+
+def _check_arguments(kind, format, quantization, class_labels, opset_version, converter_options):
+    """Raises where an argument goes with another format."""
     if kind is not litert and quantization is not None:
         raise ValueError(
             "`quantization` goes with format='litert' alone. "
             f"Received: format={format!r}, quantization={quantization!r}"
+        )
+    if kind is not litert and converter_options:
+        raise TypeError(
+            "Further arguments are attributes of LiteRT's converter, and go with format='litert' "
+            f"alone. Received: format={format!r}, {', '.join(converter_options)}"
+        )
+    if kind is not onnx and opset_version is not None:
+        raise ValueError(
+            "`opset_version` goes with format='onnx' alone. "
+            f"Received: format={format!r}, opset_version={opset_version}"
         )
     if kind is not saved_model and class_labels is not None:
         raise ValueError(
             "`class_labels` go with format='tf_saved_model' alone: other formats are for numbers. "
             f"Received: format={format!r}"
         )
-    options = {}
-    if quantization is not None:
-        options = {
-            "quantization": quantization,
-            "samples": samples,
-            "inference_type": inference_type,
-        }
-    beside = (f"{target.name}.report.json",) if report else ()
-    with placed(target, overwrite, beside) as made:
-        kernels = deployed_kernels(model)
-        kind.write(served, kernels, made, **options)
-        run = kind.load(served, made)
-        agreement = parity.check(served, run, quantization, samples, check_data, accuracy_drop)
-        if report:
-            costs = _costs(kind, served, kernels, made, run)
-            report = ExportReport(str(target), format, quantization, *costs, *agreement)
-            made.with_name(*beside).write_text(report.json())
-    if verbose:
-        print(f"Wrote {target}: {format}, {size(target):,} bytes.")
-        if report:
-            print(report)
-    return report or None
+
+
+def _placed_report(report, target, overwrite):
+    """A place for the file of the report, or None where only the result is wanted."""
+    if report is None or isinstance(report, bool):
+        return contextlib.nullcontext()
+    path = pathlib.Path(report)
+    if target.resolve() in (path.resolve(), *path.resolve().parents):
+        raise ValueError(
+            "`report` must be True, or a path outside of the artefact. "
+            f"Received: report={str(report)!r}, filepath={str(target)!r}"
+        )
+    return placed(path, overwrite)
 
 
 def _checked_format(format, target):
@@ -110,18 +156,19 @@ def _checked_format(format, target):
     return FORMATS[format]
 
 
-def _costs(kind, served, kernels, path, run):
+def _costs(kind, served, kernels, path, run, arguments):
     """The `Cost`s of an artefact and of its full-rank twin, which is written for the purpose."""
     full = full_rank_kernels(served.model)
     with tempfile.TemporaryDirectory() as folder:
         twin = pathlib.Path(folder) / f"full_rank{kind.SUFFIX}"
-        kind.write(served, full, twin)
-        times = median_milliseconds([run, kind.load(served, twin)], served)
+        function = kind.trace(served, full)
+        kind.write(served, function, twin)
+        times = median_milliseconds([run, kind.load(served, function, twin)], arguments)
         return [
             Cost(
                 bytes=size(place),
                 parameters=count_parameters(served.layers, held),
-                multiply_adds=count_multiply_adds(served, held),
+                multiply_adds=count_multiply_adds(served, held, arguments),
                 milliseconds=milliseconds,
             )
             for place, held, milliseconds in zip((path, twin), (kernels, full), times)

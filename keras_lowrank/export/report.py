@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-import numpy as np
+import keras
 import tensorflow as tf
 
 from keras_lowrank.substitution import substitute
@@ -76,10 +76,11 @@ class ExportReport(NamedTuple):
         return "\n".join(lines)
 
 
-def count_multiply_adds(served, kernels):
-    """Multiply-adds of one inference at batch 1, by TensorFlow's own count of the traced graph."""
+def count_multiply_adds(served, kernels, arguments):
+    """Multiply-adds of one inference, by TensorFlow's own count of the traced graph."""
+    specs = keras.tree.map_structure(tf.TensorSpec.from_tensor, arguments)
     with substitute(kernels):
-        graph = tf.function(lambda *x: served(*x)).get_concrete_function(*served.specs(1)).graph
+        graph = tf.function(lambda *x: served(*x)).get_concrete_function(*specs).graph
     options = {
         **tf.compat.v1.profiler.ProfileOptionBuilder.float_operation(),
         "account_type_regexes": ["MatMul", "BatchMatMul.*", "Conv.*", "DepthwiseConv.*"],
@@ -94,14 +95,13 @@ def count_multiply_adds(served, kernels):
         logger.setLevel(level)
 
 
-def median_milliseconds(runs, served):
-    """The median times of one inference at batch 1, of artefacts that take turns.
+def median_milliseconds(runs, arguments):
+    """The median times of one inference, of artefacts that take turns.
 
     Args:
         runs: list of callables, the artefacts.
-        served: `Served`, for the arguments.
+        arguments: list of arguments, of batch size 1 where it is free.
     """
-    arguments = served.random_arguments(1, np.random.default_rng(0))
     for run in runs:
         run(*arguments)  # memory is allocated, and kernels are prepared, once
     times = [[] for _ in runs]

@@ -18,17 +18,19 @@ class Samples:
         served: `Served`.
         argument: str, the name of the argument, for errors.
 
+    Attributes:
+        name: str, the name of the argument.
+        remedy: str, what to do where the model fails on them.
+
     Raises:
-        ValueError: no samples, arrays of another number or shape than the inputs, or a fixed
-            batch size above 1.
+        ValueError: no samples, or arrays of another number or shape than the inputs.
     """
 
+    remedy = "Look at these inputs, and at its weights."
+
     def __init__(self, data, served, argument):
-        if served.batch_size not in (None, 1):
-            raise ValueError(
-                f"`{argument}` goes with a batch size that is free, or 1. "
-                f"Received: inputs of batch size {served.batch_size}"
-            )
+        self.name = f"`{argument}`"
+        self._served = served
         self._specs = keras.tree.flatten(served.signature)
         if isinstance(data, tf.data.Dataset):
             batches = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in data)
@@ -50,9 +52,28 @@ class Samples:
             for row in range(len(batch[0])):
                 yield {name: array[row : row + 1] for name, array in zip(names, batch)}
 
-    def first(self, count):
-        """The first `count` samples of the first batch, as a flat list of arrays."""
-        return [array[:count] for array in self.batches[0]]
+    def arguments(self, batch):
+        """The arguments of one batch: as many samples, or as many as the first batch has.
+
+        Raises:
+            ValueError: fewer samples than the batch size that is fixed.
+        """
+        count = self._served.batch_size or batch
+        arrays = [array[:count] for array in self.batches[0]]
+        if self._served.batch_size and len(arrays[0]) < count:
+            raise ValueError(
+                f"{self.name} must hold at least one batch of the fixed size {count}. "
+                f"Received: {len(arrays[0])} samples"
+            )
+        return self._served.arguments(arrays)
+
+    def check_one_by_one(self):
+        """Raises ValueError where the batch size is fixed at more than one sample."""
+        if self._served.batch_size not in (None, 1):
+            raise ValueError(
+                f"{self.name} goes with a batch size that is free, or 1. "
+                f"Received: inputs of batch size {self._served.batch_size}"
+            )
 
     def in_batches(self, size):
         """Yields flat lists of arrays of at most `size` samples."""

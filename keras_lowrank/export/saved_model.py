@@ -5,32 +5,67 @@ are not the same bytes: TensorFlow numbers the variables in the order of a Pytho
 counter of the process into the names of functions; `fingerprint.pb` is a hash over both.
 """
 
-import contextlib
-import io
-
 import keras
 import tensorflow as tf
+from tensorflow.saved_model.experimental import TrackableResource
 
 from keras_lowrank.substitution import substitute
 
 SUFFIX = ""
 
 
-def write(served, kernels, path):
-    """Writes what is served, with `kernels` in place of the factors, to the folder `path`."""
-    archive = keras.export.ExportArchive()
-    for layer in served.layers:
-        if not layer.variables:
-            archive.track(layer)  # for the look-up tables of preprocessing layers
-    with substitute(kernels):
-        # Only what the traced function reads is written: no factor, no optimizer state.
-        archive.add_endpoint("serve", lambda *x: served(*x), served.signature)
-        # Older versions of Keras print the place all the same, which is one that will be left.
-        with contextlib.redirect_stdout(io.StringIO()):
-            archive.write_out(str(path), verbose=False)  # traces, so inside the substitution
+def trace(served, kernels):
+    """A traced `tf.function` of what is served, with `kernels` in place of the factors.
+
+    Traced again, by its `python_function`, it has them too.
+    """
+
+    def serve(*arguments):
+        with substitute(kernels):
+            return served(*arguments)
+
+    function = tf.function(serve, input_signature=served.signature, autograph=False)
+    function.get_concrete_function()
+    return function
 
 
-def load(served, path):
+def write(served, function, path):
+    """Writes a function that `trace` has made to the folder `path`.
+
+    Only what it reads is written: no factor, no optimizer state, no table of a layer that only
+    training or another model needs.
+    """
+    concrete = function.get_concrete_function()
+    artefact = tf.Module()
+    artefact.serve = function
+    artefact.held = [*concrete.variables, *_tables(served, concrete.graph)]
+    signatures = {"serve": concrete, "serving_default": concrete}
+    tf.saved_model.save(artefact, str(path), signatures=signatures)
+
+
+def _tables(served, graph):
+    """The look-up tables, and other resources but variables, that a graph reads."""
+    variables = {id(variable.handle) for variable in graph.variables}
+    needed = {
+        id(given)
+        for given, _ in graph.captures
+        if given.dtype == tf.resource and id(given) not in variables
+    }
+    found = {}
+    for layer in served.layers if needed else ():
+        for one in tf.train.TrackableView(layer).descendants():
+            if isinstance(one, TrackableResource) and id(one.resource_handle) in needed:
+                found[id(one.resource_handle)] = one
+    if needed - set(found):
+        raise ValueError(
+            "A look-up table or another resource of TensorFlow that the model reads must be an "
+            "attribute of one of its layers, for the file to hold it. "
+            f"Received: {len(needed) - len(found)} that no layer has"
+        )
+    return found.values()
+
+
+def load(served, function, path):
     """A callable: the arguments in, the flat list of outputs as arrays out."""
     artefact = tf.saved_model.load(str(path))  # held: it owns the variables of its functions
 
@@ -38,9 +73,3 @@ def load(served, path):
         return [output.numpy() for output in keras.tree.flatten(artefact.serve(*arguments))]
 
     return run
-
-
-def signature_names(path):
-    """The names of the inputs of `serving_default`."""
-    artefact = tf.saved_model.load(str(path))
-    return list(artefact.signatures["serving_default"].structured_input_signature[1])

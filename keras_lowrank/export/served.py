@@ -4,10 +4,14 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.export import signature
+from keras_lowrank.export.reason import reason
 
 SCORES, LABEL = "scores", "label"
 
-_FREE = 8  # an extent that is free, where random input needs a number
+_OTHER_INPUTS = (
+    "give it an Input, `keras.Sequential([keras.Input(...), layer])`, or pass `input_signature`"
+)
 
 
 class Served:
@@ -19,16 +23,19 @@ class Served:
         class_labels: list of str, one a column of the model's output, or None. With them, the
             function returns `{"scores": outputs, "label": the label of the highest score}`.
         input_signature: as in `keras.Model.export`, or None: the inputs of `preprocessing` if it is
-            a model, else those of `model`.
+            a model with inputs of its own, else those of `model`.
+        batch_size: int or None, the batch size to fix.
 
     Attributes:
-        signature: list of arguments, structures of specs.
-        batch_size: int, or None where it is free: of the states of a stateful layer, or as the
-            `input_signature` has it.
-        names: list of str or None, the names of the inputs, flat.
+        signature: list of arguments, structures of `tf.TensorSpec`.
+        batch_size: int, or None where it is free: as it was given, of the states of a stateful
+            layer, or as the `input_signature` has it.
+        names: list of str, the names of the inputs, flat.
     """
 
-    def __init__(self, model, preprocessing=None, class_labels=None, input_signature=None):
+    def __init__(
+        self, model, preprocessing=None, class_labels=None, input_signature=None, batch_size=None
+    ):
         if preprocessing is not None and not isinstance(preprocessing, keras.layers.Layer):
             raise TypeError(
                 "`preprocessing` must be a Keras layer or model. "
@@ -36,13 +43,22 @@ class Served:
             )
         self.model, self.preprocessing = model, preprocessing
         self.class_labels = _checked_labels(model, class_labels)
-        outer = preprocessing if isinstance(preprocessing, keras.Model) else model
-        self.signature = input_signature or keras_internals.input_signature(outer)
+        # A model without inputs yet takes what a layer takes: what the model takes.
+        own = isinstance(preprocessing, keras.Model) and preprocessing.built
+        given = input_signature is not None
+        if not given:
+            input_signature = keras_internals.input_signature(preprocessing if own else model)
+        self.signature = signature.standardized(input_signature)
+        if batch_size is not None:
+            self.signature = signature.with_batch_size(self.signature, batch_size)
         flat = keras.tree.flatten(self.signature)
         self.batch_size = next((spec.shape[0] for spec in flat if spec.shape[0]), None)
+        self.names = [spec.name for spec in flat]
+        self.remedy = ""  # beside that of the inputs, where the model fails on them
+        if preprocessing is not None and not own and not given:
+            self.remedy = f" Is it `preprocessing` that fails, {_OTHER_INPUTS}."
         if preprocessing is not None and not preprocessing.built:
-            preprocessing(*keras.tree.map_structure(_symbolic, self.signature))
-        self.names = [getattr(spec, "name", None) for spec in flat]
+            self._call_once(preprocessing)
 
     def __call__(self, *arguments):
         if self.preprocessing is not None:
@@ -61,23 +77,6 @@ class Served:
         before = [self.preprocessing, *keras_internals.all_layers(self.preprocessing)]
         return [*before, *keras_internals.all_layers(self.model)]
 
-    def specs(self, batch):
-        """The arguments as `tf.TensorSpec`s of one batch size, all other extents fixed too.
-
-        Where the batch size is fixed, it is that one.
-        """
-        batch = self.batch_size or batch
-        return keras.tree.map_structure(
-            lambda spec: tf.TensorSpec(
-                _shape(spec, batch), spec.dtype, getattr(spec, "name", None)
-            ),
-            self.signature,
-        )
-
-    def random_arguments(self, batch, random):
-        """The arguments as tensors of random numbers, drawn from a NumPy generator."""
-        return keras.tree.map_structure(lambda spec: _draw(spec, random), self.specs(batch))
-
     def arguments(self, arrays):
         """The arguments of a flat list of arrays, each converted to the type of its input."""
         flat = [
@@ -86,23 +85,24 @@ class Served:
         ]
         return keras.tree.pack_sequence_as(self.signature, flat)
 
-
-def input_names(served, received):
-    """The names of an artefact's inputs, in the order of the arguments.
-
-    Args:
-        served: `Served`.
-        received: names, in any order, that the artefact has.
-    """
-    if set(served.names) == set(received):
-        return served.names
-    return sorted(received, key=position)  # inputs without names are called x_0, x_1, ...
+    def _call_once(self, preprocessing):
+        """Makes what `preprocessing` makes in its first call, on symbolic inputs."""
+        inputs = keras.tree.map_structure(
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), self.signature
+        )
+        try:
+            preprocessing(*inputs)
+        except Exception as error:  # whatever the code of a layer raises, the cure is one
+            raise ValueError(
+                "`preprocessing` must take the inputs of the model: if it takes others, "
+                f"{_OTHER_INPUTS}. Received: {reason(error)}"
+            ) from error
 
 
 def position(key):
     """Sorts `output_10` behind `output_9`, and other names as Keras flattens dictionaries."""
     stem, _, digits = key.rpartition("_")
-    return (stem, int(digits)) if digits.isdigit() and stem in ("output", "x") else (key, 0)
+    return (stem, int(digits)) if digits.isdigit() and stem == "output" else (key, 0)
 
 
 def _checked_labels(model, labels):
@@ -118,20 +118,3 @@ def _checked_labels(model, labels):
             f"of shape (batch, classes). Received: {len(labels)} labels for the shape {shape}"
         )
     return labels
-
-
-def _symbolic(spec):
-    return keras.KerasTensor(spec.shape, spec.dtype)
-
-
-def _shape(spec, batch):
-    return [batch if axis == 0 else extent or _FREE for axis, extent in enumerate(spec.shape)]
-
-
-def _draw(spec, random):
-    dtype = tf.as_dtype(spec.dtype)
-    if dtype.is_floating:
-        return tf.constant(random.standard_normal(spec.shape), dtype)
-    if dtype == tf.string:
-        return tf.fill(spec.shape, "")
-    return tf.constant(random.integers(0, 2, spec.shape), dtype)
