@@ -1,4 +1,4 @@
-"""The quick tests notice each of the faults in `planted_faults.py`, planted one at a time."""
+"""The quick tests notice each of the faults in `planted/`, planted one at a time."""
 
 import os
 import pathlib
@@ -6,17 +6,11 @@ import shutil
 import subprocess
 import sys
 
-import planted_faults
 import pytest
+from planted import files, numerics, training
 
 ROOT = pathlib.Path(__file__).parent.parent
-FAULTS = {
-    name: fault
-    for group in vars(planted_faults).values()
-    if isinstance(group, dict)
-    for name, fault in group.items()
-    if isinstance(fault, planted_faults.Fault)
-}
+FAULTS = {**numerics.FAULTS, **training.FAULTS, **files.FAULTS}
 every_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 
 
