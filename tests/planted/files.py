@@ -54,7 +54,8 @@ FAULTS = {
         "export/served.py",
         "outputs = self.model(*arguments, training=False)",
         "outputs = self.model(*arguments, training=True)",
-        "test_export_serving.py",
+        "test_export.py",
+        "serves_any_batch",
     ),
     "a seed that is not saved": Fault(
         "callbacks/training_state.py",
