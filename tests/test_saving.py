@@ -133,7 +133,7 @@ def test_model_that_was_never_compiled_comes_back(tmp_path):
 
 
 def test_fresh_process_loads_and_goes_on(tmp_path):
-    model = trained(run_eagerly=False)
+    model = trained()
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
