@@ -1,6 +1,6 @@
 """Every kind of model, trained by every method, in every way: the product of the three.
 
-`make test` takes every way but XLA's once, which `test_jit.py` has, and every kind and every method;
+`make test` takes every way once, but for XLA (`test_jit.py`), and every kind and every method;
 `make test-slow` takes all the rest.
 """
 

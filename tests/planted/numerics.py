@@ -169,7 +169,7 @@ FAULTS = {
         "layers/conv.py",
         "((r // 2, r - r // 2) for r in reach)",
         "((r - r // 2, r // 2) for r in reach)",
-        "test_conv_nd.py",
+        "test_conv.py",
         "forward",
     ),
     "a product that is not transposed": Fault(
