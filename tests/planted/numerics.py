@@ -89,7 +89,7 @@ FAULTS = {
         "0.5 * (from_k + from_l) * both",
         "1.0 * (from_k + from_l) * both",
         "test_optimizers.py",
-        "adam",
+        "a_rule_makes",
     ),
     "bases that are not refreshed": Fault(
         "integrators/chart.py",
