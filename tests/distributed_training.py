@@ -1,10 +1,9 @@
 """Trainings under `tf.distribute`, in processes of their own: devices are chosen before TensorFlow.
 
-Run as a program, `python distributed_training.py CHECK`, it performs one check and prints what it
-found; `python distributed_training.py workers CHECK` performs it in two worker processes.
+Run as a program, `python distributed_training.py CHECK...`, it performs checks and prints what it
+found; `python distributed_training.py workers CHECK` performs one in two worker processes.
 """
 
-import functools
 import itertools
 import os
 import pathlib
@@ -12,122 +11,30 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import numpy as np
+import tensorflow as tf
+from replicas import (
+    BATCH_SIZE,
+    UNITS,
+    RankOverTime,
+    check_replicas_are_equal,
+    cluster,
+    compiled,
+    every,
+    everyone_is_here,
+    kernels,
+    momentum,
+    problem,
+    start,
+    strategy_of,
+)
 from worker_processes import free_ports, in_workers
 
-BATCH_SIZE, UNITS = 16, 5
+import keras_lowrank as kl
 
 
-if "TF_CONFIG" in os.environ:
-    import tensorflow as tf
-
-    STRATEGY = tf.distribute.MultiWorkerMirroredStrategy()  # before any operation
-elif __name__ == "__main__":
-    import tensorflow as tf
-
-    (_cpu,) = tf.config.list_physical_devices("CPU")
-    _four = [tf.config.LogicalDeviceConfiguration()] * 4
-    tf.config.set_logical_device_configuration(_cpu, _four)
-
-if __name__ == "__main__":
-    import keras
-
-    import keras_lowrank as kl
-
-
-@functools.cache  # two strategies over the same devices get into each other's way
-def strategy_of(count):
-    """Two workers where this is one of them, so many devices elsewhere, none for 1."""
-    if count == 1:
-        return tf.distribute.get_strategy()
-    if "TF_CONFIG" in os.environ:
-        assert STRATEGY.num_replicas_in_sync == count
-        return STRATEGY
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
-
-def problem(examples):
-    """Inputs, targets and sample weights."""
-    rng = np.random.default_rng(0)
-    x, weights = rng.standard_normal((examples, 20)), rng.uniform(0.2, 2.0, examples)
-    matrix = rng.standard_normal((20, 6)) * [3.0, 2.0, 1.0, 0.5, 0.2, 0.1]
-    y = np.tanh(0.3 * x @ matrix @ rng.standard_normal((6, UNITS)))
-    return tuple(part.astype(keras.config.floatx()) for part in (x, y, weights))
-
-
-def compiled(strategy, optimizer, truncation, **arguments):
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        inputs = keras.Input((20,))
-        penalty = keras.regularizers.L2(1e-3)
-        x = kl.LowRankDense(30, "tanh", rank=8, kernel_regularizer=penalty)(inputs)
-        x = kl.LowRankDense(24, "tanh", rank=10)(x)
-        model = kl.LowRankModel(inputs, keras.layers.Dense(UNITS)(x))
-        model.compile(
-            optimizer(),
-            "mse",
-            metrics=["mae"],
-            weighted_metrics=["mse"],
-            truncation=truncation,
-            **arguments,
-        )
-    return model
-
-
-class RankOverTime(keras.callbacks.Callback if __name__ == "__main__" else object):
-    def __init__(self):
-        super().__init__()
-        self.ranks = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.ranks.append(tuple(self.model.ranks.values()))
-
-
-def kernels(model):
-    return [layer.kernel.numpy() for layer in low_rank(model)]
-
-
-def low_rank(model):
-    return [layer for layer in model.layers if isinstance(layer, kl.LowRankLayer)]
-
-
-def copies(variable):
-    """What each replica of this process holds of a variable."""
-    value = getattr(variable, "value", variable)
-    return [one.numpy() for one in getattr(value, "values", [value])]
-
-
-def check_replicas_are_equal(model):
-    """Bit for bit, in this process and, by a sum over all, between processes."""
-    variables = [*model.variables, *model.optimizer.variables]
-    for variable in variables:
-        first, *others = copies(variable)
-        for other in others:
-            np.testing.assert_array_equal(first, other, err_msg=variable.path)
-    if "TF_CONFIG" in os.environ:
-        folder, task = os.environ["SHARED_FOLDER"], STRATEGY.cluster_resolver.task_id
-        np.savez(f"{folder}/{task}.npz", *[variable.numpy() for variable in variables])
-        everyone_is_here()
-        with np.load(f"{folder}/{1 - task}.npz") as other:
-            for variable, name in zip(variables, other.files):
-                np.testing.assert_array_equal(variable.numpy(), other[name], variable.path)
-        everyone_is_here()
-
-
-def everyone_is_here():
-    def arrive():
-        return tf.distribute.get_replica_context().all_reduce("SUM", tf.ones([]))
-
-    assert float(STRATEGY.experimental_local_results(STRATEGY.run(arrive))[0]) == 2.0
-
-
-def every(steps, name):
-    """An integrator by its name in Keras, with a full step every so many steps."""
-    return type(kl.integrators.get(name))(adapt_every=steps)
-
-
-def check_agreement(count, integrator, steps, optimizer, bound, adapt_every=1):
+def check_agreement(count, integrator, steps, optimizer, bound, adapt_every=1, **arguments):
     """A run in replicas against one on one device, with a last batch that does not divide."""
     x, y, weights = problem(BATCH_SIZE * steps - 13)
     data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(BATCH_SIZE)
@@ -137,7 +44,8 @@ def check_agreement(count, integrator, steps, optimizer, bound, adapt_every=1):
         ranks = RankOverTime()
         truncation = kl.Tolerance(rising)
         chosen = every(adapt_every, integrator)
-        model = compiled(strategy_of(replicas), optimizer, truncation, integrator=chosen)
+        arguments["integrator"] = chosen
+        model = compiled(strategy_of(replicas), optimizer, truncation, **arguments)
         history = model.fit(data, validation_data=data, verbose=0, callbacks=[ranks]).history
         runs[replicas] = model, history, ranks.ranks
     (alone, logs, ranks), (model, shared_logs, shared_ranks) = runs.values()
@@ -159,16 +67,18 @@ def check_agreement(count, integrator, steps, optimizer, bound, adapt_every=1):
     print(f"{changes} changes of ranks, largest difference {difference:.1e}")
 
 
-def momentum():
-    return keras.optimizers.SGD(0.05, momentum=0.9)
-
-
 def agreement(count=2):
     keras.config.set_floatx("float64")
     check_agreement(count, "parallel", 100, momentum, 1e-5)
     check_agreement(count, "fixed_rank", 20, momentum, 1e-5)
     keras.config.set_floatx("float32")
     check_agreement(count, "rank_adaptive", 20, lambda: keras.optimizers.SGD(0.05), 1e-5, 4)
+
+
+def a_few_steps():
+    """Short enough for `make test`: one pass over a batch, and two."""
+    for integrator, adapt_every in (("rank_adaptive", 2), ("fixed_rank", 1)):
+        check_agreement(2, integrator, 5, momentum, 1e-5, adapt_every, run_eagerly=True)
 
 
 def four():
@@ -182,7 +92,7 @@ def worker_agreement():
     check_agreement(2, "rank_adaptive", 100, lambda: keras.optimizers.Adam(0.01), 1e-5)
 
 
-class OwnMind(kl.Truncation if __name__ == "__main__" else object):
+class OwnMind(kl.Truncation):
     """Another rank in every replica."""
 
     def rank(self, singular_values, current):
@@ -283,7 +193,7 @@ def unreached():
         print(f"{integrator}: untouched")
 
 
-class Counting(tf.distribute.ReductionToOneDevice if __name__ == "__main__" else object):
+class Counting(tf.distribute.ReductionToOneDevice):
     """Counts the numbers that one replica gives to sums."""
 
     def __init__(self):
@@ -340,7 +250,7 @@ def example():
     image_data.load = lambda name: (split, split)
     arguments = ["--epochs=1", "--batch_size=16", "--width=32", "--rank=8"]
     flags.FLAGS(["distributed_mnist", *arguments, f"--output_dir={folder}"])
-    distributed_mnist.train(STRATEGY)
+    distributed_mnist.train(cluster())
     everyone_is_here()
     saved = [f"{folder}/model.keras", f"{folder}/worker_1/model.keras"]
     first, second = (keras.saving.load_model(path).get_weights() for path in saved)
@@ -360,7 +270,7 @@ def backup():
     folder = pathlib.Path(os.environ["SHARED_FOLDER"])
 
     def train(name, *others):
-        model = compiled(STRATEGY, momentum, 0.1)
+        model = compiled(cluster(), momentum, 0.1)
         callback = kl.callbacks.BackupAndRestore(folder / name, save_freq=2)
         model.fit(data, epochs=3, verbose=0, callbacks=[*others, callback])
         everyone_is_here()
@@ -427,4 +337,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "workers":
         print("\n".join(in_workers(__file__, sys.argv[2])))
     else:
-        globals()[sys.argv[1]]()
+        start()
+        for check in sys.argv[1:]:
+            globals()[check]()

@@ -26,6 +26,8 @@ def make(truncation=0.6, learning_rate=0.1, integrator=None, **compile_arguments
     model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(x), name="net")
     optimizer, integrator = keras.optimizers.SGD(learning_rate), integrator or Parallel(4)
     arguments = {"metrics": ["mae"], "truncation": truncation, **compile_arguments}
+    # A graph is not what callbacks look at, but for several steps of one.
+    arguments.setdefault("run_eagerly", "steps_per_execution" not in arguments)
     model.compile(optimizer, "mse", integrator=integrator, **arguments)
     return model
 
@@ -113,7 +115,7 @@ def test_rank_history_refuses_a_frequency(freq):
 
 
 @pytest.mark.parametrize(
-    "way", partly_slow([{"steps_per_execution": 4}], [{}, {"run_eagerly": True}])
+    "way", partly_slow([{"steps_per_execution": 4}], [{"run_eagerly": False}, {}])
 )
 def test_compression_is_in_all_logs_whatever_the_order(way, capsys):
     model, seen = make(**way), Seen()

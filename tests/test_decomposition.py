@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
-from reference.cases import few, same, seeds
+from reference.cases import few, partly_slow, same, seeds
 
 from keras_lowrank import from_keras
 from keras_lowrank.convert import decomposition as ways
@@ -101,7 +101,13 @@ def kernel(n, m, spectrum, seed):
     return (matrix / np.linalg.norm(matrix)).astype("float32")
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA)
+# The hardest one, and one that falls.
+SOME = ("independent entries", "1 / i")
+
+
+@pytest.mark.parametrize(
+    "spectrum", partly_slow(SOME, [name for name in SPECTRA if name not in SOME])
+)
 @settings(same, max_examples=2)
 @given(seeds, st.integers(512, 640), st.integers(512, 640), st.data())
 def test_a_small_rank_is_within_a_percent_of_the_least_error(spectrum, seed, n, m, data):

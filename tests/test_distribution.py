@@ -21,6 +21,15 @@ def run(*arguments):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def found_quickly():
+    return run("a_few_steps", "errors")
+
+
+def test_two_devices_agree_with_one_for_a_few_steps(found_quickly):
+    assert found_quickly.count("2 replicas") == 2
+
+
 @pytest.mark.slow
 def test_two_devices_agree_with_one():
     output = run("agreement")
@@ -53,8 +62,8 @@ def test_only_the_tangent_gradient_travels():
     assert run("traffic").count("bytes a step") == 3
 
 
-def test_refused_errors():
-    assert "refused" in run("errors")
+def test_refused_errors(found_quickly):
+    assert "refused" in found_quickly
 
 
 @pytest.mark.parametrize("name", ["TPUStrategy", "ParameterServerStrategy"])

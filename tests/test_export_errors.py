@@ -6,11 +6,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference.cases import partly_slow
 
 from keras_lowrank import LowRankDense, LowRankLSTM, LowRankModel
 from keras_lowrank.export import parity, pipeline, saved_model
 
 EVERY = pytest.mark.parametrize("format", ["tf_saved_model", "litert"])
+# What stands around the writing is one for all formats.
+EITHER = pytest.mark.parametrize("format", partly_slow(["tf_saved_model"], ["litert"]))
 
 
 def make(rank=2):
@@ -72,7 +75,7 @@ def test_a_loop_of_a_recurrent_layer_raises_with_what_litert_needs(tmp_path):
     assert contents(tmp_path) == {}
 
 
-@EVERY
+@EITHER
 def test_existing_path_raises_unless_it_may_be_replaced(tmp_path, format):
     path = path_for(tmp_path, format)
     make().export(path, format=format, verbose=0)
@@ -103,8 +106,13 @@ def test_folders_above_the_path_are_made(tmp_path):
     assert [p.name for p in (tmp_path / "name").iterdir()] == ["1"]
 
 
-@EVERY
-@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize(
+    "format, previous",
+    partly_slow(
+        [("tf_saved_model", True), ("litert", False)],
+        [("tf_saved_model", False), ("litert", True)],
+    ),
+)
 def test_artefact_that_differs_is_an_error_and_leaves_all_as_it_was(
     tmp_path, format, previous, monkeypatch
 ):
@@ -127,7 +135,7 @@ def test_artefact_that_differs_is_an_error_and_leaves_all_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ([path.name] if previous else [])
 
 
-@EVERY
+@EITHER
 def test_rounding_is_told_from_a_difference(tmp_path, format, monkeypatch):
     # The bound is in use: below any rounding, the same export fails.
     monkeypatch.setattr(parity, "TOLERANCE", 1e-12)
@@ -146,7 +154,7 @@ def test_nan_in_the_weights_is_told_from_a_difference(tmp_path):
     assert contents(tmp_path) == {}
 
 
-@EVERY
+@EITHER
 def test_failure_while_writing_leaves_the_previous_artefact(tmp_path, format, monkeypatch):
     path = path_for(tmp_path, format)
     make().export(path, format=format, verbose=0)
@@ -164,7 +172,7 @@ def test_failure_while_writing_leaves_the_previous_artefact(tmp_path, format, mo
     assert contents(tmp_path) == before and len(list(tmp_path.iterdir())) == 1
 
 
-@EVERY
+@EITHER
 def test_failure_of_the_last_move_brings_the_previous_artefact_back(tmp_path, format, monkeypatch):
     path = path_for(tmp_path, format)
     make().export(path, format=format, verbose=0)

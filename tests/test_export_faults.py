@@ -5,10 +5,13 @@ import subprocess
 
 import keras
 import pytest
+from reference.cases import partly_slow
 
 from keras_lowrank import LowRankDense, LowRankModel
 
-EVERY = pytest.mark.parametrize("format, name", [("tf_saved_model", "1"), ("litert", "m.tflite")])
+FOLDER, FILE = ("tf_saved_model", "1"), ("litert", "m.tflite")
+FOLDER_FIRST = pytest.mark.parametrize("format, name", partly_slow([FOLDER], [FILE]))
+FILE_FIRST = pytest.mark.parametrize("format, name", partly_slow([FILE], [FOLDER]))
 
 
 def make(rank):
@@ -47,7 +50,7 @@ def check_refused(folder, format, name, reason):
     assert [path.name for path in folder.iterdir()] == [name]
 
 
-@EVERY
+@FOLDER_FIRST
 def test_full_disk_and_read_only_folder(small_disk, format, name):
     make(rank=2).export(small_disk / name, format, verbose=False)
     check_refused(small_disk, format, name, "No space left on device")
@@ -55,7 +58,7 @@ def test_full_disk_and_read_only_folder(small_disk, format, name):
     check_refused(small_disk, format, name, "Read-only file system")
 
 
-@EVERY
+@FILE_FIRST
 def test_a_write_that_fails_half_way(tmp_path, format, name):
     # Needs no rights: the system refuses to let a file grow beyond the limit, as a disk would.
     make(rank=2).export(tmp_path / name, format, verbose=False)
@@ -67,7 +70,7 @@ def test_a_write_that_fails_half_way(tmp_path, format, name):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@EVERY
+@FOLDER_FIRST
 def test_a_file_in_the_place_of_the_folder(tmp_path, format, name):
     (tmp_path / "file").write_text("here")
     with pytest.raises(OSError, match="could not be written"):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from reference.cases import partly_slow
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
 from keras_lowrank.export import pipeline
@@ -64,7 +65,7 @@ def test_sizes_types_and_accuracy_follow_the_quantization(model, labels, tmp_pat
     assert {np.int8, np.float32} <= tensor_types(tmp_path / "dynamic_int8.tflite")
 
 
-@pytest.mark.parametrize("inference_type", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize("inference_type", partly_slow(["int8"], ["float32", "uint8"]))
 def test_full_int8_takes_and_gives_the_type_that_was_asked_for(model, tmp_path, inference_type):
     path = tmp_path / "model.tflite"
     data = tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(40))).batch(16)
@@ -76,13 +77,13 @@ def test_full_int8_takes_and_gives_the_type_that_was_asked_for(model, tmp_path, 
         assert np.float32 not in tensor_types(path)
 
 
-def test_the_same_weights_and_samples_give_the_same_bytes(model, tmp_path):
-    for quantization, options in ((None, {}), ("int8", {"representative_data": IMAGES})):
-        first, second = (
-            write(model, tmp_path / f"{quantization}{n}.tflite", quantization, **options)
-            for n in range(2)
-        )
-        assert first.read_bytes() == second.read_bytes()
+@pytest.mark.parametrize("quantization", partly_slow([None], ["int8"]))
+def test_the_same_weights_and_samples_give_the_same_bytes(model, tmp_path, quantization):
+    options = {"representative_data": IMAGES} if quantization == "int8" else {}
+    first, second = (
+        write(model, tmp_path / f"{number}.tflite", quantization, **options) for number in range(2)
+    )
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_two_named_inputs_are_calibrated_each_by_its_own_data(tmp_path):
@@ -116,7 +117,7 @@ def spoil(monkeypatch, scale):
     monkeypatch.setattr(pipeline, "deployed_kernels", wrong)
 
 
-@pytest.mark.parametrize("quantization", ["float16", "int8"])
+@pytest.mark.parametrize("quantization", partly_slow(["int8"], ["float16"]))
 def test_a_file_that_differs_by_more_than_rounding_is_refused(
     model, tmp_path, monkeypatch, quantization
 ):
@@ -140,7 +141,7 @@ def test_accuracy_decides_where_there_are_data(model, labels, tmp_path, monkeypa
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("targets", ["column", "one_hot"])
+@pytest.mark.parametrize("targets", partly_slow(["one_hot"], ["column"]))
 def test_targets_come_in_the_forms_that_keras_knows(model, labels, tmp_path, targets):
     wrong = np.where(np.arange(40) < 10, (labels + 1) % 10, labels)
     y = {"column": wrong[:, None], "one_hot": np.eye(10)[wrong]}[targets]

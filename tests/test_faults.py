@@ -91,7 +91,7 @@ def test_infinite_loss_raises_where_all_gradients_are_finite():
         return tf.square(tf.nn.tanh(y) - y_pred) + bad
 
     model = make("parallel")
-    model.compile("adam", loss, integrator="parallel")
+    model.compile("adam", loss, integrator="parallel", run_eagerly=True)
     model.train_on_batch(X, Y)
     before = state(model)
     with pytest.raises(FloatingPointError, match="the loss at training step 2"):
@@ -100,7 +100,7 @@ def test_infinite_loss_raises_where_all_gradients_are_finite():
 
 
 def test_bad_target_raises():
-    model = make()
+    model = make(run_eagerly=True)
     model.fit(X, Y, verbose=0)
     before = state(model)
     with pytest.raises(FloatingPointError, match="training step 2"):
@@ -114,7 +114,7 @@ def test_bad_gradient_names_the_low_rank_layer_it_came_up_in(integrator, value):
     x = LowRankDense(6, rank=3, name="low", use_bias=False)(inputs)
     x = LowRankDense(3, rank=3, name="second", use_bias=False)(Explodes(value)(x))
     model = LowRankModel(inputs, x)
-    model.compile("sgd", "mse", integrator=integrator)
+    model.compile("sgd", "mse", integrator=integrator, run_eagerly=integrator is TWO_PASSES)
     model.train_on_batch(X, Y)
     before = state(model)
     words = "in the gradient of layer 'low' at training step 2"
@@ -163,7 +163,7 @@ def test_after_an_error_the_model_can_be_saved_and_fit(way, tmp_path):
 
 def test_error_comes_in_the_epoch_of_the_bad_batch():
     seen = []
-    model = make()
+    model = make(run_eagerly=True)
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: seen.append(b))
     data = spoiled(slice(8, 9))
     with pytest.raises(FloatingPointError, match="at training step 3"):
@@ -196,7 +196,7 @@ def half(initial_scale=None, policy="mixed_float16", integrator="rank_adaptive",
     ),
 )
 def test_mixed_precision_trains_with_float32_factors(policy, integrator):
-    model = half(policy=policy, integrator=integrator)
+    model = half(policy=policy, integrator=integrator, run_eagerly=integrator is TWO_PASSES)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
     losses = model.fit(X, Y, batch_size=8, epochs=4, verbose=0).history["loss"]
@@ -208,8 +208,9 @@ def test_mixed_precision_trains_with_float32_factors(policy, integrator):
 
 @pytest.mark.parametrize("integrator", partly_slow([TWO_PASSES], ["parallel"]))
 def test_loss_scale_does_not_change_the_step(integrator):
-    plain = half(policy="float32", integrator=integrator, truncation=0.0)
-    scaled = half(policy="float32", integrator=integrator, initial_scale=64.0, truncation=0.0)
+    arguments = {"integrator": integrator, "truncation": 0.0, "run_eagerly": True}
+    plain = half(policy="float32", **arguments)
+    scaled = half(policy="float32", initial_scale=64.0, **arguments)
     scaled.set_weights(plain.get_weights())
     for model in (plain, scaled):
         model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
@@ -246,7 +247,7 @@ def test_overflow_in_the_factors_alone_skips_the_step_of_all(integrator):
     x = LowRankDense(6, rank=3, name="low", use_bias=False)(inputs)
     model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(Explodes()(x)))
     scaling = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=4.0)
-    model.compile(scaling, "mse", integrator=integrator)
+    model.compile(scaling, "mse", integrator=integrator, run_eagerly=True)
     before = model.get_weights()
     model.train_on_batch(1e4 * X, Y)
     for new, old in zip(model.get_weights(), before):
@@ -259,14 +260,14 @@ def test_overflow_that_no_scale_can_cure_raises_after_a_while():
     x = LowRankDense(6, rank=3, name="low", use_bias=False)(inputs)
     model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(Explodes()(x)))
     scaling = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=4.0)
-    model.compile(scaling, "mse")
+    model.compile(scaling, "mse", run_eagerly=True)
     with pytest.raises(FloatingPointError, match="gradient of layer 'low'"):
         for _ in range(10):
             model.train_on_batch(1e4 * X, Y)
 
 
 def test_nan_in_the_data_raises_under_loss_scaling_and_leaves_the_scale():
-    model = half(initial_scale=64.0)
+    model = half(initial_scale=64.0, run_eagerly=True)
     model.train_on_batch(X, Y)
     before = state(model)
     with pytest.raises(FloatingPointError, match="the loss at training step 2"):

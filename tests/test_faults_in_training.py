@@ -27,7 +27,7 @@ def make(integrator="parallel", optimizer=None, activation=None, **compile_argum
     x = LowRankDense(6, rank=3, activation=activation, name="low")(inputs)
     model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(x))
     optimizer = optimizer or keras.optimizers.SGD(0.05, momentum=0.9)
-    arguments = {"truncation": 0.1, **compile_arguments}
+    arguments = {"truncation": 0.1, "run_eagerly": True, **compile_arguments}
     model.compile(optimizer, "mse", integrator=integrator, **arguments)
     return model
 
@@ -59,7 +59,7 @@ def assert_whole(model):
 
 @ADAPTIVE
 def test_batches_of_one(integrator):
-    model = make(integrator, keras.optimizers.SGD(0.02))
+    model = make(integrator, keras.optimizers.SGD(0.02), run_eagerly=False)
     history = model.fit(X, Y, batch_size=1, epochs=8, verbose=0).history["loss"]
     assert history[-1] < history[0]
     assert_whole(model)
@@ -101,7 +101,7 @@ def test_a_dead_layer_stays_as_it_is_and_wakes_up(integrator):
 @ADAPTIVE
 @pytest.mark.parametrize("optimizer", partly_slow(["adam"], ["sgd"]))
 def test_a_learning_rate_of_a_million_ends_in_an_error_or_in_numbers(integrator, optimizer):
-    model = make(integrator, optimizer)
+    model = make(integrator, optimizer, run_eagerly=False)
     model.optimizer.learning_rate = 1e6
     error = None
     before = state(model)

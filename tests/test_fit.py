@@ -103,7 +103,7 @@ def test_losses_metrics_and_steps_equal_those_of_keras(case, integrator):
 def test_fit_on_a_data_set_and_train_on_batch_take_the_same_step():
     models = [make() for _ in range(2)]
     for model in models:
-        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     models[0].fit(tf.data.Dataset.from_tensors((X, Y)), verbose=0)
     models[1].train_on_batch(X, Y)
     assert_same_weights(*models)
@@ -164,7 +164,7 @@ def test_validation_split_and_callbacks_see_what_keras_gives():
 
     seen = []
     model = make()
-    model.compile("sgd", "mse", metrics=["mae"])
+    model.compile("sgd", "mse", metrics=["mae"], run_eagerly=True)
     stop = keras.callbacks.EarlyStopping(patience=0, min_delta=1e9)
     history = model.fit(
         X, Y, validation_split=0.25, batch_size=4, epochs=9, verbose=0, callbacks=[stop, Watch()]
@@ -176,7 +176,7 @@ def test_validation_split_and_callbacks_see_what_keras_gives():
 
 def test_callback_that_sets_the_learning_rate_reaches_the_factors():
     model = make(truncation=KeepRank())
-    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.0 if epoch else 0.1)
     model.fit(X, Y, verbose=0, callbacks=[schedule])
     kernel = model.get_layer("low").kernel.numpy()
@@ -196,7 +196,8 @@ def test_learning_rate_schedule_moves_the_factors(integrator):
             return tf.where(tf.equal(step, 1), 0.1, 0.0)
 
     model = make()
-    model.compile(keras.optimizers.SGD(Once()), "mse", integrator=integrator, truncation=0.0)
+    arguments = {"integrator": integrator, "truncation": 0.0, "run_eagerly": True}
+    model.compile(keras.optimizers.SGD(Once()), "mse", **arguments)
     kernels = [model.get_layer("low").kernel.numpy()]
     for _ in range(3):
         model.train_on_batch(X, Y)
@@ -223,7 +224,7 @@ def test_optimizer_that_is_refused_once_a_subclass_is_built_raises_in_fit():
 def test_any_optimizer_is_free_when_all_low_rank_layers_are_frozen():
     model = make()
     model.get_layer("low").trainable = False
-    model.compile("lion", "mse")
+    model.compile("lion", "mse", run_eagerly=True)
     before = model.get_layer("low").kernel.numpy()
     losses = model.fit(X, Y, epochs=2, verbose=0).history["loss"]
     assert losses[1] < losses[0]
@@ -233,7 +234,7 @@ def test_any_optimizer_is_free_when_all_low_rank_layers_are_frozen():
 def test_frozen_layer_does_not_move_beside_one_that_does():
     model = make(middle=[LowRankDense(6, rank=2, name="frozen")])
     model.get_layer("frozen").trainable = False
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     before = {name: model.get_layer(name).get_weights() for name in ("low", "frozen")}
     model.fit(X, Y, verbose=0)
     for new, old in zip(model.get_layer("frozen").get_weights(), before["frozen"]):
@@ -245,7 +246,7 @@ def test_frozen_layer_does_not_move_beside_one_that_does():
 def test_model_without_other_variables_trains_and_counts_its_steps(integrator):
     inputs = keras.Input((6,))
     model = LowRankModel(inputs, LowRankDense(3, rank=2, use_bias=False)(inputs))
-    model.compile("sgd", "mse", integrator=integrator)
+    model.compile("sgd", "mse", integrator=integrator, run_eagerly=integrator is FIXED_RANK)
     losses = model.fit(X, Y, batch_size=4, epochs=3, verbose=0).history["loss"]
     assert losses[2] < losses[0]
     assert int(model.optimizer.iterations) == 12
@@ -259,7 +260,8 @@ def test_model_without_other_variables_trains_and_counts_its_steps(integrator):
 def test_batch_statistics_are_updated_once_a_step(integrator):
     norm = keras.layers.BatchNormalization(momentum=0.5)
     model = make(middle=[norm])
-    model.compile(keras.optimizers.SGD(0.0), "mse", integrator=integrator)
+    eager = {"run_eagerly": integrator == "parallel"}
+    model.compile(keras.optimizers.SGD(0.0), "mse", integrator=integrator, **eager)
     seen = model.get_layer("low")(X).numpy()
     model.train_on_batch(X, Y)
     np.testing.assert_allclose(norm.moving_mean, 0.5 * seen.mean(axis=0), atol=1e-5)
@@ -320,7 +322,8 @@ def test_layer_that_runs_eagerly_only_trains_with_run_eagerly(integrator):
 def test_truncation_of_a_layer_goes_before_that_of_the_model():
     keep, cut = LowRankDense(6, rank=5, name="keep", truncation=KeepRank()), 0.9
     model = make(rank=5, middle=[keep])
-    model.compile("sgd", "mse", integrator=Parallel(adapt_every=1), truncation=cut)
+    integrator = Parallel(adapt_every=1)
+    model.compile("sgd", "mse", integrator=integrator, truncation=cut, run_eagerly=True)
     model.fit(X, Y, verbose=0)
     assert model.ranks["keep"] == 5 and model.ranks["low"] < 5
 
@@ -334,7 +337,8 @@ def test_truncation_of_a_layer_goes_before_that_of_the_model():
 )
 def test_bounds_hold_in_training(bounds, tolerance, rank, integrator):
     model = make(**bounds)
-    model.compile("sgd", "mse", integrator=integrator, truncation=Tolerance(tolerance))
+    arguments = {"truncation": Tolerance(tolerance), "run_eagerly": True}
+    model.compile("sgd", "mse", integrator=integrator, **arguments)
     seen = []
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(model.ranks["low"])
@@ -361,6 +365,7 @@ def test_a_loss_on_the_kernel_is_that_of_a_regularizer(integrator):
     model, twin = make(), make(kernel_regularizer=keras.regularizers.L2(0.1))
     model = Penalised(model.inputs, model.outputs)
     for one in (model, twin):
-        one.compile(keras.optimizers.SGD(0.1), "mse", integrator=integrator)
+        optimizer = keras.optimizers.SGD(0.1)
+        one.compile(optimizer, "mse", integrator=integrator, run_eagerly=True)
         one.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
     assert_same_weights(model, twin)

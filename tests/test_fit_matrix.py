@@ -1,6 +1,6 @@
 """Every kind of model, trained by every method, in every way: the product of the three.
 
-`make test` takes every way once, and every kind and every method twice;
+`make test` takes every way once, but for XLA (`test_jit.py`), and every kind and every method;
 `make test-slow` takes all the rest.
 """
 
@@ -149,11 +149,15 @@ def refusal(kind, method, way):
     return None
 
 
+def is_quick(i, j, k):
+    """Every way once, by kinds and methods in turns."""
+    return (i, j) == (k % len(MODELS), (k + k // 5) % len(METHODS))
+
+
 PRODUCT = [
     pytest.param(
         *(kind, method, way),
-        # Every way once, by kinds and methods in turns.
-        marks=() if (i, j) == (k % len(MODELS), (k + k // 5) % len(METHODS)) else pytest.mark.slow,
+        marks=() if is_quick(i, j, k) and way != "jit" else pytest.mark.slow,
     )
     for (i, kind), (j, method), (k, way) in itertools.product(
         *map(enumerate, (MODELS, METHODS, WAYS))

@@ -7,6 +7,7 @@ from reference.closed_form import matrix, orthonormal, with_spectrum
 from reference.trajectories import defect
 
 from keras_lowrank.linalg import (
+    Complement,
     complement,
     matmul_last,
     orthonormalized,
@@ -160,6 +161,18 @@ def test_rotate_multiplies_the_two_bases_with_the_coordinates(case):
     C = orthonormal(rng, both.shape[1], min(r, both.shape[1]))
     new = rotate(tf.constant(B), added, tf.constant(C)).numpy()
     np.testing.assert_allclose(new, both @ C, atol=1e-7)
+
+
+def test_a_leak_is_taken_off_wherever_the_basis_is_multiplied():
+    """Of random parts: a leak of rounding size, as a step has it, would show in no product."""
+    rng = np.random.default_rng(9)
+    B, R, T, leak = (rng.standard_normal(shape) for shape in ((9, 3), (9, 4), (4, 2), (3, 2)))
+    added = Complement(None, tf.constant(R), tf.constant(T), tf.constant(leak), None)
+    Q = R @ T - B @ leak
+    np.testing.assert_allclose(added.formed(tf.constant(B)), Q, atol=1e-12)
+    C = orthonormal(rng, 5, 4)
+    new = rotate(tf.constant(B), added, tf.constant(C))
+    np.testing.assert_allclose(new, np.hstack([B, Q]) @ C, atol=1e-12)
 
 
 def test_rotate_takes_the_error_out_of_the_coordinates():

@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("make", partly_slow([Subclassed], [functional, nested]))
 def test_keras_file_in_mid_training_goes_on_as_if_nothing_had_been(make, tmp_path):
-    model = trained(make, integrator=Parallel(adapt_every=2))
+    model = trained(make, integrator=Parallel(adapt_every=2), run_eagerly=False)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(again, LowRankModel)
@@ -62,6 +62,7 @@ def test_compile_arguments_come_back(tmp_path):
         metrics=["mae"],
         integrator="fixed_rank",
         truncation=Tolerance(0.3, relative=False),
+        run_eagerly=True,
     )
     model.fit(X, Y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -90,7 +91,7 @@ def test_frozen_ranks_stay_frozen(tmp_path):
 def test_frozen_layers_stay_frozen(tmp_path):
     model = trained()
     model.get_layer("low").trainable = False
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     before = again.get_layer("low").get_weights()
@@ -104,7 +105,7 @@ def test_the_optimizer_of_a_model_with_frozen_layers_comes_back(tmp_path):
     frozen = LowRankDense(8, rank=3)
     frozen.trainable = False
     model = LowRankModel(inputs, keras.layers.Dense(8)(frozen(inputs)))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     with pytest.warns(UserWarning, match="no trainable low-rank layer"):
         model.fit(np.ones((8, 8)), np.ones((8, 8)), epochs=3, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -127,7 +128,7 @@ def test_model_that_was_never_compiled_comes_back(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert_same(again, model)
-    again.compile("sgd", "mse")
+    again.compile("sgd", "mse", run_eagerly=True)
     again.fit(X, Y, verbose=0)
 
 
@@ -209,8 +210,8 @@ def test_the_older_format_is_refused(name, tmp_path):
 
 def test_model_checkpoint_and_restore_best_weights(tmp_path):
     model = functional()
-    integrator = Parallel(adapt_every=4)
-    model.compile(keras.optimizers.SGD(0.1), "mse", integrator=integrator, truncation=0.75)
+    arguments = {"integrator": Parallel(adapt_every=4), "truncation": 0.75, "run_eagerly": True}
+    model.compile(keras.optimizers.SGD(0.1), "mse", **arguments)
     path = str(tmp_path / "best.keras")
     save = keras.callbacks.ModelCheckpoint(path, monitor="loss", mode="max", save_best_only=True)
     best = keras.callbacks.EarlyStopping(
@@ -239,8 +240,8 @@ def test_backup_and_restore_goes_on_at_the_saved_ranks(tmp_path):
     for callback in (Stop(), Watch()):
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
         model = functional()
-        integrator = Parallel(adapt_every=4)
-        model.compile(keras.optimizers.SGD(0.1), "mse", integrator=integrator, truncation=0.75)
+        arguments = {"integrator": Parallel(adapt_every=4), "truncation": 0.75}
+        model.compile(keras.optimizers.SGD(0.1), "mse", **arguments, run_eagerly=True)
         try:
             model.fit(X, Y, batch_size=4, epochs=3, verbose=0, callbacks=[backup, callback])
         except KeyboardInterrupt:
@@ -253,7 +254,7 @@ def test_backup_and_restore_goes_on_at_the_saved_ranks(tmp_path):
 
 def test_pickled_model_has_ranks_predictions_and_compile_arguments():
     model = functional()
-    model.compile("sgd", "mse", integrator="fixed_rank", truncation=0.3)
+    model.compile("sgd", "mse", integrator="fixed_rank", truncation=0.3, run_eagerly=True)
     model.fit(X, Y, verbose=0)
     again = pickle.loads(pickle.dumps(model))
     assert isinstance(again, LowRankModel) and again.ranks == model.ranks
@@ -265,7 +266,7 @@ def test_pickled_model_has_ranks_predictions_and_compile_arguments():
 @pytest.mark.parametrize("make", partly_slow([Subclassed], [functional]))
 def test_deepcopy_is_independent(make):
     model = make()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     model.fit(X, Y, verbose=0)
     twin = copy.deepcopy(model)
     before = model.predict(X, verbose=0)
@@ -279,7 +280,7 @@ def test_clone_model_is_a_fresh_model_of_the_same_kind():
     model = functional()
     twin = keras.models.clone_model(model)
     assert isinstance(twin, LowRankModel) and twin.ranks == model.ranks
-    twin.compile("sgd", "mse")
+    twin.compile("sgd", "mse", run_eagerly=True)
     before = model.get_weights()
     twin.fit(X, Y, verbose=0)
     for new, old in zip(model.get_weights(), before):

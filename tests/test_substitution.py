@@ -49,9 +49,11 @@ def test_a_product_holds_any_number_of_matrices_the_last_one_transposed():
     expected = {(A @ B @ C.T).tobytes(): (A, B, C), (A @ B).tobytes(): (A, B.T), A.tobytes(): (A,)}
     for W, matrices in expected.items():
         W = np.frombuffer(W).reshape(6, -1)
-        with substitute({layer.factors: Product(*map(tf.constant, matrices))}):
-            y = low_rank_apply(layer.form, layer.factors, tf.constant(x), "float64")
-        np.testing.assert_allclose(y, x @ W, atol=1e-12)
+        product = Product(*map(tf.constant, matrices))
+        for one in (product, product.folded("float64")):
+            with substitute({layer.factors: one}):
+                y = low_rank_apply(layer.form, layer.factors, tf.constant(x), "float64")
+            np.testing.assert_allclose(y, x @ W, atol=1e-12)
 
 
 def test_substitutions_nest_and_end_with_their_block_even_after_an_error():

@@ -49,7 +49,7 @@ MAKERS = pytest.mark.parametrize("make", [functional, nested, Subclassed])
 
 def trained(make=functional, rank=3, epochs=1, truncation=0.75, **kwargs):
     model = make(rank=rank)
-    kwargs = {"integrator": OFTEN, **kwargs}
+    kwargs = {"integrator": OFTEN, "run_eagerly": True, **kwargs}
     model.compile(keras.optimizers.SGD(0.1), "mse", truncation=truncation, **kwargs)
     model.fit(X, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
     return model
