@@ -104,7 +104,9 @@ def of_tensors(shape, dtype=None):
 DEFINITE = ["ones", "identity", keras.initializers.Constant(2.0), Ramp(), of_numpy, of_tensors]
 
 
-@pytest.mark.parametrize("initializer", DEFINITE, ids=str)
+@pytest.mark.parametrize(
+    "initializer", DEFINITE, ids=["ones", "identity", "constant", "own", "numpy", "tensors"]
+)
 def test_an_initializer_of_a_definite_matrix(initializer):
     """However the layer is built: eagerly, in a trace, symbolically by `compute_output_spec`."""
     eager = LowRankDense(3, rank=3, kernel_initializer=initializer)
