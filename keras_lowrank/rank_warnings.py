@@ -19,12 +19,15 @@ def warn_before_training(model):
                 "integrator='parallel' or 'rank_adaptive'."
             )
         return
-    total, layers = count_weights(model), find_built_layers(model)
+    budgets, layers = _budgets(model), find_built_layers(model)
+    if not budgets:
+        return
+    total = count_weights(model)
     spare = sum(
         max(one.factors.rank - one.min_rank, 0) * (one.factors.n + one.factors.m)
         for one in layers.values()
     )
-    for budget, paths in _budgets(model):
+    for budget, paths in budgets:
         raised = [path for path in paths if layers[path].min_rank > 1]
         if raised and total.factored - spare > budget.target(total.full):
             warn_user(
@@ -42,8 +45,8 @@ def warn_after_training(model):
         unmet = truncation.unmet(steps)
         if unmet is not None:
             warn_user(f"The ranks of {len(paths)} layers are not what was asked for: {unmet}.")
-    total = count_weights(model)
     for budget, _ in _budgets(model):
+        total = count_weights(model)
         others = [path for other, paths in groups if other is not budget for path in paths]
         if others and not budget.unmet(steps) and total.factored > budget.target(total.full):
             warn_user(

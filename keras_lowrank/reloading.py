@@ -107,7 +107,8 @@ def _children(layer):
     for name, value in sorted(vars(layer).items()):
         values = value.values() if isinstance(value, dict) else value
         held = list(values) if isinstance(value, (dict, list, tuple)) else [value]
-        if name != "_layers":  # Keras's list of all of them, in the order of attachment
+        # Beside attributes, lists of all of them that Keras and TensorFlow keep for themselves.
+        if name != "_layers" and not name.startswith("_self_"):
             found.update({(name, i): x for i, x in enumerate(held) if _is_layer(x)})
     return found
 

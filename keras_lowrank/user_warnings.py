@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-_INSIDE = {"keras_lowrank", "keras", "tensorflow"}
+_INSIDE = {"keras_lowrank", "keras", "tensorflow", "contextlib"}
 
 
 def warn_user(text, category=UserWarning):

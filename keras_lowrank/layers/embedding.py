@@ -130,18 +130,18 @@ class LowRankEmbedding(LowRankLayer):
         if reverse:
             return self._logits(inputs)
         if isinstance(inputs, tf.RaggedTensor):
-            outputs = inputs.with_flat_values(self.call(inputs.flat_values))
-            if self.mask_zero:
-                keras_internals.set_keras_mask(outputs, keras.ops.not_equal(inputs, 0))
-            return outputs
-        indices = inputs
-        if indices.dtype not in (tf.int32, tf.int64):
-            indices = keras.ops.cast(indices, "int32")
-        outputs = self.apply_kernel(indices)
+            outputs = inputs.with_flat_values(self._looked_up(inputs.flat_values))
+        else:
+            outputs = self._looked_up(inputs)
         if self.mask_zero:
             # Here and not by `compute_mask`, which is not told the direction of the call.
             keras_internals.set_keras_mask(outputs, keras.ops.not_equal(inputs, 0))
         return outputs
+
+    def _looked_up(self, indices):
+        if indices.dtype not in (tf.int32, tf.int64):
+            indices = keras.ops.cast(indices, "int32")
+        return self.apply_kernel(indices)
 
     def _logits(self, vectors):
         kind = kind_of_composite(vectors)

@@ -86,8 +86,8 @@ FAULTS = {
     ),
     "a mean that is a sum": Fault(
         "integrators/chart.py",
-        "0.5 * (from_k + from_l) * both",
-        "1.0 * (from_k + from_l) * both",
+        "core = 0.5 * (cores[0] + cores[1])",
+        "core = 1.0 * (cores[0] + cores[1])",
         "test_optimizers.py",
         "a_rule_makes",
     ),
