@@ -13,7 +13,7 @@ from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.tangent_vector import TangentVector, transport
 from keras_lowrank.traces import outlined
 
-# The summed squares of the tangents of all angles that a chart is used up to.
+# The square of the tangent of the largest angle that a chart is used up to.
 LARGEST_DEFECT = 0.25
 
 
@@ -143,8 +143,8 @@ def adapted(integrator, chart, direction, policy):
         active = tf.math.count_nonzero(chart.scale, dtype=tf.int32)
         alone = policy.rank(values[:active], current=active)
         rank = tf.where(rank > active, rank, alone)
-        largest = policy.most(tf.minimum(tf.shape(u)[0], tf.shape(v)[0]))
-        tried = tf.minimum(tries, largest - rank)
+        room = policy.room(rank, tf.minimum(tf.shape(u)[0], tf.shape(v)[0]))
+        tried = tf.minimum(tries, room)
         # What was on trial and is not kept goes on, but makes room for what is new.
         kept = rank + tf.minimum(tf.size(values) - rank, tried - tried // 4)
     new = Factorization(

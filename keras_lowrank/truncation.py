@@ -194,11 +194,13 @@ class Policy(NamedTuple):
         truncation: `Truncation`.
         min_rank: int, the least rank to keep.
         max_rank: int or None, the largest rank to keep.
+        grown_rank: int or None, the largest rank that more directions are tried out at.
     """
 
     truncation: Truncation
     min_rank: int = 1
     max_rank: int | None = None
+    grown_rank: int | None = None
 
     @property
     def keeps_rank(self):
@@ -209,7 +211,7 @@ class Policy(NamedTuple):
         """Returns `(kind, tensors)`: policies of one kind decide alike, given the same tensors."""
         attributes = vars(self.truncation)
         tensors = {n: value for n, value in attributes.items() if isinstance(value, tf.Tensor)}
-        ranks = {"min_rank": self.min_rank, "max_rank": self.max_rank}
+        ranks = {name: getattr(self, name) for name in ("min_rank", "max_rank", "grown_rank")}
         bounds = {n: tf.cast(rank, tf.int32) for n, rank in ranks.items() if rank is not None}
         # Whatever else decides must be the very same object: it need not compare or hash.
         others = frozenset((n, id(value)) for n, value in attributes.items() if n not in tensors)
@@ -230,6 +232,12 @@ class Policy(NamedTuple):
     def most(self, available):
         """The largest rank that there may be, of so many."""
         return available if self.max_rank is None else tf.minimum(self.max_rank, available)
+
+    def room(self, rank, available):
+        """How many directions may be tried out at a rank, of so many that there can be."""
+        most = self.most(available)
+        most = most if self.grown_rank is None else tf.minimum(self.grown_rank, most)
+        return tf.maximum(most - rank, 0)
 
 
 def plan(policies, matrices, step, others):

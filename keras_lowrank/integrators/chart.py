@@ -44,8 +44,9 @@ class Step(NamedTuple):
 
     Attributes:
         factors: `Factorization`, what the layer holds then.
-        defect: scalar tensor, an estimate of the larger of `| ||U||_F^2 - r |` for the two bases:
-            the summed squares of the tangents of all angles. NaN where a value is not finite.
+        defect: scalar tensor, an estimate of the larger of `||U^T U - I||_F` for the two bases:
+            no less than the square of the tangent of the largest angle. NaN where a value is not
+            finite.
     """
 
     factors: Factorization
@@ -191,10 +192,11 @@ def signs(n, count, dtype):
 
 
 def _defect(basis, turn):
-    """An estimate of `| ||B T||_F^2 - r |`, by some columns of signs."""
-    rank = tf.shape(turn)[0]
-    seen = tf.matmul(basis, tf.matmul(turn, signs(rank, _PROBES, turn.dtype)))
-    return tf.abs(tf.reduce_sum(tf.square(seen)) / _PROBES - tf.cast(rank, turn.dtype))
+    """An estimate of `||(B T)^T B T - I||_F`, by some columns of signs."""
+    probes = signs(tf.shape(turn)[0], _PROBES, turn.dtype)
+    seen = tf.matmul(basis, tf.matmul(turn, probes))
+    seen = tf.matmul(turn, tf.matmul(basis, seen, transpose_a=True), transpose_a=True)
+    return tf.sqrt(tf.reduce_sum(tf.square(seen - probes)) / _PROBES)
 
 
 def _orthonormalizer(basis, turn):

@@ -8,6 +8,9 @@ from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.integrators.parallel import Parallel
 from keras_lowrank.traces import trace_once
 
+# The directions that are on trial at least.
+_TRIED = 8
+
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class RankAdaptive(Integrator):
@@ -55,4 +58,4 @@ class RankAdaptive(Integrator):
     move = Parallel.move
 
     def tries(self, rank):
-        return tf.maximum(2, rank // 16)
+        return tf.maximum(_TRIED, rank // 16)

@@ -22,6 +22,9 @@ from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.substitution import low_rank_apply, squared_norm, whole_matrix
 from keras_lowrank.truncation import Policy, get_truncation
 
+# The share of the weights that `rank=None` leaves, and the directions that it leaves at least.
+_SHARE, _LEAST = 0.4, 16
+
 
 class AcrossRanks:
     """Methods of Keras that compare whole shapes: goes before the Keras class in the bases."""
@@ -52,8 +55,9 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
 
     Args:
         rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.
-            None takes the largest rank whose factors U, S, V have no more parameters than the
-            kernel.
+            None takes the largest rank that leaves 40% of the weights, `r (n + m) <= 0.4 n m`,
+            where a step takes no longer than with the kernel; of a small one up to 16 directions,
+            if U, S and V are then no more numbers than it. Ranks do not grow beyond it.
         min_rank: int, the least rank that training may leave. Defaults to 1.
         max_rank: int or None, the largest. None is `min(n, m)`.
         truncation: `Truncation`, float (a relative tolerance) or None, the layer's own rule for
@@ -203,7 +207,8 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     @property
     def policy(self):
         """The layer's bounds and its own truncation (None where it has none)."""
-        return Policy(self.truncation, self.min_rank, self.max_rank)
+        grown = self._starting_rank(self.factors.n, self.factors.m) if self.rank is None else None
+        return Policy(self.truncation, self.min_rank, self.max_rank, grown)
 
     def enable_lora(self, rank, *args, **kwargs):
         """Raises ValueError: who adds LoRA to all layers of a model must hear of this one."""
@@ -249,9 +254,11 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
             )
         if rank is not None:
             return rank
-        # The largest r with r (n + m + r) <= n m.
+        # Of small kernels as much as U, S and V hold in their place: the largest r with
+        # r (n + m + r) <= n m.
         even = int((math.sqrt((n + m) ** 2 + 4 * n * m) - (n + m)) / 2)
-        return min(max(even, self.min_rank), self.max_rank or largest)
+        start = max(int(_SHARE * n * m / (n + m)), min(even, _LEAST))
+        return min(max(start, self.min_rank), self.max_rank or largest)
 
 
 class _KernelPenalty(keras.regularizers.Regularizer):
