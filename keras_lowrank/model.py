@@ -80,8 +80,8 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
         steps_per_execution=1,
         jit_compile="auto",
         *args,
-        integrator="parallel",
-        truncation=0.1,
+        integrator="rank_adaptive",
+        truncation=0.05,
         **kwargs,
     ):
         """Configures the model for training; as `keras.Model.compile`, and two arguments more.
@@ -100,12 +100,13 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
             jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is
                 used with `"fixed_rank"` and from `freeze_ranks` on; as long as ranks may change,
                 Keras falls back to running without, and says so.
-            integrator: str or `Integrator`. With `"parallel"`, the default, ranks fall. With
-                `"rank_adaptive"` a full step adds directions on trial, so that a rank which starts
-                too low grows. `"fixed_rank"` keeps the ranks. Each takes a full step every
-                `adapt_every=16` steps; give an instance for another number.
+            integrator: str or `Integrator`. With `"rank_adaptive"`, the default, ranks fall, and
+                grow: a full step adds directions on trial. With `"parallel"` they only fall.
+                `"fixed_rank"` keeps them. Each takes a full step every `adapt_every=16` steps; give
+                an instance for another number.
             truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
-                all layers that do not carry their own. `"fixed_rank"` asks for none.
+                all layers that do not carry their own, 0.05 by default: a larger one makes them
+                smaller. `"fixed_rank"` asks for none.
             *args: all other arguments of `keras.Model.compile`, in its order.
             **kwargs: the same, by name.
 

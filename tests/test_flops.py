@@ -54,7 +54,7 @@ def flops_of_a_step(layer, integrator="parallel"):
 # r x r are next to nothing.
 PASS = 2 * BATCH * RANK * 3 * (N + M + RANK)
 # What the defect of the bases is measured with, and one pass that adds up what is new.
-CHECK = 2 * RANK * 4 * (N + M)
+CHECK = 2 * 2 * RANK * 4 * (N + M)
 SMALL = 20 * 2 * RANK**3
 
 

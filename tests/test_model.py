@@ -74,7 +74,7 @@ def test_functional_model_trains_and_names_its_ranks():
     model = functional()
     assert isinstance(model, LowRankModel) and isinstance(model, keras.Model)
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
-    assert (type(model.integrator), model.truncation.tau) == (Parallel, 0.1)
+    assert (type(model.integrator), model.truncation.tau) == (RankAdaptive, 0.05)
     history = model.fit(X, Y, epochs=4, verbose=0, validation_data=(X, Y)).history
     assert set(history) == {"loss", "mae", "val_loss", "val_mae"}
     assert history["loss"][-1] < history["loss"][0]
