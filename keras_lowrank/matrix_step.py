@@ -161,6 +161,9 @@ def extended(factors, direction, count):
     k, l = row_slices.dense(direction.K), direction.L
     q, z = _main_part(k, u, count), _main_part(l, v, count)
     count = tf.minimum(tf.shape(q)[1], tf.shape(z)[1])
+    # Once more, of columns of one size: what was faint is not orthonormal yet.
+    q, z = (complement(x[:, :count], basis).formed(basis) for x, basis in ((q, u), (z, v)))
+    count = tf.minimum(tf.shape(q)[1], tf.shape(z)[1])
     values = tf.pad(tf.linalg.diag_part(s), [[0, count]])
     bases = (tf.concat([u, q[:, :count]], axis=1), tf.concat([v, z[:, :count]], axis=1))
     return Factorization(bases[0], diagonal(values), bases[1])

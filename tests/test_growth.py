@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank import LowRankDense, LowRankModel, RankAdaptive
 
 
 @pytest.mark.parametrize("integrator", ["rank_adaptive", "parallel"])
@@ -19,3 +19,23 @@ def test_ranks_grow_where_a_rank_was_given_and_not_beyond_where_they_started_oth
         model.fit(x, y, batch_size=32, epochs=30, verbose=0)
         (found,) = model.ranks.values()
         assert found == (most if integrator == "rank_adaptive" or rank is None else rank)
+
+
+def test_bases_are_orthonormal_after_each_full_step_with_what_is_on_trial():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 16)).astype("float32")
+    y = np.tanh(x @ rng.standard_normal((16, 12))).astype("float32")
+    inputs = keras.Input((16,))
+    layer = LowRankDense(12, rank=4, use_bias=False)
+    model = LowRankModel(inputs, layer(inputs))
+    optimizer = keras.optimizers.SGD(0.02, momentum=0.9)
+    model.compile(optimizer, "mse", integrator=RankAdaptive(adapt_every=2), truncation=0.3)
+    ranks = set()
+    for start in range(0, 160, 2):
+        for step in (start, start + 1):
+            rows = np.arange(8 * step, 8 * step + 8) % 64
+            model.train_on_batch(x[rows], y[rows])
+        ranks.add(layer.factors.rank)
+        for basis in (layer.U.numpy(), layer.V.numpy()):
+            np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
+    assert max(ranks) > 4
