@@ -17,7 +17,8 @@ from keras_lowrank.convert.kinds import (
 )
 from keras_lowrank.convert.low_rank import refusal
 from keras_lowrank.convert.ranks import Rule
-from keras_lowrank.keras_internals import all_layers, is_graph
+from keras_lowrank.keras_graphs import is_graph
+from keras_lowrank.keras_internals import all_layers
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 

@@ -6,7 +6,6 @@ this is the one file to mend.
 
 import contextlib
 import functools
-import inspect
 import itertools
 import sys
 
@@ -23,10 +22,9 @@ from keras.src.export.export_utils import (
     make_tf_tensor_spec,
 )
 from keras.src.losses.loss import unscale_loss_for_distribution
-from keras.src.models.functional import Functional, functional_like_constructor
+from keras.src.models.functional import Functional
 from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.random.seed_generator import global_seed_generator
-from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.utils.python_utils import default
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
@@ -84,74 +82,6 @@ def states(model):
     layers = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
     found = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
     return [state for state in found if isinstance(state, keras.Variable)]
-
-
-def is_graph(model):
-    """Whether a graph of layers says all that `model` computes: functional, or Sequential."""
-    for kind in (Functional, keras.Sequential):
-        if isinstance(model, kind):
-            return type(model).call is kind.call
-    return False
-
-
-def calls_in_graphs(operation):
-    """The arguments of every call of a layer or an operation in a graph, each a flat list."""
-    calls = [node.arguments for node in operation._inbound_nodes]
-    return [keras.tree.flatten((call.args, call.kwargs)) for call in calls]
-
-
-def detached(operation):
-    """A copy of an operation, which is no layer, that is in no graph."""
-    # By hand: `copy.copy` asks for a config, and finds the class by its name.
-    twin = object.__new__(type(operation))
-    vars(twin).update(vars(operation))
-    twin._inbound_nodes, twin._outbound_nodes = [], []
-    return twin
-
-
-def is_bare_graph(model):
-    """Whether `model` is of no class of its own: its config is its graph of layers."""
-    return type(model) in (Functional, keras.Sequential)
-
-
-def is_saved_as_graph(model):
-    """Whether the config of `model` is its graph of layers, and not what its `__init__` takes."""
-    if isinstance(model, keras.Sequential):
-        return type(model) is keras.Sequential and is_graph(model)
-    return is_graph(model) and functional_like_constructor(type(model))
-
-
-def called_with(layer):
-    """The arguments of the first call of `layer` in a graph of layers, or None without one.
-
-    Returns:
-        `(args, kwargs)` with fresh symbolic tensors, or None.
-    """
-    if not layer._inbound_nodes:
-        return None
-    arguments = layer._inbound_nodes[0].arguments
-    return keras.tree.map_structure(
-        lambda x: (
-            keras.KerasTensor(x.shape, x.dtype, x.sparse) if isinstance(x, keras.KerasTensor) else x
-        ),
-        (arguments.args, arguments.kwargs),
-    )
-
-
-@contextlib.contextmanager
-def names_kept():
-    """While open, layers are named as ever; the names of those that come after do not depend on it.
-
-    Keras numbers layers without a name, class by class, in a table of the session.
-    """
-    before = dict(get_global_attribute("object_name_uids") or {})
-    try:
-        yield
-    finally:
-        table = get_global_attribute("object_name_uids")
-        if table is not None:
-            table.clear()
-            table.update(before)
 
 
 def is_recorded():
@@ -418,60 +348,6 @@ def train_writer(tensorboard):
 def start_at_epoch(model, epoch):
     """Has the `fit` that is beginning start at `epoch`: no callback can say so publicly."""
     model._initial_epoch = epoch
-
-
-def unpickle(data):
-    """The model that `keras.Model.__reduce__` put into `data`."""
-    return keras.Model._unpickle_model(data)
-
-
-def signed_as_functional(init):
-    """Gives `__init__` the signature that Functional's has in this version of Keras, all optional.
-
-    By its signature Keras tells, when it saves and loads, a model that its graph describes from
-    one that only its code describes. Where Functional's own is that of a wrapper, `(*args,
-    **kwargs)`, a `self` goes before it: some versions ask for the first argument by name.
-    """
-    signature = inspect.signature(Functional.__init__, follow_wrapped=False)
-    first, *rest = signature.parameters.values()
-    if first.kind is inspect.Parameter.VAR_POSITIONAL:
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        signature = signature.replace(parameters=[own, first, *rest])
-    else:
-        # Without inputs it is still one that Keras can call again, for a subclass without its own.
-        rest = [_optional(parameter) for parameter in rest]
-        signature = signature.replace(parameters=[first, *rest])
-    init.__signature__ = signature
-    return init
-
-
-def _optional(parameter):
-    required = parameter.default is parameter.empty
-    if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-        return parameter.replace(default=None)
-    return parameter
-
-
-def become_functional(model):
-    """Makes a model that was just created one that a graph of layers describes.
-
-    `keras.Model.__init__` instead rewrites the bases of the class, and of its bases, for good.
-    """
-    object.__setattr__(model, "__class__", _functional_class(type(model)))
-    # Wrapped by Layer.__new__, it is still the `build` of the class that the model was made as.
-    model.__dict__.pop("build", None)
-
-
-@functools.cache
-def _functional_class(cls):
-    """`cls` with Keras's functional model behind it, saved under the name of `cls`."""
-    if issubclass(cls, Functional):
-        return cls
-    made = type(cls.__name__, (cls, Functional), {})
-    made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__
-    if cls in GLOBAL_CUSTOM_NAMES:
-        GLOBAL_CUSTOM_NAMES[made] = GLOBAL_CUSTOM_NAMES[cls]
-    return made
 
 
 def open_variable(variable, value, shape):

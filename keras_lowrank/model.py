@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import keras
 
-from keras_lowrank import checksum, integrators, keras_internals
+from keras_lowrank import checksum, integrators, keras_graphs, keras_internals
 from keras_lowrank.budget import Budget
 from keras_lowrank.compression import count_weights
 from keras_lowrank.distribution import check_steps_per_execution, check_strategy
@@ -58,7 +58,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
 
     _training = None
 
-    @keras_internals.signed_as_functional
+    @keras_graphs.signed_as_functional
     def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
         self._ranks_frozen = False
         if inputs is None and outputs is None:
@@ -66,7 +66,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
         else:
             # Keras would rewrite the bases of the class itself, and break every subclass that is
             # made afterwards; so the instance changes its class instead.
-            keras_internals.become_functional(self)
+            keras_graphs.become_functional(self)
             super().__init__(inputs, outputs, name=name, **kwargs)
 
     def compile(
@@ -287,7 +287,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
 
     def __reduce__(self):
         # The class of a functional instance is not the one that its name leads to.
-        return keras_internals.unpickle, super().__reduce__()[1]
+        return keras_graphs.unpickle, super().__reduce__()[1]
 
     @keras_internals.default
     def get_config(self):

@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lowrank import keras_internals
+from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.layers import LowRankLayer
 
 
@@ -43,7 +43,7 @@ def check_reloads(model):
 def _saved_parts(layer, path=""):
     """Yields `(path, layer, whether it is a part that is made by code)` of what a graph holds."""
     path = f"{path}{layer.name}"
-    if keras_internals.is_saved_as_graph(layer):
+    if keras_graphs.is_saved_as_graph(layer):
         for one in layer.layers:
             yield from _saved_parts(one, f"{path}/")
     else:
@@ -57,7 +57,7 @@ def _fault(part):
     """
     states = random.getstate(), np.random.get_state()
     try:
-        with keras_internals.names_kept(), warnings.catch_warnings():
+        with keras_graphs.names_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _made_again(part)
     finally:
@@ -72,7 +72,7 @@ def _made_again(part):
     try:
         with keras.saving.custom_object_scope({cls.__name__: cls for cls in classes}):
             made = keras.saving.deserialize_keras_object(config, safe_mode=False)
-            arguments = keras_internals.called_with(part)
+            arguments = keras_graphs.called_with(part)
             if arguments is not None:
                 made(*arguments[0], **arguments[1])
     except Exception as error:  # whatever the code of a class raises
@@ -101,7 +101,7 @@ def _difference(one, other):
 
 def _children(layer):
     """What a layer holds itself, by the attributes under which Keras saves it."""
-    if keras_internals.is_graph(layer):
+    if keras_graphs.is_graph(layer):
         return dict(enumerate(layer.layers))
     found = {}
     for name, value in sorted(vars(layer).items()):

@@ -8,8 +8,8 @@ import tempfile
 import keras
 import tensorflow as tf
 
-from keras_lowrank import keras_internals
-from keras_lowrank.keras_internals import is_graph
+from keras_lowrank import keras_graphs, keras_internals
+from keras_lowrank.keras_graphs import is_graph
 
 
 def opened(layer):
@@ -122,7 +122,7 @@ class GraphCopy:
     def _copy(self, layer):
         _refuse_called_on_variables(layer)
         if not isinstance(layer, keras.layers.Layer):
-            return keras_internals.detached(layer)  # an operation, which holds nothing
+            return keras_graphs.detached(layer)  # an operation, which holds nothing
         replaced = self._replace(layer)
         if replaced is not None:
             self._replaced.add(id(layer))
@@ -158,7 +158,7 @@ class GraphCopy:
         Opened, it would be a bare graph, and what its class does when it is loaded would be lost.
         """
         inside = _inside(model)
-        if keras_internals.is_bare_graph(model) or any(
+        if keras_graphs.is_bare_graph(model) or any(
             id(one) in self._copies or self._replace(one) is not None for one in inside
         ):
             return None
@@ -252,7 +252,7 @@ def _refuse_shared_variables(layers):
 
 def _refuse_called_on_variables(layer):
     """A variable in the place of an input is in the graph itself: all copies would have it."""
-    called_on = (value for call in keras_internals.calls_in_graphs(layer) for value in call)
+    called_on = (value for call in keras_graphs.calls_in_graphs(layer) for value in call)
     shared = [one for one in called_on if isinstance(one, keras.Variable | tf.Variable)]
     if shared:
         raise ValueError(

@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lowrank import keras_internals
+from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.convert.graph import (
     GraphCopy,
     build_like,
@@ -113,7 +113,7 @@ def to_keras(model, form="smaller"):
 
 def _is_called_on_ragged(layer):
     """Whether a layer, an embedding then, looks up ragged indices: Keras's Dense takes no such."""
-    calls = keras_internals.calls_in_graphs(layer)
+    calls = keras_graphs.calls_in_graphs(layer)
     return any(kind_of_composite(value) == "ragged" for call in calls for value in call)
 
 

@@ -79,7 +79,7 @@ def _converts(function, arguments):
         traced = tf.function(function.python_function, input_signature=arguments, autograph=False)
         concrete = traced.get_concrete_function()
         tf.lite.TFLiteConverter.from_concrete_functions([concrete], function).convert()
-    except Exception:  # as it did before
+    except Exception:  # the first conversion has failed, too: its words are what is reported
         return False
     return True
 
