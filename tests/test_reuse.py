@@ -89,11 +89,13 @@ def test_another_optimizer_starts_as_one_of_a_new_model():
     assert everything(model) == everything(fresh)
 
 
-def test_an_optimizer_that_comes_back_forgets_where_the_factors_were():
+@pytest.mark.parametrize("rate", [0.2, 1e-6])
+def test_an_optimizer_that_comes_back_forgets_where_the_factors_were(rate):
+    """However little another one has moved them meanwhile."""
     first = momentum()
     model, fresh = make(optimizer=first), make()
     low = model.get_layer("low")
-    for optimizer in (first, momentum(0.2)):
+    for optimizer in (first, momentum(rate)):
         model.compile(optimizer, "mse", truncation=0.3, run_eagerly=True)
         fit(model)
     for one, other in zip(fresh.variables, model.variables, strict=True):
