@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_lowrank import row_slices
 from keras_lowrank.factors import Factorization, diagonal
 from keras_lowrank.faults import total
-from keras_lowrank.integrators.chart import Chart, signs
+from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.linalg import complement
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.tangent_vector import TangentVector, transport
@@ -15,6 +15,9 @@ from keras_lowrank.traces import outlined
 
 # The square of the tangent of the largest angle that a chart is used up to.
 LARGEST_DEFECT = 0.25
+
+# Directions that are smaller than this share of the largest are not put on trial.
+FAINT = 0.03
 
 
 class Numbers(NamedTuple):
@@ -151,7 +154,8 @@ def adapted(integrator, chart, direction, policy):
         tf.matmul(u, left[:, :kept]), diagonal(values[:kept]), tf.matmul(v, right[:, :kept])
     )
     if tries is not None:
-        new = extended(new, direction, rank + tried - kept)
+        more = rank + tried - kept
+        new = tf.cond(more > 0, lambda: extended(new, direction, more), lambda: new)
     return new, _frozen(tf.linalg.diag_part(new.S), rank)
 
 
@@ -170,15 +174,14 @@ def extended(factors, direction, count):
 
 
 def _main_part(block, basis, count):
-    """Orthonormal columns of the span of a block, `count` at most, that a basis does not have.
+    """The largest orthonormal columns of a block that a basis does not have, `count` at most.
 
-    The largest of them, nearly: a subspace iteration on columns of signs.
+    Faint ones are left out: they are rounding in part, and would learn little on trial.
     """
-    outside = block - tf.matmul(basis, tf.matmul(basis, block, transpose_a=True))
-    gram = tf.matmul(outside, outside, transpose_a=True)
-    start = tf.matmul(gram, signs(tf.shape(gram)[0], count, gram.dtype))
-    found = complement(tf.matmul(outside, tf.matmul(gram, start)), basis)
-    return found.formed(basis)[:, ::-1]  # the largest first
+    found = complement(block, basis)
+    sizes = tf.math.rsqrt(tf.reduce_sum(tf.square(found.root), axis=0))  # ascending
+    clear = tf.math.count_nonzero(sizes >= FAINT * tf.reduce_max(sizes), dtype=tf.int32)
+    return found.formed(basis)[:, ::-1][:, : tf.minimum(clear, count)]
 
 
 def _frozen(scale, active):
