@@ -61,9 +61,9 @@ class FaultRecord:
     As a rule it is the place of a value that is not finite.
 
     A step cannot raise: an assertion beside an assignment is not ordered before it, and vanishes
-    under XLA. It writes its finding here instead, and `taken` is called after each
-    execution. Once a fault is recorded later steps of the same execution change nothing either,
-    so the state at the error is the one before the bad step.
+    under XLA. It writes its finding here instead, and the host calls `taken`. Once a fault is
+    recorded later steps change nothing either, so the state at the error is the one before the
+    bad step, however late the host looks.
     """
 
     def __init__(self):
@@ -107,9 +107,17 @@ class FaultRecord:
         self._place.assign(place)
         self._step.assign(tf.where(new, tf.cast(step, tf.int64) + 1, self._step))
 
-    def taken(self):
-        """The error that was recorded, FloatingPointError as a rule, or None; it is forgotten."""
-        step = int(self._step.numpy())
+    def look(self):
+        """What `taken` takes, as it is now: the device writes it, and nobody waits."""
+        return self._step.read_value()
+
+    def taken(self, looked=None):
+        """The error that was recorded, FloatingPointError as a rule, or None; it is forgotten.
+
+        Args:
+            looked: what an earlier `look` has returned, None for one just now.
+        """
+        step = int((self.look() if looked is None else looked).numpy())
         if step < 0:
             return None
         found = self._findings[int(self._place.numpy())]

@@ -6,6 +6,7 @@ import warnings
 from contextlib import nullcontext
 
 import keras
+import tensorflow as tf
 
 from keras_lowrank import checksum, integrators, keras_graphs, keras_internals
 from keras_lowrank.budget import Budget
@@ -175,6 +176,11 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return keras_internals.per_host(logs)
 
+    def get_metrics_result(self):
+        if self._training is not None and tf.executing_eagerly():  # an epoch of `fit` ends here
+            self._training.check_last()
+        return super().get_metrics_result()
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
@@ -206,7 +212,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
                     return self.make_train_function(force=True)(iterator)
             with self._training.execution():
                 logs = run(iterator)
-            return self._training.check(logs)
+            return self._training.check_execution(logs)
 
         self.train_function = train_function
         return self.train_function

@@ -37,6 +37,7 @@ class Training:
         faults: `FaultRecord`.
         prepared: bool, whether all variables are there that a step needs.
         stops_on_nan: bool, whether a callback ends the present `fit` at a NaN.
+        looked: what `faults` held after the last execution of a `fit`, not waited for yet.
         moved: set of str, the paths of the layers that a step moves.
     """
 
@@ -44,8 +45,8 @@ class Training:
         self.model = model
         self._own_train_step = own_train_step
         self.rule, self.state, self.faults = None, None, FaultRecord()
-        self.stops_on_nan, self.moved = False, set()
-        self.prepared = self._runs = self._told_of_ranks = False
+        self.stops_on_nan, self.looked, self.moved = False, None, set()
+        self.prepared = self._runs = self._in_fit = self._told_of_ranks = False
         self._on_arrival = None
 
     @property
@@ -181,10 +182,12 @@ class Training:
         found = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks))
         self.stops_on_nan = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in found)
         adapts = self.model.integrator.adapts_rank and not self.model.ranks_frozen
+        self._in_fit = True
         try:
             yield
+            self.check_last()
         finally:
-            self.stops_on_nan = False
+            self.stops_on_nan, self.looked, self._in_fit = False, None, False
         self._finish()
         if adapts and not self._told_of_ranks:
             self._told_of_ranks = True  # a loop of calls of `fit` hears of it once
@@ -251,7 +254,20 @@ class Training:
             self._take()
             self.check()
 
-    def check(self, logs=None):
+    def check_execution(self, logs):
+        """The same as `check`, in `fit` one execution late, so that the host waits for no step."""
+        if not self._in_fit or self.stops_on_nan or self.model.run_eagerly:
+            return self.check(logs)
+        before, self.looked = self.looked, self.faults.look()
+        return logs if before is None else self.check(logs, before)
+
+    def check_last(self):
+        """Looks at the last execution of a `fit`, which no other has followed yet."""
+        last, self.looked = self.looked, None
+        if last is not None:
+            self.check(looked=last)
+
+    def check(self, logs=None, looked=None):
         """Raises the error that the last execution has recorded, where there is one.
 
         With `keras.callbacks.TerminateOnNaN` in `fit`, a value that is not finite is no error:
@@ -259,11 +275,12 @@ class Training:
 
         Args:
             logs: dict, what the execution has returned.
+            looked: what `FaultRecord.look` returned after an earlier execution; None for the last.
 
         Returns:
             dict, what the callbacks see of it.
         """
-        error = self.faults.taken()
+        error = self.faults.taken(looked)
         if error is None:
             return logs
         if not (self.stops_on_nan and isinstance(error, FloatingPointError)):

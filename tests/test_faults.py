@@ -161,14 +161,21 @@ def test_after_an_error_the_model_can_be_saved_and_fit(way, tmp_path):
     assert int(model.optimizer.iterations) == 6
 
 
-def test_error_comes_in_the_epoch_of_the_bad_batch():
-    seen = []
-    model = make(run_eagerly=True)
-    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: seen.append(b))
-    data = spoiled(slice(8, 9))
-    with pytest.raises(FloatingPointError, match="at training step 3"):
-        model.fit(data, Y, batch_size=4, shuffle=False, verbose=0, callbacks=[watch])
-    assert seen == [0, 1]
+@pytest.mark.parametrize("bad", [8, 15])  # in the third of four batches, and in the last
+@pytest.mark.parametrize("eager", [True, False])
+def test_error_comes_in_the_epoch_of_the_bad_batch(eager, bad):
+    batches, epochs = [], []
+    model = make(run_eagerly=eager)
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda b, logs: batches.append(b),
+        on_epoch_end=lambda e, logs: epochs.append(e),
+    )
+    data, good = spoiled(slice(bad, bad + 1)), bad // 4
+    with pytest.raises(FloatingPointError, match=f"at training step {good + 1}"):
+        model.fit(data, Y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[watch])
+    # In a graph the host looks one step later, and at the end of the epoch.
+    assert batches == list(range(good if eager else good + 1)) and not epochs
+    assert int(model.optimizer.iterations) == good
 
 
 # Mixed precision.
