@@ -23,6 +23,8 @@ prunes from their graphs.
 
 import tensorflow as tf
 
+from keras_lowrank import keras_internals
+
 _SUPPORTED = (
     tf.distribute.OneDeviceStrategy,
     tf.distribute.MirroredStrategy,
@@ -44,7 +46,7 @@ class Replicas:
         strategy = tf.distribute.get_strategy()
         self.count = strategy.num_replicas_in_sync
         self._context = tf.distribute.get_replica_context()
-        self._span_hosts = spans_hosts(strategy)
+        self._span_hosts = keras_internals.spans_hosts(strategy)
         if self._context is None:
             raise ValueError(
                 "A training step must run in every replica: "
@@ -111,12 +113,6 @@ class Replicas:
 
     def _all_reduce(self, tensors):
         return self._context.all_reduce(tf.distribute.ReduceOp.SUM, tensors) if tensors else []
-
-
-def spans_hosts(strategy):
-    """Whether a strategy has replicas in other processes."""
-    count = strategy.num_replicas_in_sync
-    return count > 1 and count > len(strategy.extended.worker_devices)
 
 
 def check_strategy(optimizer):

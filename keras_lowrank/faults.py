@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import row_slices
-from keras_lowrank.traces import outlined
+from keras_lowrank.outlined import outlined
 
 
 class Snapshot:

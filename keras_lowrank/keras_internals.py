@@ -30,8 +30,6 @@ from keras.src.utils.tracking import no_automatic_dependency_tracking
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context, record
 
-from keras_lowrank.distribution import spans_hosts
-
 __all__ = [
     "LossScaleOptimizer",
     "default",  # marks a `get_config` that leaves Keras to find out the arguments of `__init__`
@@ -373,3 +371,9 @@ def open_variable(variable, value, shape):
     if write is not None:
         made._write_object_proto = write_present_shape
     return made
+
+
+def spans_hosts(strategy):
+    """Whether a strategy has replicas in other processes."""
+    count = strategy.num_replicas_in_sync
+    return count > 1 and count > len(strategy.extended.worker_devices)

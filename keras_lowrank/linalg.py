@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank.traces import apart
+from keras_lowrank.outlined import apart
 
 # A direction smaller than this many units of rounding, relative to the whole block, is noise: a
 # block is a sum over a batch, and comes with some ten roundings itself.

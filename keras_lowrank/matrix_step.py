@@ -10,8 +10,8 @@ from keras_lowrank.faults import total
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.linalg import complement
 from keras_lowrank.optimizers.rule import ACCUMULATED
+from keras_lowrank.outlined import outlined
 from keras_lowrank.tangent_vector import TangentVector, transport
-from keras_lowrank.traces import outlined
 
 # The square of the tangent of the largest angle that a chart is used up to.
 LARGEST_DEFECT = 0.25

@@ -16,8 +16,9 @@ from keras_lowrank import (
     row_slices,
 )
 from keras_lowrank.factors import Factorization
+from keras_lowrank.integrators.trace_once import trace_once
+from keras_lowrank.outlined import outlined
 from keras_lowrank.tangent_vector import TangentVector
-from keras_lowrank.traces import outlined, trace_once
 from keras_lowrank.truncation import Policy
 
 

@@ -7,8 +7,8 @@ from keras_lowrank.factors import Factorization, diagonalized
 from keras_lowrank.integrators.augmentation import augment
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.integrators.parallel import Parallel
+from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.linalg import orthonormalized, rotate, signed_qr
-from keras_lowrank.traces import trace_once
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

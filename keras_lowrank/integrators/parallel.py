@@ -4,7 +4,7 @@ import keras
 
 from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
 from keras_lowrank.integrators.integrator import Integrator
-from keras_lowrank.traces import trace_once
+from keras_lowrank.integrators.trace_once import trace_once
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_lowrank.integrators.augmentation import augment, moved_core, truncate
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.integrators.parallel import Parallel
-from keras_lowrank.traces import trace_once
+from keras_lowrank.integrators.trace_once import trace_once
 
 # The directions that are on trial at least.
 _TRIED = 8

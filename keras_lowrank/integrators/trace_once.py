@@ -1,44 +1,14 @@
-"""Less for TensorFlow to trace and to optimise before the first step.
+"""Less for TensorFlow to trace before the first step: one trace for all layers.
 
-What a step does to a matrix is the same for all layers, and its full step is seldom taken.
-TensorFlow would trace all of it for every layer, and optimise it as one graph, before anything
-runs. These functions take the repetition out of the trace, and both out of the graph. They change
-nothing in what is computed.
+What a step does to a matrix is the same for all layers, and TensorFlow would trace it for each.
+These functions change nothing in what is computed.
 """
 
 import tensorflow as tf
 
-from keras_lowrank import keras_internals, row_slices
+from keras_lowrank import row_slices
+from keras_lowrank.outlined import apart
 from keras_lowrank.truncation import Policy
-
-
-def apart(function, specs=()):
-    """A traced function that TensorFlow neither puts in line nor optimises: both take seconds.
-
-    Args:
-        function: callable of tensors.
-        specs: list of `tf.TensorSpec`, theirs.
-    """
-    once = tf.function(
-        function, autograph=False, experimental_attributes=keras_internals.NOT_OPTIMIZED
-    ).get_concrete_function(*specs)
-
-    def call(*tensors):
-        with keras_internals.calls_not_optimized():
-            return once(*tensors)
-
-    return call
-
-
-def outlined(branch):
-    """Returns a branch of a `tf.cond` that stays a function of its own, prepared when first taken.
-
-    Args:
-        branch: callable without arguments.
-    """
-    if tf.executing_eagerly():
-        return branch
-    return apart(branch)
 
 
 def trace_once(function):
