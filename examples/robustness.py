@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 import image_data
 import results
 from keras_lowrank import Budget
-from keras_lowrank.factors import Factorization
+from keras_lowrank.manifold.point import Factorization
 from methods import LowRank, TwoFactor, balanced_factors
 
 flags.adopt_module_key_flags(image_data)

@@ -9,7 +9,6 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from keras_lowrank import callbacks, optimizers
-from keras_lowrank.budget import Budget
 from keras_lowrank.compression import Compression
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
@@ -30,9 +29,10 @@ from keras_lowrank.layers import (
     LowRankMultiHeadAttention,
 )
 from keras_lowrank.layers.low_rank_layer import set_weights
+from keras_lowrank.manifold.plain_training import PlainTrainingWarning
 from keras_lowrank.model import LowRankModel
-from keras_lowrank.plain_training import PlainTrainingWarning
-from keras_lowrank.truncation import KeepRank, Tolerance, Truncation
+from keras_lowrank.ranks.budget import Budget
+from keras_lowrank.ranks.truncation import KeepRank, Tolerance, Truncation
 
 __version__ = "0.1.0"
 

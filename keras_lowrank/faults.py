@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank import row_slices
+from keras_lowrank.manifold import row_sparse
 from keras_lowrank.outlined import outlined
 
 
@@ -151,7 +151,7 @@ def _all_finite(structure, axes):
     sums = []
     for tensor in tf.nest.flatten(structure):
         if tensor is not None:
-            values = row_slices.values(tensor)
+            values = row_sparse.values(tensor)
             rank = values.shape.rank
             if rank not in axes:
                 axes[rank] = tf.constant(np.arange(rank, dtype="int32"))
@@ -160,7 +160,7 @@ def _all_finite(structure, axes):
 
 
 def _sum(tensor):
-    tensor = row_slices.values(tensor)
+    tensor = row_sparse.values(tensor)
     if tensor.dtype != tf.float64:
         tensor = tf.cast(tensor, tf.float32)
     if tensor.shape.rank == 2:
@@ -178,6 +178,6 @@ def poisoned(gradient, finite):
     """The gradient where `finite` is true, NaN where it is not."""
     if gradient is None:
         return None
-    values = row_slices.values(gradient)
+    values = row_sparse.values(gradient)
     values = tf.where(finite, values, tf.cast(float("nan"), values.dtype))
-    return row_slices.with_values(gradient, values)
+    return row_sparse.with_values(gradient, values)

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
-from keras_lowrank.factors import Factorization, diagonal
 from keras_lowrank.faults import total
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.linalg import complement
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.complement import complement
+from keras_lowrank.manifold.point import Factorization, diagonal
+from keras_lowrank.manifold.tangent_vector import TangentVector, transport
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.outlined import outlined
-from keras_lowrank.tangent_vector import TangentVector, transport
 
 # The square of the tangent of the largest angle that a chart is used up to.
 LARGEST_DEFECT = 0.25
@@ -162,7 +162,7 @@ def adapted(integrator, chart, direction, policy):
 def extended(factors, direction, count):
     """The same W with more columns: what a direction has most of, outside of its bases."""
     u, s, v = factors
-    k, l = row_slices.dense(direction.K), direction.L
+    k, l = row_sparse.dense(direction.K), direction.L
     q, z = _main_part(k, u, count), _main_part(l, v, count)
     count = tf.minimum(tf.shape(q)[1], tf.shape(z)[1])
     # Once more, of columns of one size: what was faint is not orthonormal yet.

@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.factors import RankVariable
-from keras_lowrank.substitution import Product, substitute
+from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.manifold.factors import RankVariable
 
 NO_SECOND_PASS = (
     "`adapt_every=1` of 'rank_adaptive' and 'fixed_rank' takes a second pass, at bases that no "

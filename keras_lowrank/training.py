@@ -17,8 +17,8 @@ from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.optimizers.state import OptimizerState
 from keras_lowrank.passes import GivenGradients, Passes
 from keras_lowrank.rank_warnings import warn_after_training, warn_before_training
+from keras_lowrank.ranks.truncation import KeepRank, Policy, plan
 from keras_lowrank.training_step import TrainingStep
-from keras_lowrank.truncation import KeepRank, Policy, plan
 
 
 class Training:

@@ -4,16 +4,17 @@ import warnings
 
 import tensorflow as tf
 
-from keras_lowrank import keras_internals, row_slices
+from keras_lowrank import keras_internals
 from keras_lowrank.distribution import Replicas
 from keras_lowrank.faults import Snapshot, are_finite, poisoned
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.integrators.trace_once import trace_once
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.tangent_vector import TangentVector, core_in, transport, zeros_at
 from keras_lowrank.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.passes import NO_SECOND_PASS, AtNewBases
-from keras_lowrank.tangent_vector import TangentVector, core_in, transport, zeros_at
 
 
 class TrainingStep:
@@ -338,9 +339,9 @@ def _whole(path, gradient, factors, by_rows):
         for one, v in zip(gradient, factors.variables)
     ]
     if by_rows:
-        tensors[0] = row_slices.collected(tensors[0], factors.n)
+        tensors[0] = row_sparse.collected(tensors[0], factors.n)
     tensors = [
-        one if by_rows and index == 0 else row_slices.dense(one, size)
+        one if by_rows and index == 0 else row_sparse.dense(one, size)
         for index, (one, size) in enumerate(zip(tensors, (factors.n, None, factors.m)))
     ]
     return TangentVector(*tensors)
@@ -363,4 +364,4 @@ def _scaled(gradient, factor):
     """The gradient times a scalar; either may be None."""
     if gradient is None or factor is None:
         return gradient
-    return row_slices.scaled(gradient, tf.cast(factor, gradient.dtype))
+    return row_sparse.scaled(gradient, tf.cast(factor, gradient.dtype))

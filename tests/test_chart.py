@@ -17,8 +17,8 @@ from reference.probing import (
 )
 from reference.trajectories import defect, tangent_of, to_tensors
 
-from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.chart import Chart
+from keras_lowrank.manifold.point import Factorization
 
 
 def at_origin(rng, n, m, r):

@@ -9,7 +9,7 @@ from test_convert import check_same
 from test_export import operations, path_for, predict_file
 
 from keras_lowrank import LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
-from keras_lowrank.factors import Factorization
+from keras_lowrank.manifold.point import Factorization
 
 
 def draw(*shape):

@@ -9,8 +9,8 @@ from reference.embedding import IDS, Tied, built, cross_entropy, language_model,
 
 from keras_lowrank import LowRankEmbedding, LowRankModel, Parallel, RankAdaptive, Tolerance
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.row_slices import is_slices
-from keras_lowrank.substitution import Product, substitute
+from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.manifold.row_sparse import is_slices
 
 
 def test_embedding_basics():

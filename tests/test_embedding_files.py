@@ -7,7 +7,7 @@ import tensorflow as tf
 from reference.embedding import IDS, built, cross_entropy, language_model, same_table
 
 from keras_lowrank import LowRankEmbedding, Parallel, convert_layer, from_keras, to_keras
-from keras_lowrank.factors import Factorization
+from keras_lowrank.manifold.point import Factorization
 
 
 def test_files_keep_the_rank_and_agree(tmp_path):

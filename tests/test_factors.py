@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
-from keras_lowrank.factors import Factorization, Factors, RankVariable
+from keras_lowrank.manifold.factors import Factors, RankVariable
+from keras_lowrank.manifold.point import Factorization
 
 
 def basis(rank=2, n=5):

@@ -8,7 +8,7 @@ from reference.cases import partly_slow
 from reference.probing import cases, make
 
 from keras_lowrank import FixedRank, LowRankLayer, LowRankModel, RankAdaptive
-from keras_lowrank.linalg import matmul_last
+from keras_lowrank.kernels.products import matmul_last
 
 
 def make_arranged(case):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_lowrank import LowRankDense, LowRankModel
-from keras_lowrank.factors import RankVariable
+from keras_lowrank.manifold.factors import RankVariable
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((32, 8)).astype("float32")

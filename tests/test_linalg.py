@@ -6,16 +6,10 @@ from hypothesis import strategies as st
 from reference.closed_form import matrix, orthonormal, with_spectrum
 from reference.trajectories import defect
 
-from keras_lowrank.linalg import (
-    Complement,
-    complement,
-    matmul_last,
-    orthonormalized,
-    rotate,
-    rows,
-    signed_qr,
-    signed_svd,
-)
+from keras_lowrank.kernels.products import matmul_last, rows
+from keras_lowrank.manifold.complement import Complement, complement, rotate
+from keras_lowrank.manifold.decompositions import signed_qr, signed_svd
+from keras_lowrank.manifold.orthonormalize import orthonormalized
 
 DTYPES = ["float32", "float64"]
 # Directions below this size, relative to the block, may be left out: 256 units of rounding, or of

@@ -20,9 +20,9 @@ from reference.trajectories import (
 from reference.truncation import RelativeTolerance
 
 from keras_lowrank import LowRankDense, LowRankModel, RankAdaptive, Tolerance, Truncation
-from keras_lowrank.factors import Factorization
-from keras_lowrank.substitution import Product, substitute
-from keras_lowrank.truncation import Policy
+from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.ranks.truncation import Policy
 
 
 class KeepAll(Truncation):

@@ -14,8 +14,8 @@ from keras_lowrank import (
     Tolerance,
     to_keras,
 )
-from keras_lowrank.factors import Factorization
 from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank.manifold.point import Factorization
 
 
 @KINDS

@@ -33,10 +33,10 @@ from keras_lowrank import (
     Parallel,
     RankAdaptive,
 )
-from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.chart import Chart
+from keras_lowrank.kernels.kernel_override import Product, substitute
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.substitution import Product, substitute
+from keras_lowrank.manifold.point import Factorization
 
 # The tangent gradient.
 

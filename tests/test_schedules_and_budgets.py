@@ -17,8 +17,8 @@ from keras_lowrank import (
     Tolerance,
     callbacks,
 )
-from keras_lowrank.factors import Factorization
-from keras_lowrank.truncation import Policy, get_truncation, plan
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.ranks.truncation import Policy, get_truncation, plan
 
 rng = np.random.default_rng(0)
 X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))

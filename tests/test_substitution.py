@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from reference.probing import make
 
-from keras_lowrank.factors import Factorization
-from keras_lowrank.substitution import Product, low_rank_apply, squared_norm, substitute
+from keras_lowrank.kernels.kernel_override import Product, low_rank_apply, squared_norm, substitute
+from keras_lowrank.manifold.point import Factorization
 
 
 def test_squared_norm_is_that_of_the_kernel_for_any_factors():

@@ -6,7 +6,7 @@ from reference import optimizers as reference
 from reference.cases import few, seeds, shapes, start
 from reference.trajectories import tangent_of, to_tensors
 
-from keras_lowrank.tangent_vector import core_in, transport
+from keras_lowrank.manifold.tangent_vector import core_in, transport
 
 
 @few

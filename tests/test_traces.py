@@ -6,20 +6,13 @@ import pytest
 import tensorflow as tf
 from reference.closed_form import orthonormal
 
-from keras_lowrank import (
-    Budget,
-    KeepRank,
-    LowRankDense,
-    LowRankModel,
-    Tolerance,
-    Truncation,
-    row_slices,
-)
-from keras_lowrank.factors import Factorization
+from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, Truncation
 from keras_lowrank.integrators.trace_once import trace_once
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.outlined import outlined
-from keras_lowrank.tangent_vector import TangentVector
-from keras_lowrank.truncation import Policy
+from keras_lowrank.ranks.truncation import Policy
 
 
 class Halving(Truncation):
@@ -141,11 +134,11 @@ def test_rows_of_a_table_are_traced_like_whole_blocks():
 
     @tf.function
     def add():
-        plus = trace_once(row_slices.plus)
+        plus = trace_once(row_sparse.plus)
         return plus(whole, slices), plus(whole, whole)
 
     by_rows, both = add()
-    np.testing.assert_array_equal(by_rows, whole.numpy() + row_slices.dense(slices).numpy())
+    np.testing.assert_array_equal(by_rows, whole.numpy() + row_sparse.dense(slices).numpy())
     np.testing.assert_array_equal(both, 2.0 * whole.numpy())
 
 

@@ -8,11 +8,11 @@ from reference.closed_form import matrix, orthonormal, with_spectrum
 from reference.truncation import kept_rank
 
 from keras_lowrank import KeepRank, Tolerance, Truncation
-from keras_lowrank.factors import Factorization
 from keras_lowrank.integrators.augmentation import Augmented, augment, truncate
-from keras_lowrank.linalg import complement
-from keras_lowrank.tangent_vector import TangentVector
-from keras_lowrank.truncation import Policy, get_truncation
+from keras_lowrank.manifold.complement import complement
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.tangent_vector import TangentVector
+from keras_lowrank.ranks.truncation import Policy, get_truncation
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)

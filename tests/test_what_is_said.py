@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_lowrank import FixedRank, LowRankDense, LowRankModel, Parallel, RankAdaptive
-from keras_lowrank.linalg import Complement
+from keras_lowrank.manifold.complement import Complement
 from keras_lowrank.optimizers import muon
 
 rng = np.random.default_rng(0)

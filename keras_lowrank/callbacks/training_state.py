@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.callbacks.host_random_state import set_host_random_state
-from keras_lowrank.factors import RankVariable
+from keras_lowrank.manifold.factors import RankVariable
 
 # What reading a file that is damaged or of another kind may raise.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)

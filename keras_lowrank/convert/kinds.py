@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.graph import copied_activation, input_shape
+from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import (
     LowRankConv1D,
     LowRankConv2D,
@@ -23,7 +24,6 @@ from keras_lowrank.layers import (
 )
 from keras_lowrank.layers.attention import projections
 from keras_lowrank.layers.einsum_equation import EinsumEquation
-from keras_lowrank.layers.matricization import Matricization
 
 
 class Kind(NamedTuple):

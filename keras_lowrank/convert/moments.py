@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank.linalg import rows
-from keras_lowrank.substitution import Product, substitute
+from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.kernels.products import rows
 
 _BATCH = 32
 

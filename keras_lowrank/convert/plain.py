@@ -25,10 +25,10 @@ from keras_lowrank.convert.kinds import (
     second_arguments,
 )
 from keras_lowrank.convert.twins import bidirectional
+from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.layers.composite import kind_of_composite
-from keras_lowrank.layers.matricization import Matricization
 from keras_lowrank.layers.recurrent import GatedLayer
 
 _FORMS = ("smaller", "factored", "merged")

@@ -5,10 +5,10 @@ import numbers
 
 import tensorflow as tf
 
-from keras_lowrank.budget import spend
 from keras_lowrank.convert.selection import matches, unknown
 from keras_lowrank.layers.arguments import positive_integer
-from keras_lowrank.truncation import Tolerance
+from keras_lowrank.ranks.budget import spend
+from keras_lowrank.ranks.truncation import Tolerance
 
 
 class Rule:

@@ -4,8 +4,8 @@ import math
 
 import tensorflow as tf
 
+from keras_lowrank.kernels.kernel_override import Product
 from keras_lowrank.layers.low_rank_layer import find_built_layers
-from keras_lowrank.substitution import Product
 
 
 def deployed_kernels(model):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_lowrank.export.onnx_operations import HANDLERS
 from keras_lowrank.export.reason import reason
 from keras_lowrank.export.served import position
-from keras_lowrank.substitution import substitute
+from keras_lowrank.kernels.kernel_override import substitute
 
 SUFFIX = ".onnx"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_lowrank.substitution import substitute
+from keras_lowrank.kernels.kernel_override import substitute
 
 _SECONDS = 0.5  # of inferences, for the two medians together
 _FEWEST = 5  # inferences of each, however long they take

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.saved_model.experimental import TrackableResource
 
-from keras_lowrank.substitution import substitute
+from keras_lowrank.kernels.kernel_override import substitute
 
 SUFFIX = ""
 

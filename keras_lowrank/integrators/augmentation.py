@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
-from keras_lowrank.factors import Factorization, diagonal
-from keras_lowrank.linalg import Complement, complement, orthonormalized, rotate, signed_svd
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.complement import Complement, complement, rotate
+from keras_lowrank.manifold.decompositions import signed_svd
+from keras_lowrank.manifold.orthonormalize import orthonormalized
+from keras_lowrank.manifold.point import Factorization, diagonal
 
 
 class Augmented(NamedTuple):
@@ -33,7 +35,7 @@ def augment(factors, direction, static=False):
     """
     return Augmented(
         factors,
-        complement(row_slices.dense(direction.K), factors.U, static),
+        complement(row_sparse.dense(direction.K), factors.U, static),
         complement(direction.L, factors.V, static),
     )
 

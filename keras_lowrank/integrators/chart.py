@@ -30,10 +30,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
-from keras_lowrank.factors import Factorization
-from keras_lowrank.linalg import identity_like, signed_svd
-from keras_lowrank.tangent_vector import TangentVector
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.decompositions import identity_like, signed_svd
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.tangent_vector import TangentVector
 
 # Columns of signs that the defect of a basis is measured with.
 _PROBES = 4
@@ -94,7 +94,7 @@ class Chart:
         both, neither = self._blocks
         core *= both - neither  # what is frozen is in no other part
         return TangentVector(
-            row_slices.with_values(g_u, row_slices.values(g_u) * scale),
+            row_sparse.with_values(g_u, row_sparse.values(g_u) * scale),
             factor * core,
             g_v * scale,
         )
@@ -117,7 +117,7 @@ class Chart:
             `(TangentVector, scalar tensor)`, the second its squared Frobenius norm.
         """
         cores = [
-            tf.matmul(self._left, row_slices.inner(self.factors.U, k), transpose_a=True),
+            tf.matmul(self._left, row_sparse.inner(self.factors.U, k), transpose_a=True),
             tf.matmul(tf.matmul(l, self.factors.V, transpose_a=True), self._right),
         ]
         cores = [core * self._blocks[0] for core in cores]
@@ -136,7 +136,7 @@ class Chart:
         k, core, l = direction
         h = tf.cast(step_size, s.dtype)
         turn = -h * self._inverse
-        u = row_slices.plus(u, row_slices.with_values(k, row_slices.values(k) * turn))
+        u = row_sparse.plus(u, row_sparse.with_values(k, row_sparse.values(k) * turn))
         v += l * turn
         # D (C - h S_A)^-1 D, to second order in h: what is left out is beyond the retraction's.
         core *= h

@@ -3,12 +3,14 @@
 import keras
 import tensorflow as tf
 
-from keras_lowrank.factors import Factorization, diagonalized
 from keras_lowrank.integrators.augmentation import augment
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.integrators.parallel import Parallel
 from keras_lowrank.integrators.trace_once import trace_once
-from keras_lowrank.linalg import orthonormalized, rotate, signed_qr
+from keras_lowrank.manifold.complement import rotate
+from keras_lowrank.manifold.decompositions import signed_qr
+from keras_lowrank.manifold.orthonormalize import orthonormalized
+from keras_lowrank.manifold.point import Factorization, diagonalized
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

@@ -4,9 +4,9 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from keras_lowrank.factors import Factorization
-from keras_lowrank.tangent_vector import TangentVector
-from keras_lowrank.truncation import Policy
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.tangent_vector import TangentVector
+from keras_lowrank.ranks.truncation import Policy
 
 # Measured: benchmarks/README.md, "Full steps".
 ADAPT_EVERY = 16
@@ -16,7 +16,7 @@ class Problem(Protocol):
     """One step `W - h D` as an integrator sees it; all lists are one entry a matrix.
 
     Values may turn out not to be finite; the step is then discarded as a whole. Factorise with
-    `keras_lowrank.linalg`, whose functions bear NaN.
+    `keras_lowrank.manifold.decompositions`, whose functions bear NaN.
 
     Attributes:
         factors: the matrices before the step, with orthonormal U and V.

@@ -6,9 +6,9 @@ These functions change nothing in what is computed.
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
+from keras_lowrank.manifold import row_sparse
 from keras_lowrank.outlined import apart
-from keras_lowrank.truncation import Policy
+from keras_lowrank.ranks.truncation import Policy
 
 
 def trace_once(function):
@@ -27,7 +27,7 @@ def trace_once(function):
         given = tf.nest.flatten(tensors, expand_composites=True)
         flat = [_opaque(t) if _is_constant(t) else t for t in given if t is not None]
         there = tuple(tensor is not None for tensor in given)
-        slices = tuple(map(row_slices.is_slices, tf.nest.flatten(tensors)))
+        slices = tuple(map(row_sparse.is_slices, tf.nest.flatten(tensors)))
         key = kinds, there, slices, tuple((tensor.dtype, len(tensor.shape)) for tensor in flat)
         if key not in traces:
 

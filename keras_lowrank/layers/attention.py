@@ -6,7 +6,7 @@ from keras_lowrank import keras_internals
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
 from keras_lowrank.layers.low_rank_layer import AcrossRanks
-from keras_lowrank.truncation import get_truncation
+from keras_lowrank.ranks.truncation import get_truncation
 
 # The names that Keras gives to the projections, and what they are called here.
 _NAMES = {

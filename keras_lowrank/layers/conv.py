@@ -3,11 +3,11 @@
 import keras
 import tensorflow as tf
 
-from keras_lowrank.form import Form
+from keras_lowrank.kernels.kernel_maps import Form
+from keras_lowrank.kernels.matricization import Matricization
+from keras_lowrank.kernels.products import extent
 from keras_lowrank.layers.arguments import by_name
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
-from keras_lowrank.layers.matricization import Matricization
-from keras_lowrank.linalg import extent
 
 
 class LowRankConvBase(LowRankLayer):

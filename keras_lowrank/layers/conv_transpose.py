@@ -3,10 +3,10 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.kernels.matricization import Matricization
+from keras_lowrank.kernels.products import extent
 from keras_lowrank.layers.arguments import by_name
 from keras_lowrank.layers.conv import LowRankConvBase
-from keras_lowrank.layers.matricization import Matricization
-from keras_lowrank.linalg import extent
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

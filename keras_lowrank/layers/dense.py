@@ -3,9 +3,9 @@
 import keras
 import tensorflow as tf
 
+from keras_lowrank.kernels.products import matmul_last
 from keras_lowrank.layers.arguments import by_name, positive_integer
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
-from keras_lowrank.linalg import matmul_last
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

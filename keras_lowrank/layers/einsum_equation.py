@@ -4,7 +4,7 @@ import re
 import string
 from typing import NamedTuple
 
-from keras_lowrank.layers.matricization import Matricization
+from keras_lowrank.kernels.matricization import Matricization
 
 _FORM = re.compile(r"(\.{3})?([a-zA-Z]+)(\.{3})?,([a-zA-Z]+)->(\.{3})?([a-zA-Z]+)(\.{3})?")
 

@@ -5,11 +5,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.form import PLAIN
+from keras_lowrank.kernels.kernel_maps import PLAIN
+from keras_lowrank.kernels.kernel_override import low_rank_apply
 from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
 from keras_lowrank.layers.composite import kind_of_composite
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
-from keras_lowrank.substitution import low_rank_apply
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

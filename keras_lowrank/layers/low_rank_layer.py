@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.factors import Factors, RankVariable
-from keras_lowrank.form import Form
+from keras_lowrank.kernels.kernel_maps import Form
+from keras_lowrank.kernels.kernel_override import low_rank_apply, squared_norm, whole_matrix
+from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.arguments import (
     NO_LORA,
     QUANTIZE,
@@ -18,9 +19,8 @@ from keras_lowrank.layers.arguments import (
 )
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
-from keras_lowrank.layers.matricization import Matricization
-from keras_lowrank.substitution import low_rank_apply, squared_norm, whole_matrix
-from keras_lowrank.truncation import Policy, get_truncation
+from keras_lowrank.manifold.factors import Factors, RankVariable
+from keras_lowrank.ranks.truncation import Policy, get_truncation
 
 # The share of the weights that `rank=None` leaves, and the directions that it leaves at least.
 _SHARE, _LEAST = 0.4, 16

@@ -6,13 +6,13 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.kernels.kernel_override import folded
 from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
 from keras_lowrank.layers.low_rank_layer import AcrossRanks
-from keras_lowrank.substitution import folded
-from keras_lowrank.truncation import get_truncation
+from keras_lowrank.ranks.truncation import get_truncation
 
 _MATRICES = "kernel", "recurrent"
 

@@ -35,14 +35,14 @@ them, arXiv:2410.16103), are each 1.4 to 2.2 points behind at 2.2% of the weight
 import keras
 import tensorflow as tf
 
-from keras_lowrank import row_slices
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
-from keras_lowrank.tangent_vector import TangentVector
 
 
 def mean_squares(gradient):
     """The mean squares of the rows of the K-part and of the L-part: shapes `(n,)`, `(m,)`."""
-    return (row_slices.mean_squares(part) for part in (gradient.K, gradient.L))
+    return (row_sparse.mean_squares(part) for part in (gradient.K, gradient.L))
 
 
 class _Adaptive(Rule):
@@ -54,7 +54,7 @@ class _Adaptive(Rule):
     takes_rows = True
 
     def scaled_direction(self, momentum, rows, columns, point, share):
-        blocks = row_slices.dense(momentum.K), momentum.L
+        blocks = row_sparse.dense(momentum.K), momentum.L
         counts = [tf.math.count_nonzero(part, dtype=part.dtype) for part in (rows, columns)]
         means = [
             tf.math.divide_no_nan(tf.reduce_sum(part), count)
@@ -73,7 +73,7 @@ class _Adaptive(Rule):
 
     def _scales(self, block, squares, floor):
         """What the rows of a block are multiplied by, and three sums of it."""
-        present = row_slices.mean_squares(block)
+        present = row_sparse.mean_squares(block)
         most = tf.math.divide_no_nan(self.limit * squares, present)
         scales = tf.math.rsqrt(squares + floor + 1e-37) * tf.minimum(most, 1.0)
         size = tf.reduce_sum(tf.square(scales) * present)

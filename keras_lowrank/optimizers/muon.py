@@ -6,10 +6,10 @@ import re
 import keras
 import tensorflow as tf
 
-from keras_lowrank.linalg import combine, complement
+from keras_lowrank.manifold.complement import combine, complement
+from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.adaptive import Adam
 from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, rule_of
-from keras_lowrank.tangent_vector import TangentVector
 
 
 class Muon(Rule):

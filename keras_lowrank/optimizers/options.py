@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
-from keras_lowrank.factors import RankVariable
 from keras_lowrank.keras_internals import built_on, decays, inner_optimizer
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.factors import RankVariable
 from keras_lowrank.optimizers.rule import find_rule, known_optimizers
 
 _WHY_NONE = {
@@ -98,7 +98,7 @@ def clip_factors(optimizer, tangents, others):
         return [_at_most(limit, tf.sqrt(t.squared_norm())) for t in tangents], None
     if optimizer.global_clipnorm:
         squares = [t.squared_norm() for t in tangents]
-        squares += [tf.reduce_sum(tf.square(row_slices.values(g))) for g in others if g is not None]
+        squares += [tf.reduce_sum(tf.square(row_sparse.values(g))) for g in others if g is not None]
         wide = any(square.dtype == tf.float64 for square in squares)
         dtype = tf.float64 if wide else tf.float32
         total = tf.sqrt(tf.add_n([tf.cast(square, dtype) for square in squares]))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank.tangent_vector import TangentVector
+from keras_lowrank.manifold.tangent_vector import TangentVector
 
 # Kinds of state, see `Rule.state`.
 TANGENT, ROWS, COLUMNS, SCALAR = "tangent", "rows", "columns", "scalar"

@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
-from keras_lowrank.factors import Factorization
 from keras_lowrank.keras_internals import all_layers, sublayers
+from keras_lowrank.manifold.point import Factorization
 
 STEP_SIZE = 0.2
 

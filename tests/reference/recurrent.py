@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_lowrank import LowRankGRU, LowRankLSTM
-from keras_lowrank.factors import Factorization
+from keras_lowrank.manifold.point import Factorization
 
 LSTM, GRU = (LowRankLSTM, keras.layers.LSTM), (LowRankGRU, keras.layers.GRU)
 KINDS = pytest.mark.parametrize("kind", [LSTM, GRU], ids=["lstm", "gru"])

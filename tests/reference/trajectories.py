@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import KeepRank, LowRankDense, LowRankModel, Tolerance
-from keras_lowrank.factors import Factorization
-from keras_lowrank.tangent_vector import TangentVector
-from keras_lowrank.truncation import Policy
+from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.tangent_vector import TangentVector
+from keras_lowrank.ranks.truncation import Policy
 from reference.closed_form import matrix
 from reference.truncation import RelativeTolerance
 

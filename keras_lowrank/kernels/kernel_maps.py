@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank.linalg import extent, matmul_last
+from keras_lowrank.kernels.products import extent, matmul_last
 
 
 class Form(NamedTuple):

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank import row_slices
+from keras_lowrank.manifold import row_sparse
 
 
 class TangentVector(NamedTuple):
     """A tangent vector as its parts, `A = K V^T + U L^T - U S V^T`.
 
     Attributes:
-        K: tensor `A V`, shape `(n, r)`; or its rows, as in `row_slices`, where that is announced.
+        K: tensor `A V`, shape `(n, r)`; or its rows, as in `row_sparse`, where that is announced.
         S: tensor `U^T A V`, shape `(r, r)`.
         L: tensor `A^T U`, shape `(m, r)`.
     """
@@ -33,21 +33,21 @@ class TangentVector(NamedTuple):
         """`factor * A`, for a number or a scalar tensor."""
         if tf.is_tensor(factor):  # a number takes the precision of the parts by itself
             factor = tf.cast(factor, self.S.dtype)
-        return TangentVector(row_slices.scaled(self.K, factor), factor * self.S, factor * self.L)
+        return TangentVector(row_sparse.scaled(self.K, factor), factor * self.S, factor * self.L)
 
     def plus(self, other):
         """`A + B`, for B at the same W."""
-        return TangentVector(row_slices.plus(self.K, other.K), self.S + other.S, self.L + other.L)
+        return TangentVector(row_sparse.plus(self.K, other.K), self.S + other.S, self.L + other.L)
 
     def squared_norm(self):
         """`||A||_F^2` of a gradient; at least 0, also where rounding would have it otherwise."""
-        parts = row_slices.values(self.K), self.S, self.L
+        parts = row_sparse.values(self.K), self.S, self.L
         k, s, l = (tf.reduce_sum(tf.square(part)) for part in parts)
         return tf.maximum(k + l - s, 0.0)
 
     def dense(self):
         """The same with K as a tensor."""
-        return self._replace(K=row_slices.dense(self.K))
+        return self._replace(K=row_sparse.dense(self.K))
 
 
 def zeros_at(factors):
@@ -74,7 +74,7 @@ def transport(tangent, old, new, factor=1.0):
     Returns:
         `TangentVector` at the other matrix: shapes `(n, k)`, `(k, k)`, `(m, k)`.
     """
-    (k, s, l), inner = tangent, row_slices.inner
+    (k, s, l), inner = tangent, row_sparse.inner
     u, v, u1, v1 = old[0], old[-1], new[0], new[-1]
     u_u, k_u = inner(u, u1), inner(k, u1)
     v_v = factor * inner(v, v1)
@@ -83,7 +83,7 @@ def transport(tangent, old, new, factor=1.0):
     u_u = factor * u_u
     k_u = factor * k_u - tf.matmul(s, u_u, transpose_a=True)
     return TangentVector(
-        row_slices.combined(u, l_v, k, v_v), core, row_slices.combined(v, k_u, l, u_u)
+        row_sparse.combined(u, l_v, k, v_v), core, row_sparse.combined(v, k_u, l, u_u)
     )
 
 
@@ -93,5 +93,5 @@ def core_in(tangent, old, new):
     v_v = tf.matmul(old.V, new.V, transpose_a=True)
     u_u = tf.matmul(old.U, new.U, transpose_a=True)
     l_v = tf.matmul(l, new.V, transpose_a=True) - tf.matmul(s, v_v)
-    k_u = row_slices.inner(k, new.U)
+    k_u = row_sparse.inner(k, new.U)
     return tf.matmul(k_u, v_v, transpose_a=True) + tf.matmul(u_u, l_v, transpose_a=True)

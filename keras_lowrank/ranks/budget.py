@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_lowrank.truncation import Truncation
+from keras_lowrank.ranks.truncation import Truncation
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

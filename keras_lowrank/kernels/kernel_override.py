@@ -9,7 +9,7 @@ import threading
 
 import tensorflow as tf
 
-from keras_lowrank.linalg import matmul_last
+from keras_lowrank.kernels.products import matmul_last
 
 
 class Product:

@@ -1,45 +1,15 @@
-"""The factors of one matrix, W = U S V^T, and the variable whose rank may change."""
+"""The variables that hold one matrix, W = U S V^T, at a rank that may change."""
 
 import weakref
-from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.linalg import orthonormalized, signed_svd
-from keras_lowrank.plain_training import notice
-
-# What a core has in place of a singular value of zero: too little to be seen in any product, and
-# enough for the gradients of U and V to tell where the matrix wants to grow.
-_LEAST = 1e-18
-
-
-class Factorization(NamedTuple):
-    """The matrix `W = U S V^T` as three tensors.
-
-    Attributes:
-        U: tensor, shape `(n, r)`, orthonormal columns.
-        S: tensor, shape `(r, r)`, the core.
-        V: tensor, shape `(m, r)`, orthonormal columns.
-    """
-
-    U: tf.Tensor
-    S: tf.Tensor
-    V: tf.Tensor
-
-
-def diagonal(values):
-    """A core with these singular values, shape `(r, r)`: none of them is exactly zero."""
-    return tf.linalg.diag(tf.maximum(values, tf.cast(_LEAST, values.dtype)))
-
-
-def diagonalized(factorization):
-    """The same W with a diagonal core, descending; U and V must be orthonormal."""
-    u, s, v = factorization
-    p, values, q = signed_svd(s)
-    return Factorization(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))
+from keras_lowrank.manifold.orthonormalize import orthonormalized
+from keras_lowrank.manifold.plain_training import notice
+from keras_lowrank.manifold.point import Factorization, diagonalized
 
 
 class RankVariable(keras.Variable):

@@ -10,15 +10,9 @@ from reference.cases import few, partly_slow, seeds
 from reference.embedding import built, cross_entropy, language_model
 from test_faults import Explodes, assert_kept, state
 
-from keras_lowrank import (
-    LowRankDense,
-    LowRankEmbedding,
-    LowRankModel,
-    Parallel,
-    RankAdaptive,
-    row_slices,
-)
-from keras_lowrank.tangent_vector import TangentVector
+from keras_lowrank import LowRankDense, LowRankEmbedding, LowRankModel, Parallel, RankAdaptive
+from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.tangent_vector import TangentVector
 
 SGD = keras.optimizers.SGD
 n, m = 30, 6
@@ -33,29 +27,29 @@ def slices(draw):
     block = np.zeros((count, 3))
     np.add.at(block, indices, rows)
     given_rows = tf.IndexedSlices(tf.constant(rows), tf.constant(indices))
-    return row_slices.collected(given_rows, count), block, rng
+    return row_sparse.collected(given_rows, count), block, rng
 
 
 @few
 @given(slices())
 def test_rows_are_the_block(case):
     rows, block, rng = case
-    assert row_slices.is_slices(rows) and rows.shape == block.shape
+    assert row_sparse.is_slices(rows) and rows.shape == block.shape
     assert len(set(rows.indices.numpy())) == len(rows.indices)
     whole = rng.standard_normal(block.shape)
     a, b = rng.standard_normal((2, 3, 2))
     for found, expected in (
-        (row_slices.dense(rows), block),
-        (row_slices.dense(row_slices.scaled(rows, 2.0)), 2.0 * block),
-        (row_slices.plus(rows, tf.constant(whole)), block + whole),
-        (row_slices.plus(tf.constant(whole), rows), block + whole),
-        (row_slices.plus(rows, row_slices.scaled(rows, 2.0)), 3.0 * block),
-        (row_slices.inner(rows, rows), block.T @ block),
-        (row_slices.inner(rows, tf.constant(whole)), block.T @ whole),
-        (row_slices.inner(tf.constant(whole), rows), whole.T @ block),
-        (row_slices.inner(rows, row_slices.scaled(rows, 2.0)), 2.0 * block.T @ block),
-        (row_slices.combined(tf.constant(whole), a, rows, b), whole @ a + block @ b),
-        (row_slices.mean_squares(rows), np.mean(block**2, axis=1)),
+        (row_sparse.dense(rows), block),
+        (row_sparse.dense(row_sparse.scaled(rows, 2.0)), 2.0 * block),
+        (row_sparse.plus(rows, tf.constant(whole)), block + whole),
+        (row_sparse.plus(tf.constant(whole), rows), block + whole),
+        (row_sparse.plus(rows, row_sparse.scaled(rows, 2.0)), 3.0 * block),
+        (row_sparse.inner(rows, rows), block.T @ block),
+        (row_sparse.inner(rows, tf.constant(whole)), block.T @ whole),
+        (row_sparse.inner(tf.constant(whole), rows), whole.T @ block),
+        (row_sparse.inner(rows, row_sparse.scaled(rows, 2.0)), 2.0 * block.T @ block),
+        (row_sparse.combined(tf.constant(whole), a, rows, b), whole @ a + block @ b),
+        (row_sparse.mean_squares(rows), np.mean(block**2, axis=1)),
     ):
         np.testing.assert_allclose(found, expected, atol=1e-12)
     tangent = TangentVector(rows, tf.zeros([3, 3], tf.float64), tf.zeros([m, 3], tf.float64))
@@ -68,7 +62,7 @@ def test_adding_rows_leaves_what_they_are_added_to():
 
     @tf.function
     def add():
-        return row_slices.plus(variable.value(), rows)
+        return row_sparse.plus(variable.value(), rows)
 
     np.testing.assert_array_equal(add()[1], [2.0, 2.0])
     np.testing.assert_array_equal(variable, np.ones((4, 2)))

@@ -1,0 +1,133 @@
+"""What a tall block adds outside the span of a basis, and products with it.
+
+Tall blocks (n x r, n large) are touched by matrix products only; whatever is factorised is small
+(r x r). On two CPU cores a Householder QR of a 5120 x 32 block takes several times as long as the
+products and the small eigenvalue problem used here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+# A direction smaller than this many units of rounding, relative to the whole block, is noise: a
+# block is a sum over a batch, and comes with some ten roundings itself.
+_NOISE_UNITS = 256.0
+
+
+# The finest unit that a float64 Gram matrix resolves, because it squares the condition number:
+# 256 * 2^-30 is an order of magnitude above sqrt(eps).
+_GRAM_UNIT = 2.0**-30
+
+
+class Complement(NamedTuple):
+    r"""What a block adds outside the span of a basis: `A = B X + Q Y`, with `Q = R T - B C`.
+
+    Q is orthonormal and orthogonal to B. It is kept as a product, because nobody needs it on its
+    own: what is multiplied with it is multiplied with R first and with the small T afterwards.
+
+    Attributes:
+        inside: `X = B^T A`, shape `(b, r)`.
+        residual: R, shape `(n, r)`: the block less what it has in the span of B, or the block.
+        root: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
+        leak: C, shape `(b, k)`: what `R T` has in the span of B.
+        outside: `Y = Q^T A`, shape `(k, r)`.
+    """
+
+    inside: tf.Tensor
+    residual: tf.Tensor
+    root: tf.Tensor
+    leak: tf.Tensor
+    outside: tf.Tensor
+
+    def formed(self, basis):
+        """Q itself, shape `(n, k)`, for whoever wants to see it; no step does."""
+        return tf.matmul(self.residual, self.root) - tf.matmul(basis, self.leak)
+
+
+def complement(block, basis, static=False):
+    r"""Returns the `Complement` of a block to a basis.
+
+    `range([B, Q])` is `range([B, A])`, up to directions of the residual below rounding relative to
+    `||A||_F`, which are noise and are left out. Nothing is left when `basis` already spans the
+    space, or when `block` is zero or is not finite.
+
+    With the eigenvectors `E` of `R^T R = E diag(s^2) E^T`, `T = E / s` and `Y = T^T R^T R`. The
+    Gram matrix is formed in float64: the squared condition number then costs digits that float32
+    data do not have. A faint direction is orthonormal up to (rounding of the block) / (its size),
+    at worst about 1e-2; what enters a new basis from it is checked there, by `orthonormalized`.
+    The leak is what rounding has left of B in `R T`: "twice is enough" (Giraud, Langou, Rozloznik,
+    van den Eshof, Numer. Math. 101, 2005), and the second time can be done in the small matrices.
+
+    Args:
+        block: float tensor `A`, shape `(n, r)`.
+        basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
+        static: bool. Keep `min(r, n - b)` columns in every case, those of noise as zeros, so that
+            shapes follow from shapes, which XLA asks for.
+
+    Example:
+
+    >>> basis = tf.constant([[1.0], [0.0], [0.0]])
+    >>> block = tf.constant([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
+    >>> added = complement(block, basis)
+    >>> tf.matmul(added.residual, added.root).shape.as_list()
+    [3, 1]
+    """
+    dtype = block.dtype
+    inside = tf.matmul(basis, block, transpose_a=True)
+    residual = block - tf.matmul(basis, inside)
+    wide = tf.cast(residual, tf.float64)
+    gram = tf.matmul(wide, wide, transpose_a=True)
+    sizes, directions = _spectrum(gram)
+    total = tf.reduce_sum(tf.square(tf.cast(inside, tf.float64))) + tf.linalg.trace(gram)
+    noise = _NOISE_UNITS * max(np.finfo(dtype.as_numpy_dtype).eps, _GRAM_UNIT) * tf.sqrt(total)
+    distinct = sizes > noise
+    first = tf.shape(sizes)[0] - _room(block, basis)
+    if static:
+        root = directions[:, first:] * tf.where(distinct, 1.0 / sizes, tf.zeros_like(sizes))[first:]
+    else:
+        first = tf.maximum(first, tf.math.count_nonzero(~distinct, dtype=tf.int32))
+        root = directions[:, first:] / sizes[first:]
+    # Y = T^T R^T R. A product, since it takes a quarter of the time of a transposition here.
+    outside = tf.matmul(root, gram, transpose_a=True)
+    root = tf.cast(root, dtype)
+    leak = tf.matmul(tf.matmul(basis, residual, transpose_a=True), root)
+    return Complement(inside, residual, root, leak, tf.cast(outside, dtype))
+
+
+def _room(block, basis):
+    """How many columns a block can add to a basis at most."""
+    return tf.minimum(tf.shape(block)[1], tf.shape(basis)[0] - tf.shape(basis)[1])
+
+
+def _spectrum(gram):
+    """Square roots of the eigenvalues, ascending, and eigenvectors of a Gram matrix."""
+    # On a CPU, eigh raises on NaN, and would end the step before it can be discarded.
+    gram = tf.where(tf.math.is_finite(tf.reduce_sum(gram)), gram, tf.zeros_like(gram))
+    energies, directions = tf.linalg.eigh(gram)
+    return tf.sqrt(tf.maximum(energies, 0.0)), directions
+
+
+def rotate(basis, added, coordinates):
+    """Returns `[B, Q] C` for the basis Q of a `Complement`.
+
+    Args:
+        basis: tensor `B`, shape `(n, b)`.
+        added: `Complement` to it, with Q of shape `(n, k)`.
+        coordinates: tensor `C` with orthonormal columns, shape `(b + k, r)`.
+
+    Returns:
+        Tensor of shape `(n, r)`.
+    """
+    # A singular vector comes with an error of some ten roundings, which would add up step by
+    # step. One small Newton-Schulz step takes it to one rounding.
+    gram = tf.matmul(coordinates, coordinates, transpose_a=True)
+    return combine(basis, added, 1.5 * coordinates - 0.5 * tf.matmul(coordinates, gram))
+
+
+def combine(basis, added, coordinates):
+    """Returns `[B, Q] C` for any C; arguments as in `rotate`."""
+    size = tf.shape(basis)[1]
+    inside, outside = coordinates[:size], coordinates[size:]
+    inside -= tf.matmul(added.leak, outside)
+    return tf.matmul(basis, inside) + tf.matmul(added.residual, tf.matmul(added.root, outside))

@@ -1,0 +1,38 @@
+"""A matrix of rank r as three tensors, a point of the manifold."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_lowrank.manifold.decompositions import signed_svd
+
+
+class Factorization(NamedTuple):
+    """The matrix `W = U S V^T` as three tensors.
+
+    Attributes:
+        U: tensor, shape `(n, r)`, orthonormal columns.
+        S: tensor, shape `(r, r)`, the core.
+        V: tensor, shape `(m, r)`, orthonormal columns.
+    """
+
+    U: tf.Tensor
+    S: tf.Tensor
+    V: tf.Tensor
+
+
+# What a core has in place of a singular value of zero: too little to be seen in any product, and
+# enough for the gradients of U and V to tell where the matrix wants to grow.
+_LEAST = 1e-18
+
+
+def diagonal(values):
+    """A core with these singular values, shape `(r, r)`: none of them is exactly zero."""
+    return tf.linalg.diag(tf.maximum(values, tf.cast(_LEAST, values.dtype)))
+
+
+def diagonalized(factorization):
+    """The same W with a diagonal core, descending; U and V must be orthonormal."""
+    u, s, v = factorization
+    p, values, q = signed_svd(s)
+    return Factorization(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))

@@ -1,0 +1,1 @@
+"""Who decides the rank of each layer."""
