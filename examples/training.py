@@ -27,8 +27,8 @@ import frontier
 import image_data
 import keras_lowrank
 import results
-from keras_lowrank.compression import count_weights
 from keras_lowrank.optimizers import muon
+from keras_lowrank.reporting.compression import count_weights
 from methods import FullRank, LowRank, TwoFactor, weights_by_name
 
 

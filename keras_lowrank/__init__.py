@@ -9,7 +9,6 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from keras_lowrank import callbacks, optimizers
-from keras_lowrank.compression import Compression
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
@@ -33,6 +32,7 @@ from keras_lowrank.manifold.plain_training import PlainTrainingWarning
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import KeepRank, Tolerance, Truncation
+from keras_lowrank.reporting.compression import Compression
 
 __version__ = "0.1.0"
 

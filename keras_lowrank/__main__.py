@@ -27,10 +27,11 @@ import rich.console
 import rich.progress
 from absl import app, flags, logging
 
-from keras_lowrank import from_keras, inspection, keras_internals, to_keras
+from keras_lowrank import from_keras, keras_internals, to_keras
+from keras_lowrank.convert import inspection
 from keras_lowrank.export import export_model, signature
 from keras_lowrank.export.pipeline import FORMATS
-from keras_lowrank.export.placing import disk_errors, placed, size
+from keras_lowrank.files.placing import disk_errors, placed, size
 
 _RANK = flags.DEFINE_integer("rank", None, "convert: the rank of all layers.")
 _TOLERANCE = flags.DEFINE_float(

@@ -8,19 +8,20 @@ from contextlib import nullcontext
 import keras
 import tensorflow as tf
 
-from keras_lowrank import checksum, integrators, keras_graphs, keras_internals
-from keras_lowrank.compression import count_weights
-from keras_lowrank.distribution import check_steps_per_execution, check_strategy
+from keras_lowrank import integrators, keras_graphs, keras_internals
 from keras_lowrank.export.exportable import Exportable
+from keras_lowrank.files import checksum
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, refuse_wrappers
 from keras_lowrank.optimizers import rule_for
-from keras_lowrank.precision import require_whole_products
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import get_truncation
 from keras_lowrank.reloading import check_reloads
-from keras_lowrank.summary import print_ranks
-from keras_lowrank.training import Training
+from keras_lowrank.reporting.compression import count_weights
+from keras_lowrank.reporting.summary import print_ranks
+from keras_lowrank.training.precision import require_whole_products
+from keras_lowrank.training.replicas import check_steps_per_execution, check_strategy
+from keras_lowrank.training.training import Training
 
 _NO_HDF5 = (
     "A low-rank model is saved in a file that ends in `.keras`: the older HDF5 format loses ranks, "

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 import keras_lowrank
-from keras_lowrank.callbacks.atomic_file import write_atomically
 from keras_lowrank.callbacks.training_state import TrainingState
+from keras_lowrank.files.atomic_file import write_atomically
 
 BATCH_SIZE = 8
 

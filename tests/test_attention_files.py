@@ -13,7 +13,7 @@ from keras_lowrank import (
     from_keras,
     to_keras,
 )
-from keras_lowrank.inspection import kernels
+from keras_lowrank.convert.inspection import kernels
 from keras_lowrank.layers.attention import projections
 
 

@@ -12,8 +12,8 @@ import pytest
 from reference.cases import partly_slow
 
 from keras_lowrank import LowRankDense, LowRankModel, callbacks
-from keras_lowrank.callbacks.atomic_file import write_atomically
 from keras_lowrank.callbacks.training_state import TrainingState
+from keras_lowrank.files.atomic_file import write_atomically
 
 PROGRAM = pathlib.Path(killed_training.__file__)
 

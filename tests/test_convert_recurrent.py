@@ -6,7 +6,7 @@ import pytest
 from reference.recurrent import draw
 
 from keras_lowrank import convert_layer, from_keras, to_keras
-from keras_lowrank.inspection import kernels
+from keras_lowrank.convert.inspection import kernels
 from keras_lowrank.layers import LowRankGRU, LowRankLSTM
 
 layers = keras.layers

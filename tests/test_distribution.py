@@ -8,7 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from keras_lowrank import distribution
+from keras_lowrank.training import replicas
 
 _PROGRAM = pathlib.Path(__file__).with_name("distributed_training.py")
 
@@ -74,7 +74,7 @@ def test_strategy_error(name, monkeypatch):
     monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
     monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
     with pytest.raises(ValueError, match=f"trains under OneDeviceStrategy, .* Received: {name}"):
-        distribution.check_strategy(keras.optimizers.SGD())
+        replicas.check_strategy(keras.optimizers.SGD())
 
 
 @pytest.mark.slow

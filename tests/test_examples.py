@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from example_programs import EXAMPLES, imported
 from reference.two_layers import NEEDS_MUON
 
-from keras_lowrank.compression import count_weights
+from keras_lowrank.reporting.compression import count_weights
 
 RANKS = [4, 5]
 

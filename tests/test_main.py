@@ -18,7 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from keras_lowrank import LowRankDense, LowRankModel
 from keras_lowrank import __main__ as command_line
-from keras_lowrank.inspection import plot
+from keras_lowrank.convert.inspection import plot
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,9 @@ from keras_lowrank import (
     Tolerance,
 )
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.matrix_step import carry
 from keras_lowrank.optimizers import adaptive, muon
 from keras_lowrank.optimizers.rule import find_rule
+from keras_lowrank.training.matrix_step import carry
 
 Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", "Adam", "AdamW"))
 RMSprop, SGD = keras.optimizers.RMSprop, keras.optimizers.SGD

@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from keras_lowrank.export.placing import placed
+from keras_lowrank.files.placing import placed
 
 KINDS = pytest.mark.parametrize("kind", ["file", "folder"])
 

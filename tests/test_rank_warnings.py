@@ -17,7 +17,7 @@ from keras_lowrank import (
     from_keras,
     keras_internals,
 )
-from keras_lowrank.rank_warnings import warn_after_training
+from keras_lowrank.training.rank_warnings import warn_after_training
 
 rng = np.random.default_rng(0)
 X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))

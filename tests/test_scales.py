@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from reference.cases import few, seeds
 
 from keras_lowrank import Budget, LowRankDense, LowRankModel, Tolerance
-from keras_lowrank.faults import FaultRecord, are_finite
 from keras_lowrank.manifold.point import Factorization
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.options import clip_factors
+from keras_lowrank.training.faults import FaultRecord, are_finite
 
 SCALES = [1e-36, 1e-30, 1e-19, 1.0, 1e19, 1e30]
 

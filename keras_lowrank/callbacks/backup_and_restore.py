@@ -7,10 +7,10 @@ import warnings
 import keras
 
 from keras_lowrank import keras_internals
-from keras_lowrank.callbacks.atomic_file import write_atomically
 from keras_lowrank.callbacks.host_random_state import host_random_state
 from keras_lowrank.callbacks.next_execution import replace_next_execution
 from keras_lowrank.callbacks.training_state import UNREADABLE, TrainingState
+from keras_lowrank.files.atomic_file import write_atomically
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):

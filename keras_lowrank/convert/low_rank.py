@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from keras_lowrank import keras_internals
-from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import Decomposition
 from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers, opened
 from keras_lowrank.convert.kinds import (
@@ -28,6 +27,7 @@ from keras_lowrank.convert.twins import low_rank_twin
 from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.layers.recurrent import GatedLayer
 from keras_lowrank.model import LowRankModel
+from keras_lowrank.reporting.compression import count_others
 from keras_lowrank.user_warnings import warn_user
 
 

@@ -11,8 +11,8 @@ from keras_lowrank.export.random_inputs import RandomInputs
 from keras_lowrank.export.reason import reason
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import SCORES
-from keras_lowrank.faults import Snapshot
 from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.training.snapshot import Snapshot
 
 # Largest difference between an artefact and the model, relative to outputs above 1.
 TOLERANCE = 1e-4

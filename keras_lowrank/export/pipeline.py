@@ -10,7 +10,6 @@ from keras_lowrank.export.kernels import (
     deployed_kernels,
     full_rank_kernels,
 )
-from keras_lowrank.export.placing import disk_errors, placed, size
 from keras_lowrank.export.report import (
     Cost,
     ExportReport,
@@ -19,6 +18,7 @@ from keras_lowrank.export.report import (
 )
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served
+from keras_lowrank.files.placing import disk_errors, placed, size
 
 FORMATS = {"tf_saved_model": saved_model, "litert": litert, "tflite": litert, "onnx": onnx}
 

@@ -120,7 +120,7 @@ FAULTS = {
         "tail_it_cuts",
     ),
     "the gradient of the first pass in the second": Fault(
-        "training_step.py",
+        "training/step.py",
         "core -= _scaled(core_in(self._clipped[index], point, new), direction.share)",
         "core -= _scaled(core_in(self._clipped[index], point, new), 0.5 * direction.share)",
         "test_integrators.py",

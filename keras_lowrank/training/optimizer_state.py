@@ -8,8 +8,8 @@ from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.factors import RankVariable
 from keras_lowrank.manifold.point import Factorization, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector, transport, zeros_at
-from keras_lowrank.matrix_step import Matrix
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
+from keras_lowrank.training.matrix_step import Matrix
 
 _UNTRACED_LOOKS = 16
 

@@ -6,8 +6,8 @@ from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from keras_lowrank.compression import count_weights
 from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.reporting.compression import count_weights
 
 
 def print_ranks(model, line_length=None, print_fn=None):

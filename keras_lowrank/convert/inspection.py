@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_lowrank.compression import count_others
 from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.graph import graph_layers
 from keras_lowrank.convert.kinds import (
@@ -21,6 +20,7 @@ from keras_lowrank.keras_graphs import is_graph
 from keras_lowrank.keras_internals import all_layers
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.reporting.compression import count_others
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
 

@@ -5,16 +5,17 @@ import warnings
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.distribution import Replicas
-from keras_lowrank.faults import Snapshot, are_finite, poisoned
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.tangent_vector import TangentVector, core_in, transport, zeros_at
-from keras_lowrank.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
 from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
 from keras_lowrank.optimizers.rule import ACCUMULATED
-from keras_lowrank.passes import NO_SECOND_PASS, AtNewBases
+from keras_lowrank.training.faults import are_finite, poisoned
+from keras_lowrank.training.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
+from keras_lowrank.training.passes import NO_SECOND_PASS, AtNewBases
+from keras_lowrank.training.replicas import Replicas
+from keras_lowrank.training.snapshot import Snapshot
 
 
 class TrainingStep:

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank.faults import total
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.complement import complement
@@ -12,6 +11,7 @@ from keras_lowrank.manifold.point import Factorization, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector, transport
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.outlined import outlined
+from keras_lowrank.training.faults import total
 
 # The square of the tangent of the largest angle that a chart is used up to.
 LARGEST_DEFECT = 0.25

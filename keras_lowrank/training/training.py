@@ -8,17 +8,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.compression import count_others
-from keras_lowrank.distribution import Replicas
-from keras_lowrank.faults import FaultRecord
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 from keras_lowrank.optimizers import rule_for, rules_of
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
-from keras_lowrank.optimizers.state import OptimizerState
-from keras_lowrank.passes import GivenGradients, Passes
-from keras_lowrank.rank_warnings import warn_after_training, warn_before_training
 from keras_lowrank.ranks.truncation import KeepRank, Policy, plan
-from keras_lowrank.training_step import TrainingStep
+from keras_lowrank.reporting.compression import count_others
+from keras_lowrank.training.faults import FaultRecord
+from keras_lowrank.training.optimizer_state import OptimizerState
+from keras_lowrank.training.passes import GivenGradients, Passes
+from keras_lowrank.training.rank_warnings import warn_after_training, warn_before_training
+from keras_lowrank.training.replicas import Replicas
+from keras_lowrank.training.step import TrainingStep
 
 
 class Training:

@@ -1,0 +1,1 @@
+"""What a model holds, in numbers and tables."""
