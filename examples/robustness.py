@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 import image_data
 import results
 from keras_lowrank import Budget
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from methods import LowRank, TwoFactor, balanced_factors
 
 flags.adopt_module_key_flags(image_data)
@@ -97,7 +97,7 @@ def train(method, rate, ratio, seed, train_split, test_batches):
             model.get_layer(f"matrix_{index}_a").kernel.assign(a)
             model.get_layer(f"matrix_{index}").kernel.assign(b)
         else:
-            start = Factorization(left, np.diag(values), right)
+            start = Point(left, np.diag(values), right)
             model.get_layer(f"matrix_{index}").factors.assign(start)
     batches = train_split.training_batches(BATCH_SIZE.value, seed)
     steps = max(1, round(0.6 * EPOCHS.value * len(batches)))

@@ -3,11 +3,11 @@
     python -m keras_lowrank inspect MODEL.keras
     python -m keras_lowrank convert MODEL.keras --tolerance=0.1
     python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --budget=100000 --exclude=head
-    python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --form=smaller
+    python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --style=smaller
     python -m keras_lowrank export MODEL.keras saved_models/NAME/1
-    python -m keras_lowrank export MODEL.keras --format=litert --quantization=int8 \
+    python -m keras_lowrank export MODEL.keras --styleat=litert --quantization=int8 \
         --representative_data=images.npy --check_data=test.npz
-    python -m keras_lowrank export MODEL.keras --format=litert --input_shape=64 --import=my_layers
+    python -m keras_lowrank export MODEL.keras --styleat=litert --input_shape=64 --import=my_layers
 
 What is written goes beside MODEL.keras where no other place is named: to MODEL_low_rank.keras or
 MODEL_plain.keras; to MODEL.tflite, MODEL.onnx, or the folder MODEL/1 of a SavedModel. The exit
@@ -40,10 +40,10 @@ _TOLERANCE = flags.DEFINE_float(
 _ENERGY = flags.DEFINE_float("energy", None, "convert: the share of each squared norm to keep.")
 _BUDGET = flags.DEFINE_integer("budget", None, "convert: the weights of the whole model.")
 _FORM = flags.DEFINE_enum(
-    "form",
+    "style",
     None,
     ["smaller", "factored", "merged"],
-    "convert: back to a plain Keras model, its low-rank layers in this form.",
+    "convert: back to a plain Keras model, its low-rank layers in this style.",
 )
 _INCLUDE = flags.DEFINE_list(
     "include", None, "convert: the layers to convert, by name, path or pattern, with commas."
@@ -141,7 +141,7 @@ def convert(path, target=None):
         _save(low, target)
     elif any(value is not None for value in rules.values()):
         raise ValueError(
-            "--form leads back to plain layers at the ranks that there are: pass it "
+            "--style leads back to plain layers at the ranks that there are: pass it "
             "without --rank, --tolerance, --energy and --budget."
         )
     else:

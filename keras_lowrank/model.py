@@ -13,7 +13,7 @@ from keras_lowrank.export.exportable import Exportable
 from keras_lowrank.files import checksum
 from keras_lowrank.layers import find_low_rank_layers
 from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, refuse_wrappers
-from keras_lowrank.optimizers import rule_for
+from keras_lowrank.optimizers import make_rule
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import get_truncation
 from keras_lowrank.reloading import check_reloads
@@ -130,7 +130,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
             if trained:
                 refuse_wrappers(self)
             if trained and optimizer is not None:
-                rule_for(optimizer, integrator)
+                make_rule(optimizer, integrator)
                 require_whole_products()
             self.integrator = integrator
             self._tell_layers_of_jit()
@@ -197,7 +197,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
                 "A model must be compiled before it is trained, also one whose own `compile` was "
                 f"not called when it was loaded. Received: model={self.name!r}"
             )
-        self._training.doubt()
+        self._training.mark_unverified()
         if self.train_function is not None and not force:
             return self.train_function
         check_steps_per_execution(self.steps_per_execution, self.distribute_strategy)

@@ -18,7 +18,7 @@ from reference.probing import (
 from reference.trajectories import defect, tangent_of, to_tensors
 
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 
 def at_origin(rng, n, m, r):
@@ -148,7 +148,7 @@ def test_of_frozen_columns_only_the_core_learns(frozen):
     n, m, r = 9, 7, 4
     (u, s, v), _ = at_origin(rng, n, m, r)
     scale = np.where(np.arange(r) < r - frozen, np.diag(s), 0.0)
-    chart = Chart(Factorization(*map(tf.constant, (u, s, v))), tf.constant(scale))
+    chart = Chart(Point(*map(tf.constant, (u, s, v))), tf.constant(scale))
     G = rng.standard_normal((n, m))
     tangent = chart.tangent([tf.constant(a) for a in (G @ v @ s.T, u.T @ G @ v, G.T @ u @ s)])
     h = 1e-4

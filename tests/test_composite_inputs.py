@@ -137,8 +137,8 @@ def test_a_model_trains_on_ragged_indices(declared):
     batches = tf.data.Dataset.from_tensor_slices(data).batch(2)
     assert model.fit(batches, verbose=0).history["loss"][0] < losses[0]
     assert model.predict(data[0], verbose=0).shape == (4, 1)
-    for form in ("factored", "smaller") if declared else ():
-        plain = to_keras(model, form)
+    for style in ("factored", "smaller") if declared else ():
+        plain = to_keras(model, style)
         np.testing.assert_allclose(plain(data[0]), model(data[0]), atol=1e-5)
         low = from_keras(plain, rank=2, include="low_rank_embedding", data=data[0])
         np.testing.assert_allclose(low(data[0]), model(data[0]), atol=1e-5)

@@ -234,12 +234,12 @@ def test_there_and_back_again():
     low = full(model)
     x = draw(4, 6, 3)
     check_same(model, low, x)
-    for form in ("factored", "merged"):
-        back = to_keras(low, form=form)
+    for style in ("factored", "merged"):
+        back = to_keras(low, style=style)
         check_same(model, back, x)
     for before, after in zip(model.get_weights(), back.get_weights(), strict=True):
         np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-5)
-    first, second = to_keras(low, form="factored").get_layer("two").layers
+    first, second = to_keras(low, style="factored").get_layer("two").layers
     assert (type(first), type(second)) == (keras.layers.Conv2DTranspose,) * 2
     assert (first.kernel.shape, second.kernel.shape) == ((3, 3, 8, 8), (1, 1, 8, 8))
 

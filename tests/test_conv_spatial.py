@@ -9,7 +9,7 @@ from test_convert import check_same
 from test_export import operations, path_for, predict_file
 
 from keras_lowrank import LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 
 def draw(*shape):
@@ -95,7 +95,7 @@ def test_at_full_rank_every_step_is_that_of_keras(integrator):
         matrix = np.asarray(new.matricization.matrix(old.kernel), "float64")
         u, values, vt = np.linalg.svd(matrix, full_matrices=False)
         parts = (u, np.diag(values), vt.T)
-        new.factors.assign(Factorization(*(part.astype("float32") for part in parts)))
+        new.factors.assign(Point(*(part.astype("float32") for part in parts)))
         new.bias.assign(old.bias)
     low.layers[-1].set_weights(full.layers[-1].get_weights())
     low.compile(keras.optimizers.SGD(0.2), "mse", integrator=integrator, truncation=0.0)
@@ -127,14 +127,14 @@ def test_ranks_come_back_from_files(trained, tmp_path):
     assert trained.compression().factored == held + 9 * 3
 
 
-@pytest.mark.parametrize("form", ["factored", "merged"])
-def test_to_keras(trained, form):
-    plain = to_keras(trained, form)
+@pytest.mark.parametrize("style", ["factored", "merged"])
+def test_to_keras(trained, style):
+    plain = to_keras(trained, style)
     check_same(trained, plain, draw(4, 7, 6, 3))
     rank = trained.ranks["two"]
     shapes = [tuple(weight.shape) for weight in plain.get_layer("two").weights]
     factored = [(2, 1, 8, rank), (1, 3, rank, 9), (9,)]
-    assert shapes == (factored if form == "factored" else [(2, 3, 8, 9), (9,)])
+    assert shapes == (factored if style == "factored" else [(2, 3, 8, 9), (9,)])
 
 
 @pytest.mark.parametrize("format", ["tf_saved_model", "litert"])

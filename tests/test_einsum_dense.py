@@ -362,18 +362,18 @@ def test_input_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("case", ["query", "kernel out of order", "left ellipsis", "right ellipsis",
                                   "outputs out of order", "bias over a free axis"])  # fmt: skip
-@pytest.mark.parametrize("form", ["factored", "merged"])
-def test_there_and_back_again(case, form):
+@pytest.mark.parametrize("style", ["factored", "merged"])
+def test_there_and_back_again(case, style):
     equation, output_shape, bias_axes, input_shape, _ = CASES[case]
     inputs = keras.Input(input_shape[1:])
     layer = keras.layers.EinsumDense(equation, output_shape, bias_axes=bias_axes, name="one")
     model = keras.Model(inputs, layer(inputs))
     for variable in model.weights:
         variable.assign(draw(*variable.shape))
-    plain = to_keras(from_keras(model, tolerance=0.0, only_smaller=False), form=form)
+    plain = to_keras(from_keras(model, tolerance=0.0, only_smaller=False), style=style)
     x = draw(*input_shape)
     np.testing.assert_allclose(plain(x), model(x), rtol=1e-5, atol=2e-5)
-    if form == "factored":
+    if style == "factored":
         rank = min(CASES[case][-1])
         first, second = plain.get_layer("one").layers
         assert first.kernel.shape[-1] == second.kernel.shape[0] == rank and first.bias is None

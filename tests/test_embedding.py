@@ -9,7 +9,7 @@ from reference.embedding import IDS, Tied, built, cross_entropy, language_model,
 
 from keras_lowrank import LowRankEmbedding, LowRankModel, Parallel, RankAdaptive, Tolerance
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
 from keras_lowrank.manifold.row_sparse import is_slices
 
 
@@ -160,8 +160,8 @@ def test_the_gradients_are_those_of_the_table(ways, traced):
         parts[0] = tf.convert_to_tensor(parts[0])
         # At augmented bases, which hold the same table.
         core = tf.constant(start)
-        kernel = Product(tf.constant(left), core, tf.constant(right), core=core)
-        with substitute({layer.factors: kernel}), tf.GradientTape() as tape:
+        kernel = ProductKernel(tf.constant(left), core, tf.constant(right), core=core)
+        with override_kernels({layer.factors: kernel}), tf.GradientTape() as tape:
             tape.watch(core)
             loss = loss_of(layer, vectors)
         scale = tf.linalg.diag_part(layer.S.value)

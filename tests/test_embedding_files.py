@@ -7,7 +7,7 @@ import tensorflow as tf
 from reference.embedding import IDS, built, cross_entropy, language_model, same_table
 
 from keras_lowrank import LowRankEmbedding, Parallel, convert_layer, from_keras, to_keras
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 
 def test_files_keep_the_rank_and_agree(tmp_path):
@@ -74,8 +74,8 @@ def test_a_keras_model_is_cut_and_comes_back(plain_model):
     tail = np.linalg.norm(np.linalg.svd(table, compute_uv=False)[2:])
     gap = np.linalg.norm(table - cut.get_layer("words").embeddings)
     np.testing.assert_allclose(gap, tail, rtol=1e-4)
-    for form in ("factored", "merged"):
-        back = to_keras(cut, form)
+    for style in ("factored", "merged"):
+        back = to_keras(cut, style)
         np.testing.assert_allclose(back(IDS), cut(IDS), atol=1e-6)
     first, second = to_keras(cut).get_layer("words").layers
     assert (type(first), type(second)) == (keras.layers.Embedding, keras.layers.Dense)
@@ -142,5 +142,5 @@ def test_rank_above_the_size_of_the_table_raises_when_built():
 
 def test_the_factors_can_be_assigned_at_another_rank():
     layer = built()
-    layer.factors.assign(Factorization(np.eye(9, 2), np.eye(2), np.eye(6, 2)))
+    layer.factors.assign(Point(np.eye(9, 2), np.eye(2), np.eye(6, 2)))
     np.testing.assert_array_equal(layer(np.array([0, 1, 2])), np.eye(3, 6) * [1, 1, 0, 0, 0, 0])

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
 from keras_lowrank.manifold.factors import Factors, RankVariable
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 
 def basis(rank=2, n=5):
@@ -24,7 +24,7 @@ def make_factors(n=5, m=4, rank=2):
 def triple(n=5, m=4, rank=2):
     rng = np.random.default_rng(rank)
     arrays = [rng.standard_normal(s).astype("float32") for s in ((n, rank), (rank,) * 2, (m, rank))]
-    return Factorization(*map(tf.constant, arrays))
+    return Point(*map(tf.constant, arrays))
 
 
 # RankVariable.

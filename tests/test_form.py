@@ -25,7 +25,7 @@ def make_arranged(case):
 def test_two_bases_make_what_the_whole_matrix_makes(case):
     layer, x = make_arranged(case)
     rng = np.random.default_rng(1)
-    form, n, m = layer.form, layer.factors.n, layer.factors.m
+    form, n, m = layer.kernel_maps, layer.factors.n, layer.factors.m
     a, b = (tf.constant(rng.standard_normal((size, 3))) for size in (n, m))
     outputs = form.expanded(form.project(x, a), b)
     W = tf.matmul(a, b, transpose_b=True)

@@ -142,7 +142,7 @@ def test_complement_of_a_block_that_is_not_finite_is_empty(bad):
     A = np.ones((5, 2), "float32")
     A[1, 1] = bad
     B = np.eye(5, 2, dtype="float32")
-    assert complement(tf.constant(A), tf.constant(B)).root.shape == (2, 0)
+    assert complement(tf.constant(A), tf.constant(B)).whitening.shape == (2, 0)
 
 
 @few
@@ -158,11 +158,13 @@ def test_rotate_multiplies_the_two_bases_with_the_coordinates(case):
 
 
 def test_a_leak_is_taken_off_wherever_the_basis_is_multiplied():
-    """Of random parts: a leak of rounding size, as a step has it, would show in no product."""
+    """Of random parts: one of rounding size, as a step has it, would show in no product."""
     rng = np.random.default_rng(9)
-    B, R, T, leak = (rng.standard_normal(shape) for shape in ((9, 3), (9, 4), (4, 2), (3, 2)))
-    added = Complement(None, tf.constant(R), tf.constant(T), tf.constant(leak), None)
-    Q = R @ T - B @ leak
+    B, R, T, reorthogonalization = (
+        rng.standard_normal(shape) for shape in ((9, 3), (9, 4), (4, 2), (3, 2))
+    )
+    added = Complement(None, tf.constant(R), tf.constant(T), tf.constant(reorthogonalization), None)
+    Q = R @ T - B @ reorthogonalization
     np.testing.assert_allclose(added.formed(tf.constant(B)), Q, atol=1e-12)
     C = orthonormal(rng, 5, 4)
     new = rotate(tf.constant(B), added, tf.constant(C))

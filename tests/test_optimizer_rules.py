@@ -18,7 +18,7 @@ from keras_lowrank import (
     from_keras,
 )
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.optimizers import Direction, Rule, rule_of
+from keras_lowrank.optimizers import Direction, Rule, register_rule
 
 Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSprop", "SGD"))
 
@@ -162,7 +162,7 @@ class SignedMomentum(keras.optimizers.SGD):
     """Somebody's own optimizer, whose step has the length of the learning rate."""
 
 
-@rule_of(SignedMomentum)
+@register_rule(SignedMomentum)
 class NormalizedMomentum(Rule):
     def __init__(self, optimizer):
         super().__init__(optimizer)
@@ -172,7 +172,7 @@ class NormalizedMomentum(Rule):
         average = state["average"].scaled(0.9).plus(gradient.scaled(0.1))
         length = 1.0 / (tf.sqrt(average.squared_norm()) + 1e-12)
         new = {"average": average, "steps": state["steps"] + 1.0}
-        return Direction(average.scaled(length), share=0.1 * length), new
+        return Direction(average.scaled(length), gradient_weight=0.1 * length), new
 
 
 @pytest.mark.parametrize("integrator", ["parallel", RankAdaptive(adapt_every=1)])
@@ -195,10 +195,10 @@ class TwoKinds(keras.optimizers.SGD):
 
 class Known(Rule):
     def direction(self, gradient, state, point, learning_rate, step):
-        return Direction(gradient, share=None), state
+        return Direction(gradient, gradient_weight=None), state
 
 
-@rule_of(TwoKinds)
+@register_rule(TwoKinds)
 class Either(Known):
     def direction(self, gradient, state, point, learning_rate, step):
         return Direction(gradient), state
@@ -229,7 +229,7 @@ def test_a_kind_of_state_that_there_is_not_is_named():
     class Wrong(keras.optimizers.SGD):
         pass
 
-    @rule_of(Wrong)
+    @register_rule(Wrong)
     class WrongRule(Rule):
         def __init__(self, optimizer):
             super().__init__(optimizer)

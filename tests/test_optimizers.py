@@ -31,8 +31,8 @@ from keras_lowrank import (
 )
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.optimizers import adaptive, muon
-from keras_lowrank.optimizers.rule import find_rule
-from keras_lowrank.training.matrix_step import carry
+from keras_lowrank.optimizers.rule import rule_class
+from keras_lowrank.training.matrix_step import transport_state
 
 Adagrad, Adam, AdamW = (getattr(keras.optimizers, name) for name in ("Adagrad", "Adam", "AdamW"))
 RMSprop, SGD = keras.optimizers.RMSprop, keras.optimizers.SGD
@@ -78,7 +78,7 @@ def test_a_rule_makes_the_step_of_the_full_matrix(float64, name):
     factors = orthonormal(rng, 9, 3), np.diag([0.5, 0.3, 0.2]), orthonormal(rng, 7, 3)
     optimizer, step = RULES[name][0](), RULES[name][1]
     optimizer.build([keras.Variable(1.0)])
-    h, rule, state = float(optimizer.learning_rate), find_rule(optimizer)(optimizer), {}
+    h, rule, state = float(optimizer.learning_rate), rule_class(optimizer)(optimizer), {}
     zeros = {
         "tangent": tangent_of(np.zeros((9, 7)), factors),
         "rows": tf.zeros(9, tf.float64),
@@ -94,7 +94,7 @@ def test_a_rule_makes_the_step_of_the_full_matrix(float64, name):
         new, state = step(factors, lambda W: gradient, state, h, lambda values: rank)  # noqa: B023
         moved = parallel.step(factors, lambda W: D, size, lambda values: rank)  # noqa: B023
         np.testing.assert_allclose(matrix(moved), matrix(new), atol=1e-9)
-        slots = carry(rule, slots, (point.U, point.V), to_tensors(new, "float64"))
+        slots = transport_state(rule, slots, (point.U, point.V), to_tensors(new, "float64"))
         factors = new
 
 

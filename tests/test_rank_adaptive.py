@@ -20,8 +20,8 @@ from reference.trajectories import (
 from reference.truncation import RelativeTolerance
 
 from keras_lowrank import LowRankDense, LowRankModel, RankAdaptive, Tolerance, Truncation
-from keras_lowrank.kernels.kernel_override import Product, substitute
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.ranks.truncation import Policy
 
 
@@ -55,19 +55,21 @@ def literal_step(model, layers, x, y, h, tau):
 
     def gradients(products, sources):
         table = {layer.factors: product for layer, product in zip(layers, products)}
-        with substitute(table), tf.GradientTape() as tape:
+        with override_kernels(table), tf.GradientTape() as tape:
             tape.watch(sources)
             loss = model.compute_loss(x, y, model(x, training=True))
         return tape.gradient(loss, [*sources, *biases])
 
     K = [tf.constant(u @ s) for u, s, _ in points]
     L = [tf.constant(v @ s.T) for _, s, v in points]
-    dK = gradients([Product(k, tf.constant(v)) for k, (_, _, v) in zip(K, points)], K)
-    dL = gradients([Product(tf.constant(u), t) for t, (u, _, _) in zip(L, points)], L)
+    dK = gradients([ProductKernel(k, tf.constant(v)) for k, (_, _, v) in zip(K, points)], K)
+    dL = gradients([ProductKernel(tf.constant(u), t) for t, (u, _, _) in zip(L, points)], L)
     U = [np.linalg.qr(np.hstack([k - h * d, u]))[0] for k, d, (u, _, _) in zip(K, dK, points)]
     V = [np.linalg.qr(np.hstack([t - h * d, v]))[0] for t, d, (_, _, v) in zip(L, dL, points)]
     S = [tf.constant(u.T @ matrix(point) @ v) for u, point, v in zip(U, points, V)]
-    dS = gradients([Product(tf.constant(u), s, tf.constant(v)) for u, s, v in zip(U, S, V)], S)
+    dS = gradients(
+        [ProductKernel(tf.constant(u), s, tf.constant(v)) for u, s, v in zip(U, S, V)], S
+    )
     new = []
     for u, s, d, v in zip(U, S, dS, V):
         P, values, Qt = np.linalg.svd(s - h * d)
@@ -170,7 +172,7 @@ def test_a_step_does_not_depend_on_how_the_matrix_is_factored():
     rng = np.random.default_rng(7)
     problem, (u, s, v) = LogCosh.random(rng, 9, 8), start(rng, 9, 8, 3)
     left, right = orthonormal(rng, 3, 3), orthonormal(rng, 3, 3)
-    other = Factorization(u @ left, left.T @ s @ right, v @ right)
+    other = Point(u @ left, left.T @ s @ right, v @ right)
     policy = Policy(Tolerance(0.05))
     first, second = (
         one_step(RankAdaptive(adapt_every=1), f, problem.gradient, 0.5, policy)

@@ -15,7 +15,7 @@ from keras_lowrank import (
     to_keras,
 )
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 
 @KINDS
@@ -71,7 +71,7 @@ def test_files_keep_the_ranks_and_agree(tmp_path):
     model = small()
     for layer in find_low_rank_layers(model).values():
         layer.factors.assign(
-            Factorization(*(draw(size, 3) for size in (layer.factors.n, 3, layer.factors.m)))
+            Point(*(draw(size, 3) for size in (layer.factors.n, 3, layer.factors.m)))
         )
     expected = model.predict(X, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -116,8 +116,8 @@ def test_to_keras_merges_the_kernels():
     inputs = keras.Input((STEPS, N))
     x = LowRankLSTM(UNITS, rank=2, return_sequences=True, **RANDOM, name="lstm")(inputs)
     model = LowRankModel(inputs, LowRankGRU(UNITS, rank=2, stacked=False, use_bias=False)(x))
-    for form in ("smaller", "factored", "merged"):
-        plain = to_keras(model, form)
+    for style in ("smaller", "factored", "merged"):
+        plain = to_keras(model, style)
         kinds = [type(layer) for layer in plain.layers[1:]]
         assert kinds == [keras.layers.LSTM, keras.layers.GRU]
         assert plain.layers[1].weights[0].path == "lstm/lstm_cell/kernel"

@@ -34,9 +34,9 @@ from keras_lowrank import (
     RankAdaptive,
 )
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 # The tangent gradient.
 
@@ -77,7 +77,7 @@ def test_the_gradients_are_those_of_the_kernels(kind, case, traced):
     # Ranks below the full ones, so that there is something outside of the bases.
     for layer in (*low.cell.kernels, *low.cell.recurrent_kernels):
         u, _, v = (np.asarray(f) for f in layer.factors.read())
-        layer.factors.assign(Factorization(u[:, :2], np.diag([2.0, 1.0]), v[:, :2]))
+        layer.factors.assign(Point(u[:, :2], np.diag([2.0, 1.0]), v[:, :2]))
     for name in ("kernel", "recurrent_kernel"):
         layers = getattr(low.cell, f"{name}s")
         getattr(plain.cell, name).assign(np.concatenate([one.kernel for one in layers], -1))
@@ -123,10 +123,10 @@ def test_the_gradients_are_those_of_the_kernels(kind, case, traced):
         # At augmented bases, which hold the same kernels.
         cores = [tf.constant(start) for start in starts]
         kernels = {
-            one: Product(tf.constant(left), core, tf.constant(right), core=core)
+            one: ProductKernel(tf.constant(left), core, tf.constant(right), core=core)
             for one, core, (left, right) in zip(factors, cores, bases)
         }
-        with substitute(kernels), tf.GradientTape() as tape:
+        with override_kernels(kernels), tf.GradientTape() as tape:
             tape.watch(cores)
             loss = loss_of(low, x, states)
         return tangents, tape.gradient(loss, cores), others

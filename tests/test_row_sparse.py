@@ -157,7 +157,7 @@ def test_rows_that_are_not_finite_are_found_and_named(optimizer):
     model.train_on_batch(np.zeros((2, 4)), targets)
     core = model.get_layer("table").S
     core.assign(1e6 * core.numpy())
-    model._training.state.settle()  # the momenta of an assigned layer start anew
+    model._training.state.verify()  # the momenta of an assigned layer start anew
     before = state(model)
     with pytest.raises(FloatingPointError, match="in the gradient of layer 'table' at training"):
         model.train_on_batch(np.arange(8).reshape(2, 4), targets)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference.cases import few, seeds
 
 from keras_lowrank import Budget, LowRankDense, LowRankModel, Tolerance
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.options import clip_factors
 from keras_lowrank.training.faults import FaultRecord, are_finite
@@ -41,7 +41,7 @@ def test_a_budget_is_spent_alike_in_every_unit(scale):
     def ranks(scales):
         cores = [np.diag([1.0, 0.5, 0.25, 0.1]), np.diag([1.0, 0.9, 0.01, 0.001])]
         cores = [tf.constant(core * unit, tf.float32) for core, unit in zip(cores, scales)]
-        matrices = [Factorization(tf.zeros([9, 4]), core, tf.zeros([7, 4])) for core in cores]
+        matrices = [Point(tf.zeros([9, 4]), core, tf.zeros([7, 4])) for core in cores]
         planned = Budget(weights=16 * 5, steps=1).plan(matrices, tf.constant(2.0), (0, 0), [1, 1])
         return [int(one.rank(None, 4)) for one in planned]
 

@@ -17,7 +17,7 @@ from keras_lowrank import (
     Tolerance,
     callbacks,
 )
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.ranks.truncation import Policy, get_truncation, plan
 
 rng = np.random.default_rng(0)
@@ -43,9 +43,7 @@ def ranks_in_fit(model, epochs=8):
 
 def with_values(n, m, values):
     r = len(values)
-    return Factorization(
-        tf.zeros([n, r]), tf.linalg.diag(tf.constant(values, "float32")), tf.zeros([m, r])
-    )
+    return Point(tf.zeros([n, r]), tf.linalg.diag(tf.constant(values, "float32")), tf.zeros([m, r]))
 
 
 # Schedules.

@@ -5,8 +5,13 @@ import pytest
 import tensorflow as tf
 from reference.probing import make
 
-from keras_lowrank.kernels.kernel_override import Product, low_rank_apply, squared_norm, substitute
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.kernels.kernel_override import (
+    ProductKernel,
+    low_rank_apply,
+    override_kernels,
+    squared_norm,
+)
+from keras_lowrank.manifold.point import Point
 
 
 def test_squared_norm_is_that_of_the_kernel_for_any_factors():
@@ -30,15 +35,15 @@ def test_squared_norm_inside_a_substitution_is_that_of_what_is_there():
     S = layer.S.numpy()
     rng = np.random.default_rng(5)
     U, C, V = (tf.constant(rng.standard_normal(shape)) for shape in ((6, 3), (3, 3), (5, 3)))
-    kernel = Product.of(Factorization(U, C, V))
-    with substitute({layer.factors: kernel}), tf.GradientTape() as tape:
+    kernel = ProductKernel.of(Point(U, C, V))
+    with override_kernels({layer.factors: kernel}), tf.GradientTape() as tape:
         tape.watch(kernel.core)
         norm = squared_norm(layer.factors)
     W = U @ C @ tf.transpose(V)
     np.testing.assert_allclose(norm, np.sum(W**2))
     np.testing.assert_allclose(tape.gradient(norm, kernel.core), 2 * tf.transpose(U) @ W @ V)
     # A product without a core, as an export holds it, leaves the variables to answer.
-    with substitute({layer.factors: Product(tf.zeros([6, 5], tf.float64))}):
+    with override_kernels({layer.factors: ProductKernel(tf.zeros([6, 5], tf.float64))}):
         np.testing.assert_allclose(squared_norm(layer.factors), np.sum(S**2))
 
 
@@ -49,10 +54,10 @@ def test_a_product_holds_any_number_of_matrices_the_last_one_transposed():
     expected = {(A @ B @ C.T).tobytes(): (A, B, C), (A @ B).tobytes(): (A, B.T), A.tobytes(): (A,)}
     for W, matrices in expected.items():
         W = np.frombuffer(W).reshape(6, -1)
-        product = Product(*map(tf.constant, matrices))
+        product = ProductKernel(*map(tf.constant, matrices))
         for one in (product, product.folded("float64")):
-            with substitute({layer.factors: one}):
-                y = low_rank_apply(layer.form, layer.factors, tf.constant(x), "float64")
+            with override_kernels({layer.factors: one}):
+                y = low_rank_apply(layer.kernel_maps, layer.factors, tf.constant(x), "float64")
             np.testing.assert_allclose(y, x @ W, atol=1e-12)
 
 
@@ -63,17 +68,17 @@ def test_substitutions_nest_and_end_with_their_block_even_after_an_error():
 
     def scaled(factor):
         u, s, v = layer.factors.read()
-        return {layer.factors: Product.of(Factorization(u, factor * s, v))}
+        return {layer.factors: ProductKernel.of(Point(u, factor * s, v))}
 
-    with substitute(scaled(2.0)):
-        with substitute(scaled(3.0)):
+    with override_kernels(scaled(2.0)):
+        with override_kernels(scaled(3.0)):
             np.testing.assert_allclose(layer(x), 3 * own)
         np.testing.assert_allclose(layer(x), 2 * own)
-        with pytest.raises(RuntimeError, match="inside"), substitute(scaled(5.0)):
+        with pytest.raises(RuntimeError, match="inside"), override_kernels(scaled(5.0)):
             raise RuntimeError("inside")
         np.testing.assert_allclose(layer(x), 2 * own)
         # An inner substitution of another layer leaves the outer one in force.
-        with substitute({other.factors: Product.of(layer.factors.read())}):
+        with override_kernels({other.factors: ProductKernel.of(layer.factors.read())}):
             np.testing.assert_allclose(layer(x), 2 * own)
             np.testing.assert_allclose(other(x), own)
     np.testing.assert_allclose(layer(x), own)

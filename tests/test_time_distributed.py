@@ -52,8 +52,8 @@ def test_at_full_rank_the_outputs_are_the_same_and_again_on_the_way_back(full_mo
     }
     assert type(low.get_layer("film").layer.get_layer("conv")) is LowRankConv2D
     np.testing.assert_allclose(low(X), full_model(X), atol=1e-5)
-    for form in ("merged", "factored"):
-        plain = to_keras(low, form)
+    for style in ("merged", "factored"):
+        plain = to_keras(low, style)
         np.testing.assert_allclose(plain(X), full_model(X), atol=1e-5)
         assert plain.get_layer("film").layer.name == "picture"
     merged = to_keras(low, "merged")

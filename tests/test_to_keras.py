@@ -17,19 +17,19 @@ def check_plain(model):
         assert not type(layer).__module__.startswith("keras_lowrank")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("style", FORMS)
 @pytest.mark.parametrize(
     "make, inputs",
     [(functional, draw(3, 9, 8, 3)), (nested_and_shared, {"a": draw(3, 6), "b": draw(3, 6)})],
 )
-def test_there_and_back_again(make, inputs, form):
+def test_there_and_back_again(make, inputs, style):
     model = randomize(make())
     low = full(model)
-    plain = to_keras(low, form=form)
+    plain = to_keras(low, style=style)
     check_plain(plain)
     check_same(model, plain, inputs)
     assert plain.name == model.name
-    if form != "factored":
+    if style != "factored":
         # At full rank two kernels are never smaller than one.
         assert [w.path for w in plain.weights] == [w.path for w in model.weights]
         for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
@@ -103,7 +103,7 @@ def test_a_core_of_any_form_is_split_evenly():
     layer = LowRankDense(9, rank=3, name="low")
     model = LowRankModel(inputs, layer(inputs))
     layer.S.assign(draw(3, 3))  # as the fixed-rank integrator leaves it
-    plain = to_keras(model, form="factored")
+    plain = to_keras(model, style="factored")
     check_same(model, plain, draw(4, 8))
     spectra = [np.linalg.svd(w, compute_uv=False) for w in plain.get_weights() if w.ndim == 2]
     np.testing.assert_allclose(*spectra, rtol=1e-5)
@@ -127,7 +127,7 @@ class Odd(LowRankLayer):
 
 def test_errors():
     model = mixed()
-    with pytest.raises(ValueError, match=r"`form` must be one of .*Received: form='small'"):
+    with pytest.raises(ValueError, match=r"`style` must be one of .*Received: style='small'"):
         to_keras(model, "small")
     with pytest.raises(TypeError, match="`to_keras` takes a `keras.Model`"):
         to_keras(model.layers[1])

@@ -9,7 +9,7 @@ from reference.closed_form import orthonormal
 from keras_lowrank import Budget, KeepRank, LowRankDense, LowRankModel, Tolerance, Truncation
 from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.manifold import row_sparse
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.outlined import outlined
 from keras_lowrank.ranks.truncation import Policy
@@ -39,7 +39,7 @@ def matrix(n, m, r, dtype="float32"):
     rng = np.random.default_rng(n)
     u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
     values = np.diag(2.0 ** -np.arange(r))
-    factors = Factorization(*(tf.constant(part, dtype) for part in (u, values, v)))
+    factors = Point(*(tf.constant(part, dtype) for part in (u, values, v)))
     direction = TangentVector(*(tf.constant(part, dtype) for part in (u, values, v)))
     return factors, direction
 
@@ -49,7 +49,7 @@ def cut(factors, direction, policy):
     values = tf.linalg.diag_part(factors.S)
     rank = policy.rank(values, tf.shape(values)[0])
     u, _, v = factors
-    return Factorization(u[:, :rank], direction.S[:rank, :rank], 2.0 * v[:, :rank])
+    return Point(u[:, :rank], direction.S[:rank, :rank], 2.0 * v[:, :rank])
 
 
 def in_a_graph(matrices, policies):

@@ -10,7 +10,7 @@ from reference.truncation import kept_rank
 from keras_lowrank import KeepRank, Tolerance, Truncation
 from keras_lowrank.integrators.augmentation import Augmented, augment, truncate
 from keras_lowrank.manifold.complement import complement
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.ranks.truncation import Policy, get_truncation
 
@@ -143,7 +143,7 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     """Truncates a random matrix in random augmented float32 bases and checks the whole promise."""
     rng = np.random.default_rng(seed)
     u, v = orthonormal(rng, n, r).astype("float32"), orthonormal(rng, m, r).astype("float32")
-    factors = Factorization(tf.constant(u), tf.zeros([r, r]), tf.constant(v))
+    factors = Point(tf.constant(u), tf.zeros([r, r]), tf.constant(v))
     G = rng.standard_normal((n, m))
     parts = (G @ v, u.T @ G @ v, G.T @ u)
     augmented = augment(factors, TangentVector(*(tf.constant(p, tf.float32) for p in parts)))
@@ -163,7 +163,7 @@ def check_invariant(n, m, r, seed, tau, max_rank=None, zero=False, relative=True
     norm = np.linalg.norm(core)
     # A random core holds as much in a faint direction as in others, unlike that of a step, and what
     # enlarges the direction enlarges its roundings.
-    enlarged = [np.linalg.norm(s.residual) * np.linalg.norm(s.root) for s in augmented[1:]]
+    enlarged = [np.linalg.norm(s.residual) * np.linalg.norm(s.whitening) for s in augmented[1:]]
     slack = (1e-5 + 2.0**-24 * max(enlarged)) * norm + 1e-17  # of what stands in place of zeros
     change = np.linalg.norm(matrix(after) - before)
     assert abs(change - tail) <= slack
@@ -217,7 +217,7 @@ def test_truncation_keeps_the_invariant_where_a_base_holds_a_faint_direction(fai
     rng = np.random.default_rng(2)
     n, m, r = 40, 30, 4
     u, v = orthonormal(rng, n, r), orthonormal(rng, m, r)
-    factors = Factorization(*(tf.constant(t, tf.float32) for t in (u, np.eye(r), v)))
+    factors = Point(*(tf.constant(t, tf.float32) for t in (u, np.eye(r), v)))
     scales = np.array([1.0, 1.0, 1.0, faint])
     pair = [tf.constant(rng.standard_normal((k, r)) * scales, tf.float32) for k in (n, m)]
     augmented = Augmented(factors, *map(complement, pair, factors[::2]))

@@ -77,7 +77,7 @@ def _by_equation(layer):
 _POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
 
 
-def _by_form(layer):
+def _by_factorization(layer):
     if layer.factorization == "matrix":
         return _by_width("filters", **_POINTWISE)(layer)
     window = {name: getattr(layer, name) for name in ("kernel_size", "strides", "dilation_rate")}
@@ -89,7 +89,7 @@ def _by_form(layer):
 KINDS = [
     Kind(keras.layers.Dense, LowRankDense, _by_width("units")),
     Kind(keras.layers.Conv1D, LowRankConv1D, _by_width("filters", **_POINTWISE)),
-    Kind(keras.layers.Conv2D, LowRankConv2D, _by_form),
+    Kind(keras.layers.Conv2D, LowRankConv2D, _by_factorization),
     Kind(keras.layers.Conv3D, LowRankConv3D, _by_width("filters", **_POINTWISE)),
     Kind(
         keras.layers.Conv2DTranspose,

@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
 from keras_lowrank.kernels.products import rows
 
 _BATCH = 32
 
 
-class OutputMoment(Product):
+class OutputMoment(ProductKernel):
     """A whole kernel W in the place of factors, that adds up `E[y y^T]` of its outputs `y = x W`.
 
     Args:
@@ -24,8 +24,8 @@ class OutputMoment(Product):
         self._total = np.zeros((kernel.shape[1],) * 2)
         self._count = 0
 
-    def apply(self, form, inputs, dtype, transposed=False):
-        outputs = super().apply(form, inputs, dtype, transposed)
+    def apply(self, maps, inputs, dtype, transposed=False):
+        outputs = super().apply(maps, inputs, dtype, transposed)
         if transposed:  # what is approximated is what the rows of a table are looked up for
             return outputs
         y = tf.cast(rows(outputs), tf.float64)
@@ -51,7 +51,7 @@ def stream(model, moments, data):
         ValueError: no batch in `data`.
     """
     empty = True
-    with substitute(moments):
+    with override_kernels(moments):
         for inputs in _batches(data):
             model(inputs, training=False)
             empty = False

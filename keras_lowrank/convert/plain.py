@@ -31,10 +31,10 @@ from keras_lowrank.layers.attention import LowRankAttention
 from keras_lowrank.layers.composite import kind_of_composite
 from keras_lowrank.layers.recurrent import GatedLayer
 
-_FORMS = ("smaller", "factored", "merged")
+_STYLES = ("smaller", "factored", "merged")
 
 
-def to_keras(model, form="smaller"):
+def to_keras(model, style="smaller"):
     r"""Returns a Keras model that computes the same, with no class of this package in it.
 
     A low-rank layer becomes `"merged"`, the one Keras layer with the kernel `U S V^T`, or
@@ -48,7 +48,7 @@ def to_keras(model, form="smaller"):
 
     Args:
         model: functional or Sequential `keras.Model`, or `LowRankModel` of that kind, built.
-        form: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
+        style: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
             `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
 
     LSTM and GRU, bidirectional or not, and an Embedding of ragged indices
@@ -59,7 +59,7 @@ def to_keras(model, form="smaller"):
 
     Raises:
         TypeError: no Keras model.
-        ValueError: an unknown form, a subclassed or unbuilt model, or a layer that cannot be
+        ValueError: an unknown style, a subclassed or unbuilt model, or a layer that cannot be
             copied.
 
     Example:
@@ -72,8 +72,8 @@ def to_keras(model, form="smaller"):
     >>> bool(np.allclose(model(np.ones((1, 64))), plain(np.ones((1, 64))), atol=1e-5))
     True
     """
-    if form not in _FORMS:
-        raise ValueError(f"`form` must be one of {_FORMS}. Received: form={form!r}")
+    if style not in _STYLES:
+        raise ValueError(f"`style` must be one of {_STYLES}. Received: style={style!r}")
     check_model(model, "to_keras", "The `kernel` of each low-rank layer holds its matrix.")
     penalized = []
 
@@ -94,9 +94,9 @@ def to_keras(model, form="smaller"):
             )
         n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
         if (
-            form == "merged"
+            style == "merged"
             or _is_called_on_ragged(layer)
-            or (form == "smaller" and rank * (n + m) >= n * m)
+            or (style == "smaller" and rank * (n + m) >= n * m)
         ):
             return _merged(layer)
         if layer.kernel_regularizer is not None:

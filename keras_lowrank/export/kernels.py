@@ -4,12 +4,12 @@ import math
 
 import tensorflow as tf
 
-from keras_lowrank.kernels.kernel_override import Product
+from keras_lowrank.kernels.kernel_override import ProductKernel
 from keras_lowrank.layers.low_rank_layer import find_built_layers
 
 
 def deployed_kernels(model):
-    """The matrices that an export holds in place of U, S and V: `{factors: Product}`.
+    """The matrices that an export holds in place of U, S and V: `{factors: ProductKernel}`.
 
     The folded pair `(U S, V)`, or W itself where that has no more entries: what costs less to
     keep costs less to multiply with.
@@ -18,7 +18,7 @@ def deployed_kernels(model):
 
 
 def full_rank_kernels(model):
-    """W itself for every low-rank layer, `{factors: Product}`: the model's full-rank twin."""
+    """W itself for every low-rank layer, `{factors: ProductKernel}`: the model's full-rank twin."""
     return _kernels(model, lambda n, m, rank: False)
 
 
@@ -43,5 +43,5 @@ def _kernels(model, as_pair):
         if not as_pair(layer.factors.n, layer.factors.m, layer.factors.rank):
             pair = (tf.matmul(*pair, transpose_b=True),)
         held = [tf.Variable(matrix, trainable=False, name="kernel") for matrix in pair]
-        kernels[layer.factors] = Product(*held)
+        kernels[layer.factors] = ProductKernel(*held)
     return kernels

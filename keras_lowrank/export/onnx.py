@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_lowrank.export.onnx_operations import HANDLERS
 from keras_lowrank.export.reason import reason
 from keras_lowrank.export.served import position
-from keras_lowrank.kernels.kernel_override import substitute
+from keras_lowrank.kernels.kernel_override import override_kernels
 
 SUFFIX = ".onnx"
 
@@ -27,7 +27,7 @@ def trace(served, kernels):
     """
 
     def serve(*tensors):
-        with substitute(kernels):
+        with override_kernels(kernels):
             outputs = served(*keras.tree.pack_sequence_as(served.signature, tensors))
         return dict(zip(_output_names(outputs), keras.tree.flatten(outputs)))
 

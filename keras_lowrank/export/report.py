@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_lowrank.kernels.kernel_override import substitute
+from keras_lowrank.kernels.kernel_override import override_kernels
 
 _SECONDS = 0.5  # of inferences, for the two medians together
 _FEWEST = 5  # inferences of each, however long they take
@@ -79,7 +79,7 @@ class ExportReport(NamedTuple):
 def count_multiply_adds(served, kernels, arguments):
     """Multiply-adds of one inference, by TensorFlow's own count of the traced graph."""
     specs = keras.tree.map_structure(tf.TensorSpec.from_tensor, arguments)
-    with substitute(kernels):
+    with override_kernels(kernels):
         graph = tf.function(lambda *x: served(*x)).get_concrete_function(*specs).graph
     options = {
         **tf.compat.v1.profiler.ProfileOptionBuilder.float_operation(),

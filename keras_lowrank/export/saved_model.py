@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.saved_model.experimental import TrackableResource
 
-from keras_lowrank.kernels.kernel_override import substitute
+from keras_lowrank.kernels.kernel_override import override_kernels
 
 SUFFIX = ""
 
@@ -21,7 +21,7 @@ def trace(served, kernels):
     """
 
     def serve(*arguments):
-        with substitute(kernels):
+        with override_kernels(kernels):
             return served(*arguments)
 
     function = tf.function(serve, input_signature=served.signature, autograph=False)

@@ -8,7 +8,7 @@ from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.complement import Complement, complement, rotate
 from keras_lowrank.manifold.decompositions import signed_svd
 from keras_lowrank.manifold.orthonormalize import orthonormalized
-from keras_lowrank.manifold.point import Factorization, diagonal
+from keras_lowrank.manifold.point import Point, diagonal
 
 
 class Augmented(NamedTuple):
@@ -17,12 +17,12 @@ class Augmented(NamedTuple):
     In them the matrix `U S V^T` is `[[S, 0], [0, 0]]`, so augmenting changes nothing yet.
 
     Attributes:
-        factors: `Factorization` with the old U, S and V.
+        factors: `Point` with the old U, S and V.
         left: `Complement` of the direction's K-part to U; its basis is Q.
         right: `Complement` of the direction's L-part to V; its basis is Z.
     """
 
-    factors: Factorization
+    factors: Point
     left: Complement
     right: Complement
 
@@ -52,7 +52,9 @@ def moved_core(augmented, step_size, normal_block=None):
     (_, s, _), left, right = augmented
     h = tf.cast(step_size, s.dtype)
     if normal_block is None:
-        normal_block = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], s.dtype)
+        normal_block = tf.zeros(
+            [tf.shape(left.whitening)[1], tf.shape(right.whitening)[1]], s.dtype
+        )
     top = [s - h * left.inside, -h * tf.transpose(right.outside)]
     bottom = [-h * left.outside, -h * normal_block]
     return tf.concat([tf.concat(top, axis=1), tf.concat(bottom, axis=1)], axis=0)
@@ -68,7 +70,7 @@ def truncate(augmented, core, policy):
     (u, s, v), left, right = augmented
     p, values, q = signed_svd(core)
     rank = policy.rank(values, current=tf.shape(s)[0])
-    return Factorization(
+    return Point(
         *orthonormalized(
             rotate(u, left, p[:, :rank]),
             diagonal(values[:rank]),

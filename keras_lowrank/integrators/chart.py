@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.decompositions import identity_like, signed_svd
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 
 # Columns of signs that the defect of a basis is measured with.
@@ -43,13 +43,13 @@ class Step(NamedTuple):
     """A step inside the chart.
 
     Attributes:
-        factors: `Factorization`, what the layer holds then.
+        factors: `Point`, what the layer holds then.
         defect: scalar tensor, an estimate of the larger of `||U^T U - I||_F` for the two bases:
             no less than the square of the tangent of the largest angle. NaN where a value is not
             finite.
     """
 
-    factors: Factorization
+    factors: Point
     defect: tf.Tensor
 
 
@@ -57,7 +57,7 @@ class Chart:
     """The chart that a layer is in, and where.
 
     Args:
-        factors: `Factorization`, what the layer holds.
+        factors: `Point`, what the layer holds.
         scale: tensor, shape `(r,)`, the diagonal of D.
 
     Attributes:
@@ -103,7 +103,7 @@ class Chart:
         """The same vector with an S-part that has nothing between frozen columns and others."""
         return tangent._replace(S=tangent.S * tf.add_n(self._blocks))
 
-    def paired(self, k, l):
+    def to_tangent(self, k, l):
         """The tangent vector of a K-part and an L-part that were worked out apart, and its size.
 
         Each implies an S-part. Their mean gives the vector whose K- and L-part, as they then are,
@@ -145,12 +145,12 @@ class Chart:
         s += gain + tf.matmul(gain, move) + core * self._blocks[1]
         left, right = self._turns(s)
         defects = [_defect(u, left), _defect(v, right)]
-        return Step(Factorization(u, s, v), tf.maximum(*defects))
+        return Step(Point(u, s, v), tf.maximum(*defects))
 
     def refreshed(self):
-        """The same W with orthonormal bases, a `Factorization` with any core."""
+        """The same W with orthonormal bases, a `Point` with any core."""
         (left, core, right), factors = self._orthonormalizers(), self.factors
-        return Factorization(tf.matmul(factors.U, left), core, tf.matmul(factors.V, right))
+        return Point(tf.matmul(factors.U, left), core, tf.matmul(factors.V, right))
 
     def diagonalized(self):
         """`(A, s, B)` with `W = (U A) diag(s) (V B)^T`, U A and V B orthonormal, s descending."""

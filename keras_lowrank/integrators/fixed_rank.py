@@ -10,7 +10,7 @@ from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.manifold.complement import rotate
 from keras_lowrank.manifold.decompositions import signed_qr
 from keras_lowrank.manifold.orthonormalize import orthonormalized
-from keras_lowrank.manifold.point import Factorization, diagonalized
+from keras_lowrank.manifold.point import Point, diagonalized
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -68,7 +68,7 @@ def _new_bases(factors, direction, step_size):
     rank = tf.shape(s)[0]
     # The first rows of the coordinates are U^T U1 and V^T V1.
     core = tf.matmul(tf.matmul(p[:rank], s, transpose_a=True), q[:rank])
-    return Factorization(*orthonormalized(rotate(u, left, p), core, rotate(v, right, q)))
+    return Point(*orthonormalized(rotate(u, left, p), core, rotate(v, right, q)))
 
 
 def _coordinates(core, added, h):

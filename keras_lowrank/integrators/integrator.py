@@ -4,7 +4,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.ranks.truncation import Policy
 
@@ -26,7 +26,7 @@ class Problem(Protocol):
             shapes that a second pass takes must be the same in all of them.
     """
 
-    factors: list[Factorization]
+    factors: list[Point]
     policies: list[Policy]
     step_size: tf.Tensor
     replicated: bool
@@ -37,7 +37,7 @@ class Problem(Protocol):
     def normal_blocks(self, augmented) -> list[tf.Tensor | None]:
         """The blocks `Q^T D Z`, for a list of `Augmented`: a second pass. None for zero."""
 
-    def core_direction(self, factors: list[Factorization]) -> list[tf.Tensor]:
+    def core_direction(self, factors: list[Point]) -> list[tf.Tensor]:
         """`U^T D(U S V^T) V` at new matrices: a second pass."""
 
 
@@ -70,7 +70,7 @@ class Integrator:
         self.adapt_every = adapt_every
 
     def step(self, problem):
-        """Returns the matrices after a full step of all of them, a list of `Factorization`.
+        """Returns the matrices after a full step of all of them, a list of `Point`.
 
         Each with orthonormal U and V and a diagonal S.
         """
@@ -83,7 +83,7 @@ class Integrator:
         With orthonormal U and V and a diagonal S.
 
         Args:
-            factors: `Factorization` W, with orthonormal U and V.
+            factors: `Point` W, with orthonormal U and V.
             direction: `TangentVector` D.
             step_size: scalar tensor h.
             policy: `Policy`, who decides the rank.

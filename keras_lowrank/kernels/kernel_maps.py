@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_lowrank.kernels.products import extent, matmul_last
 
 
-class Form(NamedTuple):
+class KernelMaps(NamedTuple):
     """The maps of a layer type, `y = expand(project(x, A), B)` for the matrix `W = A B^T`.
 
     Each is linear in both of its arguments.
@@ -44,4 +44,4 @@ class Form(NamedTuple):
 
 
 # Plain products, for an application of the matrix that is no layer's own.
-PLAIN = Form(matmul_last)
+PLAIN = KernelMaps(matmul_last)

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_lowrank.kernels.kernel_maps import Form
+from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.kernels.products import extent
 from keras_lowrank.layers.arguments import by_name
@@ -252,10 +252,10 @@ class LowRankConv2D(LowRankConv):
         self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
 
     @property
-    def form(self):
+    def kernel_maps(self):
         if self.factorization == "matrix":
-            return super().form
-        return Form(self.project, self._expand_along_width, self._convolve_whole)
+            return super().kernel_maps
+        return KernelMaps(self.project, self._expand_along_width, self._convolve_whole)
 
     def window(self):
         if self.factorization == "matrix":

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.kernels.kernel_maps import Form
+from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.kernel_override import low_rank_apply, squared_norm, whole_matrix
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.arguments import (
@@ -141,9 +141,9 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must implement `project`.")
 
     @property
-    def form(self):
-        """The `Form` of the layer's matrix."""
-        return Form(self.project, self.expand)
+    def kernel_maps(self):
+        """The `KernelMaps` of the layer's matrix."""
+        return KernelMaps(self.project, self.expand)
 
     def build_factors(self, kernel_shape, matricization=None, bias_shape=None, fans=None):
         """Makes U, S, V and the bias for a kernel of the shape that Keras would give it.
@@ -184,7 +184,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
 
     def apply_kernel(self, inputs):
         """`project(inputs, U) S V^T`, or what the present step has put in its place."""
-        return low_rank_apply(self.form, self.factors, inputs, self.compute_dtype)
+        return low_rank_apply(self.kernel_maps, self.factors, inputs, self.compute_dtype)
 
     def call(self, inputs):
         outputs = self.apply_kernel(inputs)

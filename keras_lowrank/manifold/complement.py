@@ -29,20 +29,20 @@ class Complement(NamedTuple):
     Attributes:
         inside: `X = B^T A`, shape `(b, r)`.
         residual: R, shape `(n, r)`: the block less what it has in the span of B, or the block.
-        root: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
-        leak: C, shape `(b, k)`: what `R T` has in the span of B.
+        whitening: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
+        reorthogonalization: C, shape `(b, k)`: what `R T` has in the span of B.
         outside: `Y = Q^T A`, shape `(k, r)`.
     """
 
     inside: tf.Tensor
     residual: tf.Tensor
-    root: tf.Tensor
-    leak: tf.Tensor
+    whitening: tf.Tensor
+    reorthogonalization: tf.Tensor
     outside: tf.Tensor
 
     def formed(self, basis):
         """Q itself, shape `(n, k)`, for whoever wants to see it; no step does."""
-        return tf.matmul(self.residual, self.root) - tf.matmul(basis, self.leak)
+        return tf.matmul(self.residual, self.whitening) - tf.matmul(basis, self.reorthogonalization)
 
 
 def complement(block, basis, static=False):
@@ -56,8 +56,9 @@ def complement(block, basis, static=False):
     Gram matrix is formed in float64: the squared condition number then costs digits that float32
     data do not have. A faint direction is orthonormal up to (rounding of the block) / (its size),
     at worst about 1e-2; what enters a new basis from it is checked there, by `orthonormalized`.
-    The leak is what rounding has left of B in `R T`: "twice is enough" (Giraud, Langou, Rozloznik,
-    van den Eshof, Numer. Math. 101, 2005), and the second time can be done in the small matrices.
+    The reorthogonalization takes away what rounding has left of B in `R T`: "twice is enough"
+    (Giraud, Langou, Rozloznik, van den Eshof, Numer. Math. 101, 2005), and the second time can be
+    done in the small matrices.
 
     Args:
         block: float tensor `A`, shape `(n, r)`.
@@ -70,7 +71,7 @@ def complement(block, basis, static=False):
     >>> basis = tf.constant([[1.0], [0.0], [0.0]])
     >>> block = tf.constant([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
     >>> added = complement(block, basis)
-    >>> tf.matmul(added.residual, added.root).shape.as_list()
+    >>> tf.matmul(added.residual, added.whitening).shape.as_list()
     [3, 1]
     """
     dtype = block.dtype
@@ -84,15 +85,17 @@ def complement(block, basis, static=False):
     distinct = sizes > noise
     first = tf.shape(sizes)[0] - _room(block, basis)
     if static:
-        root = directions[:, first:] * tf.where(distinct, 1.0 / sizes, tf.zeros_like(sizes))[first:]
+        whitening = (
+            directions[:, first:] * tf.where(distinct, 1.0 / sizes, tf.zeros_like(sizes))[first:]
+        )
     else:
         first = tf.maximum(first, tf.math.count_nonzero(~distinct, dtype=tf.int32))
-        root = directions[:, first:] / sizes[first:]
+        whitening = directions[:, first:] / sizes[first:]
     # Y = T^T R^T R. A product, since it takes a quarter of the time of a transposition here.
-    outside = tf.matmul(root, gram, transpose_a=True)
-    root = tf.cast(root, dtype)
-    leak = tf.matmul(tf.matmul(basis, residual, transpose_a=True), root)
-    return Complement(inside, residual, root, leak, tf.cast(outside, dtype))
+    outside = tf.matmul(whitening, gram, transpose_a=True)
+    whitening = tf.cast(whitening, dtype)
+    reorthogonalization = tf.matmul(tf.matmul(basis, residual, transpose_a=True), whitening)
+    return Complement(inside, residual, whitening, reorthogonalization, tf.cast(outside, dtype))
 
 
 def _room(block, basis):
@@ -129,5 +132,5 @@ def combine(basis, added, coordinates):
     """Returns `[B, Q] C` for any C; arguments as in `rotate`."""
     size = tf.shape(basis)[1]
     inside, outside = coordinates[:size], coordinates[size:]
-    inside -= tf.matmul(added.leak, outside)
-    return tf.matmul(basis, inside) + tf.matmul(added.residual, tf.matmul(added.root, outside))
+    inside -= tf.matmul(added.reorthogonalization, outside)
+    return tf.matmul(basis, inside) + tf.matmul(added.residual, tf.matmul(added.whitening, outside))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.manifold.orthonormalize import orthonormalized
 from keras_lowrank.manifold.plain_training import notice
-from keras_lowrank.manifold.point import Factorization, diagonalized
+from keras_lowrank.manifold.point import Point, diagonalized
 
 
 class RankVariable(keras.Variable):
@@ -135,7 +135,7 @@ class Factors:
         self.U = RankVariable(make_u, (n, rank), (1,), dtype, name="U")
         self.S = RankVariable(make_s, (rank, rank), (0, 1), dtype, name="S")
         self.V = RankVariable(make_v, (m, rank), (1,), dtype, name="V")
-        self._taken_by = None
+        self._owner = None
 
     @property
     def variables(self):
@@ -156,8 +156,8 @@ class Factors:
         return np.linalg.svd(core, compute_uv=False)
 
     def read(self):
-        """The present values, as a `Factorization`."""
-        return Factorization(*(tf.convert_to_tensor(v.value) for v in self.variables))
+        """The present values, as a `Point`."""
+        return Point(*(tf.convert_to_tensor(v.value) for v in self.variables))
 
     def assign(self, factorization):
         """Sets all three factors, or none: Ctrl-C may come between two of them, of two ranks."""
@@ -171,22 +171,22 @@ class Factors:
                 variable.assign(value)
             raise
 
-    def left_by(self, training):
+    def is_owned_by(self, training):
         """Whether nobody but `training`, an object, has assigned a factor since it took them.
 
         Another training may have, in another model that shares the layer or with another optimizer:
         what was kept for the matrix that was left is then of no use.
         """
-        return self._trained_by() is training
+        return self._present_owner() is training
 
-    def left_by_another(self, training):
+    def is_owned_by_another(self, training):
         """Whether another training than `training` was the last to assign a factor."""
-        return self._trained_by() not in (None, training)
+        return self._present_owner() not in (None, training)
 
-    def _trained_by(self):
+    def _present_owner(self):
         """The training that has assigned the present values; None where that is not known."""
         outside = any(v.assigned_outside for v in self.variables)
-        return None if outside or self._taken_by is None else self._taken_by()
+        return None if outside or self._owner is None else self._owner()
 
     def orthonormalize(self):
         """Makes the bases orthonormal and S diagonal; W stays what it is. On the host only.
@@ -196,11 +196,11 @@ class Factors:
         """
         present = self.read()
         self.check_shapes(*(tensor.shape for tensor in present))
-        self.assign(diagonalized(Factorization(*orthonormalized(*present))))
+        self.assign(diagonalized(Point(*orthonormalized(*present))))
 
-    def taken_by(self, training):
+    def set_owner(self, training):
         """Notes that `training` goes on from the present values, and that they need no look."""
-        self._taken_by = weakref.ref(training)
+        self._owner = weakref.ref(training)
         for variable in self.variables:
             variable.assigned_outside = False
 

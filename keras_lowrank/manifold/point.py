@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_lowrank.manifold.decompositions import signed_svd
 
 
-class Factorization(NamedTuple):
+class Point(NamedTuple):
     """The matrix `W = U S V^T` as three tensors.
 
     Attributes:
@@ -35,4 +35,4 @@ def diagonalized(factorization):
     """The same W with a diagonal core, descending; U and V must be orthonormal."""
     u, s, v = factorization
     p, values, q = signed_svd(s)
-    return Factorization(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))
+    return Point(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))

@@ -50,8 +50,8 @@ class TangentVector(NamedTuple):
         return self._replace(K=row_sparse.dense(self.K))
 
 
-def zeros_at(factors):
-    """The zero vector at a `Factorization`."""
+def zero_vector(factors):
+    """The zero vector at a `Point`."""
     return TangentVector(*(tf.zeros_like(part) for part in factors))
 
 
@@ -67,7 +67,7 @@ def transport(tangent, old, new, factor=1.0):
 
     Args:
         tangent: `TangentVector` A at `old`, of rank r.
-        old: `(U, V)` or `Factorization` of W.
+        old: `(U, V)` or `Point` of W.
         new: the same of the other matrix, of any rank k.
         factor: number c. It costs nothing here, and a pass over K and L elsewhere.
 

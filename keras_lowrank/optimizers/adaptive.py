@@ -37,7 +37,7 @@ import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, rule_of
+from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, register_rule
 
 
 def mean_squares(gradient):
@@ -64,7 +64,7 @@ class _Adaptive(Rule):
         floors = [tf.math.divide_no_nan(self.floor**2 * one, tf.reduce_max(means)) for one in means]
         a, size_k, c = self._scales(blocks[0], rows, floors[0])
         b, size_l, d = self._scales(blocks[1], columns, floors[1])
-        pair, present = point.paired((d * a)[:, None] * blocks[0], (c * b)[:, None] * blocks[1])
+        pair, present = point.to_tangent((d * a)[:, None] * blocks[0], (c * b)[:, None] * blocks[1])
         wanted = tf.minimum(counts[0] * size_l, counts[1] * size_k)
         length = tf.sqrt(tf.math.divide_no_nan(wanted, present))
         core = length * (pair.S + c * d * point.frozen(momentum.S))
@@ -85,7 +85,7 @@ class _Adaptive(Rule):
         return (rate * a + (1.0 - rate) * b for a, b in zip(old, mean_squares(gradient)))
 
 
-@rule_of(keras.optimizers.Adam, keras.optimizers.AdamW)
+@register_rule(keras.optimizers.Adam, keras.optimizers.AdamW)
 class Adam(_Adaptive):
     """`keras.optimizers.Adam` and `AdamW`: `M <- beta_1 P(M) + (1 - beta_1) G`, scaled.
 
@@ -127,7 +127,7 @@ class Adam(_Adaptive):
         return self.scaled_direction(momentum, rows, columns, point, 1.0), new
 
 
-@rule_of(keras.optimizers.RMSprop)
+@register_rule(keras.optimizers.RMSprop)
 class RMSprop(_Adaptive):
     """`keras.optimizers.RMSprop`, not centered: scaled first, then the momentum."""
 
@@ -157,10 +157,10 @@ class RMSprop(_Adaptive):
         if not self.optimizer.momentum:
             return scaled, new
         new["momentum"] = state["momentum"].plus(scaled.tangent.scaled(learning_rate))
-        return scaled._replace(tangent=new["momentum"], share=learning_rate), new
+        return scaled._replace(tangent=new["momentum"], gradient_weight=learning_rate), new
 
 
-@rule_of(keras.optimizers.Adagrad)
+@register_rule(keras.optimizers.Adagrad)
 class Adagrad(_Adaptive):
     """`keras.optimizers.Adagrad`: the squares of rows and columns are summed over all steps."""
 

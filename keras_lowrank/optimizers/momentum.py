@@ -2,10 +2,10 @@
 
 import keras
 
-from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, rule_of
+from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, register_rule
 
 
-@rule_of(keras.optimizers.SGD)
+@register_rule(keras.optimizers.SGD)
 class GradientDescent(Rule):
     r"""`keras.optimizers.SGD`: `D = G`, or with momentum mu the tangent vector
 

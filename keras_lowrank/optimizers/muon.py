@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_lowrank.manifold.complement import combine, complement
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.adaptive import Adam
-from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, rule_of
+from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, register_rule
 
 
 class Muon(Rule):
@@ -59,7 +59,7 @@ class Muon(Rule):
             core[:rank, :rank],
             combine(point.V, right, tf.transpose(core[:rank])),
         )
-        return Direction(direction, share=None), {"momentum": momentum}
+        return Direction(direction, gradient_weight=None), {"momentum": momentum}
 
     def _newton_schulz(self, core):
         a, b, c = self.optimizer.muon_a, self.optimizer.muon_b, self.optimizer.muon_c
@@ -89,10 +89,12 @@ class _AdamW(Adam):
     def direction(self, gradient, state, point, learning_rate, step):
         unit = self.step_size(self.optimizer.adam_lr_ratio, step)
         direction, state = super().direction(gradient, state, point, learning_rate, step)
-        return direction._replace(tangent=direction.tangent.scaled(unit), share=unit), state
+        return direction._replace(
+            tangent=direction.tangent.scaled(unit), gradient_weight=unit
+        ), state
 
 
 # Keras 3.10 to 3.12 have one that raises on TensorFlow with any model; `rms_rate` is of 3.13.
 RUNS = "rms_rate" in inspect.signature(getattr(keras.optimizers, "Muon", object)).parameters
 if RUNS:
-    rule_of(keras.optimizers.Muon)(Muon)
+    register_rule(keras.optimizers.Muon)(Muon)

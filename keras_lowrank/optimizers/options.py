@@ -5,14 +5,14 @@ import tensorflow as tf
 from keras_lowrank.keras_internals import built_on, decays, inner_optimizer
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.factors import RankVariable
-from keras_lowrank.optimizers.rule import find_rule, known_optimizers
+from keras_lowrank.optimizers.rule import known_optimizers, rule_class
 
 _WHY_NONE = {
     "Lion": "the sign of every entry of a kernel that is never formed is no low-rank matrix",
 }
 
 
-def rule_for(optimizer, integrator):
+def make_rule(optimizer, integrator):
     """Returns the `Rule` that moves the factors as `optimizer` moves ordinary variables.
 
     Args:
@@ -24,14 +24,14 @@ def rule_for(optimizer, integrator):
             is ignored in silence.
     """
     inner = inner_optimizer(optimizer)
-    found = find_rule(inner)
+    found = rule_class(inner)
     name = type(inner).__name__
     if found is None:
         reason = f": {_WHY_NONE[name]}" if name in _WHY_NONE else ""
         raise ValueError(
             f"{name} has no rule for low-rank layers{reason}. Use one of "
             f"{', '.join(known_optimizers())}, announce a `keras_lowrank.optimizers.Rule` of your "
-            "own by `keras_lowrank.optimizers.rule_of`, or freeze the low-rank layers "
+            "own by `keras_lowrank.optimizers.register_rule`, or freeze the low-rank layers "
             f"(`trainable=False`). Received: optimizer={name}"
         )
     for variable in built_on(inner):
@@ -69,7 +69,7 @@ def rule_for(optimizer, integrator):
     return rule
 
 
-def rules_of(rule, layers):
+def rules_by_layer(rule, layers):
     """The rule of every layer, by path: what `rule` has for the weight that Keras has there."""
     return {path: rule.of_layer(layer.weight_path) for path, layer in layers.items()}
 

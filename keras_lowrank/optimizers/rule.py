@@ -18,16 +18,16 @@ class Direction(NamedTuple):
 
     Attributes:
         tangent: `TangentVector` D.
-        share: scalar, how much of the gradient G of this step is in D. What an integrator sees of
-            G outside of the tangent space is added in the same proportion. None says that D is no
-            multiple of G plus something known, and that nothing of G is to be added.
+        gradient_weight: scalar, how much of the gradient G of this step is in D. What an integrator
+            sees of G outside of the tangent space is added in the same proportion. None: the update
+            is not linear in the gradient, so nothing outside the tangent space is added.
         rows: tensor p, shape `(n,)`, or None.
         columns: tensor q, shape `(m,)`, or None. With both, what is added of G is
-            `share diag(p) G diag(q)`.
+            `gradient_weight diag(p) G diag(q)`.
     """
 
     tangent: TangentVector
-    share: tf.Tensor | float | None = 1.0
+    gradient_weight: tf.Tensor | float | None = 1.0
     rows: tf.Tensor | None = None
     columns: tf.Tensor | None = None
 
@@ -36,7 +36,7 @@ class Rule:
     """How the factors of every low-rank layer follow a compiled Keras optimizer.
 
     Subclass it for an optimizer of your own: name its state, implement `direction`, and announce
-    the rule by `@keras_lowrank.optimizers.rule_of(MyOptimizer)`. Learning rate, schedules,
+    the rule by `@keras_lowrank.optimizers.register_rule(MyOptimizer)`. Learning rate, schedules,
     `clipnorm`, `global_clipnorm`, `weight_decay`, loss scaling and gradient accumulation are dealt
     with outside of it. All operations must be traceable and free of side effects: the package
     keeps the state, discards it with a step that is not finite, saves it with the optimizer, and
@@ -57,7 +57,7 @@ class Rule:
 
     >>> class NormalizedSGD(keras.optimizers.SGD):
     ...     "Moves kernels by `learning_rate` along the mean gradient; all else as SGD."
-    >>> @optimizers.rule_of(NormalizedSGD)
+    >>> @optimizers.register_rule(NormalizedSGD)
     ... class NormalizedMomentum(optimizers.Rule):
     ...     def __init__(self, optimizer):
     ...         super().__init__(optimizer)
@@ -66,7 +66,8 @@ class Rule:
     ...     def direction(self, gradient, state, point, learning_rate, step):
     ...         mean = state["mean"].plus(gradient)
     ...         scale = 1.0 / (tf.sqrt(mean.squared_norm()) + 1e-12)
-    ...         return optimizers.Direction(mean.scaled(scale), share=scale), {"mean": mean}
+    ...         direction = optimizers.Direction(mean.scaled(scale), gradient_weight=scale)
+    ...         return direction, {"mean": mean}
     >>> inputs = keras.Input((8,))
     >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
     >>> model.compile(NormalizedSGD(0.01), "mse")
@@ -115,7 +116,7 @@ class Rule:
             gradient: `TangentVector`, the tangent gradient, clipped.
             state: dict, what `direction` returned last, with tangent vectors carried to `point`,
                 and multiplied with `decay`.
-            point: `Factorization` of the present W.
+            point: `Point` of the present W.
             learning_rate: scalar tensor, as in `step_size`.
             step: scalar float tensor, as in `step_size`.
 
@@ -129,7 +130,7 @@ class Rule:
 _RULES = {}
 
 
-def rule_of(*optimizers):
+def register_rule(*optimizers):
     """Decorator: the class is the `Rule` of these classes of Keras optimizers.
 
     And of subclasses that override nothing but how they are made and saved.
@@ -150,7 +151,7 @@ def known_optimizers():
 _NO_PART_OF_A_STEP = {"get_config", "from_config"}
 
 
-def find_rule(optimizer):
+def rule_class(optimizer):
     """The class of the rule of an optimizer, or None.
 
     A subclass has that of its base where it steps as its base does: it overrides nothing but how it

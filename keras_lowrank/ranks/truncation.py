@@ -34,7 +34,7 @@ class Truncation:
         Override it for a rule that changes during training, or that looks at several layers.
 
         Args:
-            matrices: list of `Factorization`, all that this truncation decides for.
+            matrices: list of `Point`, all that this truncation decides for.
             step: scalar float tensor, the number of the step: 1, 2, ...
             others: `(full, factored)`, ints: the weights of the model beside these matrices, at
                 full rank and as they are.
@@ -245,7 +245,7 @@ def plan(policies, matrices, step, others):
 
     Args:
         policies: list of `Policy`, one a matrix.
-        matrices: list of `Factorization`.
+        matrices: list of `Point`.
         step: scalar float tensor, the number of the step: 1, 2, ...
         others: `(full, factored)`, the weights of the model beside these matrices.
     """

@@ -6,10 +6,10 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.factors import RankVariable
-from keras_lowrank.manifold.point import Factorization, diagonal
-from keras_lowrank.manifold.tangent_vector import TangentVector, transport, zeros_at
+from keras_lowrank.manifold.point import Point, diagonal
+from keras_lowrank.manifold.tangent_vector import TangentVector, transport, zero_vector
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
-from keras_lowrank.training.matrix_step import Matrix
+from keras_lowrank.training.matrix_step import MatrixState
 
 _UNTRACED_LOOKS = 16
 
@@ -23,7 +23,7 @@ class OptimizerState:
 
     def __init__(self):
         self._factors, self._scales, self._variables = {}, {}, {}
-        self._doubted, self._looks = False, 0
+        self._unverified, self._looks = False, 0
 
     @classmethod
     def of(cls, optimizer, layers, kinds):
@@ -78,7 +78,7 @@ class OptimizerState:
         return [*(self._scales[path] for path in paths), *(v for slot in slots for v in slot)]
 
     def read(self, path):
-        """What is kept for one layer, a `Matrix`."""
+        """What is kept for one layer, a `MatrixState`."""
         if path not in self._variables:
             raise ValueError(
                 f"The optimizer holds nothing for layer {path!r}, which was frozen when the model "
@@ -89,7 +89,7 @@ class OptimizerState:
             values = [tf.convert_to_tensor(v.value) for v in variables]
             slots[name] = TangentVector(*values) if len(values) == 3 else values[0]
         scale = tf.convert_to_tensor(self._scales[path].value)
-        return Matrix(self._factors[path].read(), scale, slots, tf.zeros([]))
+        return MatrixState(self._factors[path].read(), scale, slots, tf.zeros([]))
 
     def assign(self, path, scale, slots):
         """Sets the state of one layer."""
@@ -99,11 +99,11 @@ class OptimizerState:
             for variable, value in zip(variables, values):
                 variable.assign(value)
 
-    def doubt(self):
-        """Has `settle` look at all factors: the host does not see what traced code assigns."""
-        self._doubted = True
+    def mark_unverified(self):
+        """Has `verify` look at all factors: the host does not see what traced code assigns."""
+        self._unverified = True
 
-    def settle(self, at_origin=False):
+    def verify(self, at_origin=False):
         """Puts each layer whose factors someone else has assigned at the origin of a chart.
 
         Its bases are made orthonormal, W unchanged, and what was kept for another matrix starts
@@ -112,24 +112,24 @@ class OptimizerState:
         Args:
             at_origin: bool. Allow no other place in a chart: steps of `adapt_every=1` start there.
         """
-        assigned = [not factors.left_by(self) for factors in self._factors.values()]
+        assigned = [not factors.is_owned_by(self) for factors in self._factors.values()]
         for factors, elsewhere in zip(self._factors.values(), assigned):
             if elsewhere:
                 factors.check_shapes(*(variable.shape for variable in factors.variables))
         look = self._look
-        if self._doubted and not any(assigned):
+        if self._unverified and not any(assigned):
             # A trace takes the time of some 16 looks, and a traced look a twentieth of one: it is
             # for those who call `train_on_batch` again and again.
             self._looks += 1
             look = self._look if self._looks <= _UNTRACED_LOOKS else self._traced_look
         elif not any(assigned):
             return
-        self._doubted = False
+        self._unverified = False
         for (path, factors), (in_chart, fresh) in zip(self._factors.items(), look()):
             fits = fresh if at_origin else in_chart
-            if factors.left_by_another(self) or not fits:
+            if factors.is_owned_by_another(self) or not fits:
                 self.reset(path)
-            factors.taken_by(self)
+            factors.set_owner(self)
 
     def reset(self, path):
         """Puts one layer at the origin of a chart, and has what is kept for it start anew."""
@@ -139,7 +139,7 @@ class OptimizerState:
         if not (tf.reduce_all(scale > 0.0) and Chart(point, scale).holds()[1]):
             self._factors[path].orthonormalize()
             point = self._factors[path].read()
-        zero = zeros_at(point)
+        zero = zero_vector(point)
         slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
         self.assign(path, tf.linalg.diag_part(point.S), slots)
 
@@ -154,7 +154,7 @@ class OptimizerState:
             return  # the last step was a full one, or there was none
         (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
         rank = policy.rank(values, current=tf.size(values))
-        new = Factorization(
+        new = Point(
             tf.matmul(u, left[:, :rank]), diagonal(values[:rank]), tf.matmul(v, right[:, :rank])
         )
         slots = {
@@ -165,7 +165,7 @@ class OptimizerState:
         }
         self._factors[path].assign(new)
         self.assign(path, tf.linalg.diag_part(new.S), slots)
-        self._factors[path].taken_by(self)
+        self._factors[path].set_owner(self)
 
     def _look(self):
         """For every layer whether it is in its chart, and whether at its origin."""

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.kernels.kernel_override import Product, substitute
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
 from keras_lowrank.manifold.factors import RankVariable
 
 NO_SECOND_PASS = (
@@ -40,14 +40,14 @@ class Passes:
         """One pass with `kernels` in the place of layers; the gradients of `sources`."""
         model, optimizer = self._model, self._model.optimizer
         x, y, sample_weight = self.batch
-        with substitute(kernels), tf.GradientTape() as tape:
+        with override_kernels(kernels), tf.GradientTape() as tape:
             tape.watch([kernel.core for kernel in kernels.values()])
             self.y_pred = keras_internals.call_in_training(model, x)
             loss = keras_internals.compute_loss(model, x, y, self.y_pred, sample_weight)
             share = self._replicas.share(x)
             own = loss if share is None else tf.cast(share, loss.dtype) * loss
             scaled = optimizer.scale_loss(own)
-        with substitute(kernels):  # for what is recomputed
+        with override_kernels(kernels):  # for what is recomputed
             gradients, self.other_gradients = tape.gradient(scaled, (sources, self._others))
         self.loss = own
         if not kernels:  # a second pass is no second example
@@ -83,7 +83,7 @@ class GivenGradients:
         return []
 
 
-class AtNewBases(Product):
+class AtNewBases(ProductKernel):
     """A matrix of a second pass, in bases that no variable holds."""
 
     def apply(self, *args, **kwargs):

@@ -8,11 +8,17 @@ from keras_lowrank import keras_internals
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.manifold import row_sparse
-from keras_lowrank.manifold.tangent_vector import TangentVector, core_in, transport, zeros_at
-from keras_lowrank.optimizers.options import clip_factors, rules_of, weight_decay
+from keras_lowrank.manifold.tangent_vector import TangentVector, core_in, transport, zero_vector
+from keras_lowrank.optimizers.options import clip_factors, rules_by_layer, weight_decay
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.training.faults import are_finite, poisoned
-from keras_lowrank.training.matrix_step import Matrix, Numbers, advance, carry, tangent_gradient
+from keras_lowrank.training.matrix_step import (
+    MatrixState,
+    StepScalars,
+    advance,
+    tangent_gradient,
+    transport_state,
+)
 from keras_lowrank.training.passes import NO_SECOND_PASS, AtNewBases
 from keras_lowrank.training.replicas import Replicas
 from keras_lowrank.training.snapshot import Snapshot
@@ -35,7 +41,7 @@ class TrainingStep:
         self._replicas = Replicas()
         self.replicated = self._replicas.count > 1
         model = self._model
-        self._rules, self._slots = rules_of(training.rule, layers), training.state
+        self._rules, self._slots = rules_by_layer(training.rule, layers), training.state
         self._optimizer = keras_internals.inner_optimizer(model.optimizer)
         for path, layer in layers.items():
             layer.factors.check_trainable(path)
@@ -48,7 +54,7 @@ class TrainingStep:
         number, every = tf.cast(self._completed, tf.float32) + 1.0, model.integrator.adapt_every
         adapts = tf.equal((self._completed + 1) % every, 0)
         self.step_size = tf.convert_to_tensor(training.rule.step_size(rate, number))
-        self._numbers = Numbers(rate, number, self.step_size, adapts)
+        self._numbers = StepScalars(rate, number, self.step_size, adapts)
         self._scale = model.optimizer.scale_loss(tf.ones([], tf.float32))
         scales = self._optimizer is not model.optimizer or self._optimizer.loss_scale_factor
         self._unscaling = 1.0 / self._scale if scales else None
@@ -65,7 +71,7 @@ class TrainingStep:
         held = [self._slots.read(path) for path in self._layers]
         new = self._moved(held, gradients)
         kept = self._replicas.to_assign([matrix[:3] for matrix in new])
-        new = [Matrix(*parts, matrix.check) for parts, matrix in zip(kept, new)]
+        new = [MatrixState(*parts, matrix.check) for parts, matrix in zip(kept, new)]
         self._places += [
             (f"the new core of layer {path!r}", [matrix.factors.S])
             for path, matrix in zip(self._layers, new)
@@ -96,13 +102,13 @@ class TrainingStep:
     # The low-rank matrices.
 
     def _moved(self, held, gradients):
-        """What a step makes of all matrices, list of `Matrix`."""
+        """What a step makes of all matrices, list of `MatrixState`."""
         tangents = [
             self._tangent_gradient(one.factors, one.scale, gradient, self._unscaling)
             for one, gradient in zip(held, gradients)
         ]
-        self._decays = [self._decay(*item) for item in self._layers.items()]
-        held = [one.decayed(decay) for one, decay in zip(held, self._decays)]
+        self._decay_factors = [self._decay(*item) for item in self._layers.items()]
+        held = [one.decayed(decay) for one, decay in zip(held, self._decay_factors)]
         self.factors = [one.factors for one in held]
         self.policies = self._training.policies(
             self._layers.values(), self.factors, self._numbers.number
@@ -115,14 +121,14 @@ class TrainingStep:
         return self._advanced(held, tangents)
 
     def _advanced(self, held, tangents):
-        """A step from gradients, list of `Matrix`."""
+        """A step from gradients, list of `MatrixState`."""
         clips, self._common_clip = clip_factors(
             self._optimizer,
             tangents,
             [_scaled(gradient, self._unscaling) for gradient in self._other_gradients],
         )
         # What the gradient of the network is multiplied with before a rule sees it.
-        self._gains = [_product(self._unscaling, clip) for clip in clips]
+        self._gradient_scales = [_product(self._unscaling, clip) for clip in clips]
         clipped = [
             tangent if clip is None else tangent.scaled(clip)
             for tangent, clip in zip(tangents, clips)
@@ -139,7 +145,7 @@ class TrainingStep:
         new = integrator.step(self)
         matrices = zip(self._rules.values(), held, self._new_slots, new)
         return [
-            Matrix.of(factors, carry(rule, slots, old.factors, factors))
+            MatrixState.of(factors, transport_state(rule, slots, old.factors, factors))
             for rule, old, slots, factors in matrices
         ]
 
@@ -150,7 +156,7 @@ class TrainingStep:
 
         def advance_all():
             new = self._advanced(held, [total.scaled(1.0 / steps) for total in sums])
-            zeros = [zeros_at(matrix.factors) for matrix in new]
+            zeros = [zero_vector(matrix.factors) for matrix in new]
             return _flat([one.with_slot(ACCUMULATED, zero) for one, zero in zip(new, zeros)])
 
         def wait():
@@ -183,11 +189,11 @@ class TrainingStep:
         return [direction.tangent for direction in self._directions]
 
     def normal_blocks(self, augmented):
-        if all(direction.share is None for direction in self._directions):
+        if all(direction.gradient_weight is None for direction in self._directions):
             return [None] * len(augmented)  # of Muon: nothing is known outside of tangent spaces
         kernels = []
         for (point, left, right), direction in zip(augmented, self._directions):
-            if direction.share is None:
+            if direction.gradient_weight is None:
                 kernels.append(point)
                 continue
             q, z = left.formed(point.U), right.formed(point.V)
@@ -198,23 +204,25 @@ class TrainingStep:
             kernels.append((u, core, v))
         blocks = []
         gradients = self._second_pass(kernels)
-        for gradient, gain, direction in zip(gradients, self._gains, self._directions):
+        for gradient, gain, direction in zip(gradients, self._gradient_scales, self._directions):
             rank = tf.shape(direction.tangent.S)[0]
-            block = _scaled(gradient[rank:, rank:], _product(gain, direction.share))
-            blocks.append(None if direction.share is None else block)
+            block = _scaled(gradient[rank:, rank:], _product(gain, direction.gradient_weight))
+            blocks.append(None if direction.gradient_weight is None else block)
         return blocks
 
     def core_direction(self, factors):
         """Where D is a multiple of the gradient and something known, the gradient is a new one."""
-        settled = [d.share is None or d.rows is not None for d in self._directions]
+        settled = [d.gradient_weight is None or d.rows is not None for d in self._directions]
         new_gradients = [None] * len(settled) if all(settled) else self._second_pass(factors)
         cores = []
         for index, (direction, new) in enumerate(zip(self._directions, factors)):
             point = self.factors[index]
             core = core_in(direction.tangent, point, new)
             if not settled[index]:
-                core += _scaled(new_gradients[index], _product(self._gains[index], direction.share))
-                core -= _scaled(core_in(self._clipped[index], point, new), direction.share)
+                weight = direction.gradient_weight
+                scale = _product(self._gradient_scales[index], weight)
+                core += _scaled(new_gradients[index], scale)
+                core -= _scaled(core_in(self._clipped[index], point, new), weight)
             cores.append(core)
         return cores
 
@@ -225,7 +233,7 @@ class TrainingStep:
         metrics = Snapshot(self._model.metrics_variables)
         self._statistics.restore()
         kernels, cores = {}, []
-        matrices = zip(self._layers.values(), self._replicas.first(factors), self._decays)
+        matrices = zip(self._layers.values(), self._replicas.first(factors), self._decay_factors)
         for layer, (u, s, v), decay in matrices:
             u.set_shape([layer.factors.n, None])  # a trace for all sizes does not know them
             v.set_shape([layer.factors.m, None])

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.layers.low_rank_layer import find_built_layers
-from keras_lowrank.optimizers import rule_for, rules_of
+from keras_lowrank.optimizers import make_rule, rules_by_layer
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.ranks.truncation import KeepRank, Policy, plan
 from keras_lowrank.reporting.compression import count_others
@@ -71,7 +71,7 @@ class Training:
 
         Args:
             layers: list of trained `LowRankLayer`.
-            matrices: list of their `Factorization`.
+            matrices: list of their `Point`.
             step: scalar float tensor, the number of the step: 1, 2, ...
         """
         model = self.model
@@ -162,17 +162,17 @@ class Training:
         if not layers:
             return
         # What the optimizer keeps for the factors, beside what it keeps for all else.
-        self.rule = rule_for(optimizer, self.model.integrator)
+        self.rule = make_rule(optimizer, self.model.integrator)
         inner = keras_internals.inner_optimizer(optimizer)
         sums = {ACCUMULATED: TANGENT} if inner.gradient_accumulation_steps else {}
-        rules = rules_of(self.rule, layers)
+        rules = rules_by_layer(self.rule, layers)
         kinds = {path: {**rule.state, **sums} for path, rule in rules.items()}
         made = [path for path, layer in layers.items() if layer.S.is_made_in_trace]
         if made:
             raise ValueError(_MADE_IN_TRACE.format(made))
         with tf.init_scope():  # a step that is being traced finds its layers in a chart, too
             self.state = OptimizerState.of(inner, layers, kinds)
-            self.settle()
+            self.verify()
 
     # Steps.
 
@@ -196,7 +196,7 @@ class Training:
     @contextlib.contextmanager
     def execution(self):
         """Around the execution of a train function."""
-        self.settle()
+        self.verify()
         self._runs = True
         try:
             yield
@@ -246,7 +246,7 @@ class Training:
         if self.state is None:
             self.build_optimizer()
         if outside:
-            self.settle()
+            self.verify()
         factors = {id(v) for one in layers.values() for v in one.factors.variables}
         others = [v for v in known if id(v) not in factors]
         TrainingStep(self, layers, others, GivenGradients(by_id, others)).run()
@@ -288,20 +288,20 @@ class Training:
         keras_internals.spoil_loss(self.model)
         return {**logs, "loss": np.float32("nan")}
 
-    def doubt(self):
+    def mark_unverified(self):
         """Has the next execution look at all factors, whoever has assigned them."""
         if self.state is not None:
-            self.state.doubt()
+            self.state.mark_unverified()
 
-    def settle(self):
+    def verify(self):
         """Puts the layers whose factors someone else has assigned at the origin of a chart."""
         if self.state is not None:
-            self.state.settle(at_origin=self.model.integrator.adapt_every == 1)
+            self.state.verify(at_origin=self.model.integrator.adapt_every == 1)
 
     def _take(self):
         # The step itself has assigned the factors where the host sees it.
         for layer in self.layers.values():
-            layer.factors.taken_by(self.state)
+            layer.factors.set_owner(self.state)
 
     def _finish(self):
         """Adapts bases and ranks once more, wherever in a chart the last step has ended."""
@@ -315,7 +315,9 @@ class Training:
         points = [layer.factors.read() for layer in layers.values()]
         policies = self.policies(layers.values(), points, step)
         for (path, layer), policy in zip(layers.items(), policies):
-            if layer.factors.left_by(state):  # a callback may have put other weights in their place
+            if layer.factors.is_owned_by(
+                state
+            ):  # a callback may have put other weights in their place
                 state.recenter(path, policy)
 
 

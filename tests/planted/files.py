@@ -122,8 +122,8 @@ FAULTS = {
     ),
     "a layer that is no smaller": Fault(
         "convert/plain.py",
-        'form == "smaller" and rank * (n + m) >= n * m',
-        'form == "smaller" and rank * (n + m) > 2 * n * m',
+        'style == "smaller" and rank * (n + m) >= n * m',
+        'style == "smaller" and rank * (n + m) > 2 * n * m',
         "test_to_keras.py",
         "smaller",
     ),

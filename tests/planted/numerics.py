@@ -10,12 +10,12 @@ FAULTS = {
         "test_linalg.py",
         "complement",
     ),
-    "a leak that stays": Fault(
+    "a reorthogonalization that stays": Fault(
         "manifold/complement.py",
-        "inside -= tf.matmul(added.leak, outside)",
-        "inside -= 0.0 * tf.matmul(added.leak, outside)",
+        "inside -= tf.matmul(added.reorthogonalization, outside)",
+        "inside -= 0.0 * tf.matmul(added.reorthogonalization, outside)",
         "test_linalg.py",
-        "leak",
+        "reorthogonalization",
     ),
     "signs of one side alone": Fault(
         "manifold/decompositions.py",
@@ -121,8 +121,8 @@ FAULTS = {
     ),
     "the gradient of the first pass in the second": Fault(
         "training/step.py",
-        "core -= _scaled(core_in(self._clipped[index], point, new), direction.share)",
-        "core -= _scaled(core_in(self._clipped[index], point, new), 0.5 * direction.share)",
+        "core -= _scaled(core_in(self._clipped[index], point, new), weight)",
+        "core -= _scaled(core_in(self._clipped[index], point, new), 0.5 * weight)",
         "test_integrators.py",
         "fifty_epochs and fixed_rank",
     ),
@@ -174,8 +174,8 @@ FAULTS = {
     ),
     "a product that is not transposed": Fault(
         "kernels/kernel_override.py",
-        "kernel = Product(u, tf.matmul(v, s, transpose_b=True))",
-        "kernel = Product(u, tf.matmul(v, s))",
+        "kernel = ProductKernel(u, tf.matmul(v, s, transpose_b=True))",
+        "kernel = ProductKernel(u, tf.matmul(v, s))",
         "test_embedding.py",
     ),
     "a product of a few": Fault(

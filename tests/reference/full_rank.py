@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
 from keras_lowrank.keras_internals import all_layers, sublayers
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 STEP_SIZE = 0.2
 
@@ -41,7 +41,7 @@ def full_rank_pair(integrator, channels, filters, units):
             kernel = old.kernel.numpy().astype("float64")
             u, values, vt = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), full_matrices=False)
             parts = (tf.constant(part, tf.float32) for part in (u, np.diag(values), vt.T))
-            new.factors.assign(Factorization(*parts))
+            new.factors.assign(Point(*parts))
             new.bias.assign(old.bias)
         else:
             new.set_weights(old.get_weights())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_lowrank import LowRankGRU, LowRankLSTM
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 
 LSTM, GRU = (LowRankLSTM, keras.layers.LSTM), (LowRankGRU, keras.layers.GRU)
 KINDS = pytest.mark.parametrize("kind", [LSTM, GRU], ids=["lstm", "gru"])
@@ -34,7 +34,7 @@ def copy_kernels(cell, plain_cell):
         kernel = np.asarray(kernel, "float64")
         for layer, part in zip(layers, np.split(kernel, len(layers), axis=1)):
             u, values, vt = np.linalg.svd(part, full_matrices=False)
-            layer.factors.assign(Factorization(u, np.diag(values), vt.T))
+            layer.factors.assign(Point(u, np.diag(values), vt.T))
     if cell.bias is not None:
         cell.bias.assign(plain_cell.bias)
 

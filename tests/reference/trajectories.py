@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import KeepRank, LowRankDense, LowRankModel, Tolerance
-from keras_lowrank.manifold.point import Factorization
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.ranks.truncation import Policy
 from reference.closed_form import matrix
@@ -41,7 +41,7 @@ class MatrixProblem:
 
 
 def to_tensors(factors, dtype):
-    return Factorization(*(tf.constant(factor, dtype) for factor in factors))
+    return Point(*(tf.constant(factor, dtype) for factor in factors))
 
 
 def tangent_of(A, factors):
@@ -97,7 +97,7 @@ def _traced_step(integrator, rule, dtype):
     @tf.function(input_signature=[any_matrix] * 3 + scalars)
     def step(u, s, v, h, low, high):
         policy = Policy(rule.truncation, low, high)
-        problem = MatrixProblem(Factorization(u, s, v), full_gradient, h, policy)
+        problem = MatrixProblem(Point(u, s, v), full_gradient, h, policy)
         (moved,) = integrator(adapt_every=1).step(problem)
         return moved
 
@@ -176,7 +176,7 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
     def body(i, u, s, v, defects, low, high):
         seed = tf.stack([i, 7])
         shift = target + noise * tf.random.stateless_normal(target.shape, seed)
-        point = Factorization(u, s, v)
+        point = Point(u, s, v)
         problem = MatrixProblem(point, lambda W: W - shift, 0.1, policy)
         (new,) = integrator.step(problem)
         defects = tf.maximum(defects, tf.stack([defect_of(new.U), defect_of(new.V)]))
