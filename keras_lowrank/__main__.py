@@ -5,9 +5,9 @@
     python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --budget=100000 --exclude=head
     python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --style=smaller
     python -m keras_lowrank export MODEL.keras saved_models/NAME/1
-    python -m keras_lowrank export MODEL.keras --styleat=litert --quantization=int8 \
+    python -m keras_lowrank export MODEL.keras --format=litert --quantization=int8 \
         --representative_data=images.npy --check_data=test.npz
-    python -m keras_lowrank export MODEL.keras --styleat=litert --input_shape=64 --import=my_layers
+    python -m keras_lowrank export MODEL.keras --format=litert --input_shape=64 --import=my_layers
 
 What is written goes beside MODEL.keras where no other place is named: to MODEL_low_rank.keras or
 MODEL_plain.keras; to MODEL.tflite, MODEL.onnx, or the folder MODEL/1 of a SavedModel. The exit
@@ -39,7 +39,7 @@ _TOLERANCE = flags.DEFINE_float(
 )
 _ENERGY = flags.DEFINE_float("energy", None, "convert: the share of each squared norm to keep.")
 _BUDGET = flags.DEFINE_integer("budget", None, "convert: the weights of the whole model.")
-_FORM = flags.DEFINE_enum(
+_STYLE = flags.DEFINE_enum(
     "style",
     None,
     ["smaller", "factored", "merged"],
@@ -124,7 +124,7 @@ def inspect(path):
 
 def convert(path, target=None):
     """Writes the low-rank twin of a model, or the plain Keras model of a low-rank one."""
-    kind = "low_rank" if _FORM.value is None else "plain"
+    kind = "low_rank" if _STYLE.value is None else "plain"
     target = pathlib.Path(target or f"{pathlib.Path(path).with_suffix('')}_{kind}.keras")
     if target.suffix != ".keras":
         raise ValueError(f"The file to write must end in .keras. Received: {target}")
@@ -134,7 +134,7 @@ def convert(path, target=None):
         raise FileNotFoundError(f"There is no such folder: {target.parent}")
     model = _load(path)
     rules = {flag.name: flag.value for flag in (_RANK, _TOLERANCE, _ENERGY, _BUDGET)}
-    if _FORM.value is None:
+    if _STYLE.value is None:
         choice = {"include": _INCLUDE.value, "exclude": _EXCLUDE.value}
         low = from_keras(model, **rules, **choice, only_smaller=_ONLY_SMALLER.value, verbose=True)
         print(low.compression())
@@ -145,7 +145,7 @@ def convert(path, target=None):
             "without --rank, --tolerance, --energy and --budget."
         )
     else:
-        _save(to_keras(model, _FORM.value), target)
+        _save(to_keras(model, _STYLE.value), target)
     print(f"Wrote {target}, {target.stat().st_size:,} bytes.")
 
 

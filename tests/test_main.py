@@ -138,7 +138,7 @@ def test_without_a_place_to_write_to_it_is_beside_the_model(files, tmp_path):
     call("convert", model, "--rank=2")
     call("convert", tmp_path / "model_low_rank.keras", "--style=merged")
     call("export", model)
-    call("export", model, "--styleat=litert")
+    call("export", model, "--format=litert")
     left = ["model", "model.keras", "model.tflite", "model_low_rank.keras"]
     left.append("model_low_rank_plain.keras")
     assert sorted(path.name for path in tmp_path.iterdir()) == left
@@ -154,7 +154,7 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
     np.savez(tmp_path / "test.npz", x=images, y=labels)
     target = tmp_path / "model.tflite"
     call(
-        *("export", files / "model.keras", target, "--styleat=litert", "--quantization=int8"),
+        *("export", files / "model.keras", target, "--format=litert", "--quantization=int8"),
         *(f"--representative_data={tmp_path / 'images.npy'}", "--accuracy_drop=0.2"),
         *(f"--check_data={tmp_path / 'test.npz'}", f"--report_file={tmp_path / 'report.json'}"),
     )
@@ -162,7 +162,7 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
     assert f"Wrote {target}: litert, {target.stat().st_size:,} bytes." in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["model_accuracy"] == 1.0 and report["artefact"]["bytes"] == target.stat().st_size
-    call("export", files / "model.keras", target, "--styleat=litert", "--overwrite")
+    call("export", files / "model.keras", target, "--format=litert", "--overwrite")
     assert target.stat().st_size > report["artefact"]["bytes"]
 
 
@@ -187,13 +187,13 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
         (["convert", "none.keras", "new.keras", "--rank=2"], "needs a layer to convert"),
         (["export", "missing.keras", "new"], "There is no such file: missing.keras"),
         (["export", "model.keras", "model.keras"], "pass --overwrite to replace it"),
-        (["export", "model.keras", "new.lite", "--styleat=litert"], "must end in '.tflite'"),
+        (["export", "model.keras", "new.lite", "--format=litert"], "must end in '.tflite'"),
         (
             ["export", "model.keras", "new", "--quantization=int8"],
             "goes with format='litert' alone",
         ),
         (
-            ["export", "model.keras", "new.tflite", "--styleat=litert", "--quantization=int8"],
+            ["export", "model.keras", "new.tflite", "--format=litert", "--quantization=int8"],
             "`representative_data`, some",
         ),
         (["export", "model.keras", "new", "--representative_data=no.npy"], "no such file: no.npy"),
@@ -202,7 +202,7 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
         (["export", "model.keras", "new", "--check_data=x.npz"], "must hold the arrays x and y"),
         (
             [
-                *["export", "model.keras", "new.tflite", "--styleat=litert"],
+                *["export", "model.keras", "new.tflite", "--format=litert"],
                 *["--quantization=int8", "--representative_data=bad.npy"],
             ],
             r"of the inputs, \(samples, 8, 8, 2\). Received: \(5, 8, 8\)",
@@ -266,7 +266,7 @@ def test_the_shape_and_the_batch_size_of_a_file_are_told(own, tmp_path, monkeypa
     monkeypatch.chdir(own)
     np.save(tmp_path / "x.npy", np.ones((2, 7), "float32"))
     target = tmp_path / "m.tflite"
-    export = ("export", own / "Scaled.keras", target, "--import=own_layers", "--styleat=litert")
+    export = ("export", own / "Scaled.keras", target, "--import=own_layers", "--format=litert")
     call(*export, "--input_shape=7", "--batch_size=1", f"--example_inputs={tmp_path / 'x.npy'}")
     (detail,) = Interpreter(str(target)).get_input_details()
     assert detail["shape_signature"].tolist() == [1, 7]
