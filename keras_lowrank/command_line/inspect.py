@@ -1,0 +1,33 @@
+"""`inspect`: the layers of a model, and what tolerances would leave of them."""
+
+import functools
+
+import rich.console
+import rich.progress
+
+from keras_lowrank.command_line import models
+from keras_lowrank.convert import inspection
+
+SUMMARY, USAGE, EXAMPLE = "print layers and ranks", "MODEL.keras", "model.keras"
+
+
+def add_arguments(parser):
+    """Adds the arguments of `inspect` to its parser."""
+    models.add_arguments(parser)
+
+
+def run(arguments):
+    """Prints the layers of a model, their singular values, and what tolerances would leave."""
+    model = models.load(arguments)
+    # On stderr, and on a terminal alone: what is printed may go into a file.
+    console = rich.console.Console(stderr=True)
+    bar = functools.partial(
+        rich.progress.track, console=console, transient=True, disable=not console.is_terminal
+    )
+    found = list(inspection.kernels(model, bar))
+    if not found:
+        print(*inspection.reasons(model), sep="\n")
+        raise ValueError(
+            f"The model must hold a layer that is, or can be, low-rank: {arguments.model}"
+        )
+    print(*inspection.report(model, found), sep="\n")
