@@ -6,10 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 
-from keras_lowrank import LowRankDense, LowRankModel, __main__
+from keras_lowrank import LowRankDense, LowRankModel
+from keras_lowrank.command_line import main
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served
 
@@ -138,7 +137,6 @@ def test_ranges_and_accuracies_are_those_of_the_right_inputs(models, tmp_path):
         "--accuracy_drop=0.1",
         f"--check_data={tmp_path / 'test.npz'}",
     ]
-    with flagsaver.flagsaver():
-        __main__.main(flags.FLAGS(["keras_lowrank", *map(str, command)]))
+    main([*map(str, command)])
     assert relative_error(model, tmp_path / "b.tflite") < 0.1
     assert json.loads((tmp_path / "b.json").read_text())["model_accuracy"] == 1.0
