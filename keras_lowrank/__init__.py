@@ -8,7 +8,7 @@ if keras.backend.backend() != "tensorflow":
         f"the first import of keras. Received: backend={keras.backend.backend()!r}"
     )
 
-from keras_lowrank import callbacks, optimizers
+from keras_lowrank import callbacks, diagnostics, optimizers
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
@@ -64,6 +64,7 @@ __all__ = [
     "Truncation",
     "callbacks",
     "convert_layer",
+    "diagnostics",
     "from_keras",
     "optimizers",
     "set_weights",

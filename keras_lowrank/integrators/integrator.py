@@ -45,7 +45,7 @@ class Integrator:
     """Takes steps: new factors from a `Problem`.
 
     Subclass it for an integrator of your own: implement `step`, for `adapt_every=1`, or `move`, or
-    both; and `get_config` where there is more to save.
+    both; and `get_config` where there is more to save. `diagnostics.check_retraction` tests it.
 
     Args:
         adapt_every: int, every how many steps bases and ranks are adapted, by a full step. The

@@ -40,7 +40,8 @@ class Rule:
     `clipnorm`, `global_clipnorm`, `weight_decay`, loss scaling and gradient accumulation are dealt
     with outside of it. All operations must be traceable and free of side effects: the package
     keeps the state, discards it with a step that is not finite, saves it with the optimizer, and
-    carries tangent vectors to the tangent space of the next step.
+    carries tangent vectors to the tangent space of the next step. `diagnostics.check_rule` tests a
+    rule.
 
     Attributes:
         optimizer: the Keras optimizer.
