@@ -51,7 +51,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     `(coordinates, basis) -> outputs`, linear in both, in place of the product with `V^T`. In a
     `LowRankModel` the factors are trained by its integrator; in any other model they are ordinary
     weights with true gradients. Sparse and ragged tensors are refused, but for those that a class
-    names in its tuple `takes`.
+    names in its tuple `takes`. `diagnostics.check_layer` tests a layer type.
 
     Args:
         rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.
