@@ -94,7 +94,7 @@ def test_a_rule_makes_the_step_of_the_full_matrix(float64, name):
         new, state = step(factors, lambda W: gradient, state, h, lambda values: rank)  # noqa: B023
         moved = parallel.step(factors, lambda W: D, size, lambda values: rank)  # noqa: B023
         np.testing.assert_allclose(matrix(moved), matrix(new), atol=1e-9)
-        slots = transport_state(rule, slots, (point.U, point.V), to_tensors(new, "float64"))
+        slots = transport_state(slots, (point.U, point.V), to_tensors(new, "float64"), rule.decay)
         factors = new
 
 

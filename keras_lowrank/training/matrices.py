@@ -108,7 +108,7 @@ class MatricesStep:
         new = self._integrator.step(problem)
         parts = zip(self._rules, self._decayed, problem.slots, new)
         return [
-            MatrixState.of(factors, transport_state(rule, slots, old.factors, factors))
+            MatrixState.of(factors, transport_state(slots, old.factors, factors, rule.decay))
             for rule, old, slots, factors in parts
         ], common
 

@@ -110,7 +110,7 @@ FAULTS = {
     ),
     "a momentum that is not carried": Fault(
         "training/matrix_step.py",
-        "name: transport(slot, old, new, rule.decay) if _is_carried(name, slot) else slot",
+        "name: transport(slot, old, new, factor) if _is_carried(name, slot) else slot",
         "name: transport(slot, old, new, 1.0) if _is_carried(name, slot) else slot",
         "test_optimizers.py",
         "a_rule_makes",
