@@ -117,7 +117,8 @@ class Rule:
             gradient: `TangentVector`, the tangent gradient, clipped.
             state: dict, what `direction` returned last, with tangent vectors carried to `point`,
                 and multiplied with `decay`.
-            point: `Point` of the present W.
+            point: where W is: `point.U` and `point.V` are bases of it, orthonormal up to rounding
+                at full steps, and nearly so between them.
             learning_rate: scalar tensor, as in `step_size`.
             step: scalar float tensor, as in `step_size`.
 
