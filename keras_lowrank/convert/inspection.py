@@ -46,9 +46,10 @@ def kernels(model, track=iter):
         track: callable, what the layers are gone through by: a progress bar around a sequence.
     """
     # Low-rank layers are found wherever they are; others only where conversion would find them.
+    layers = graph_layers(model) if is_graph(model) else {}
     found = {
         id(one): (path, one)
-        for holder, layer in _graph(model).items()
+        for holder, layer in layers.items()
         for path, one in converter_of(layer).kernels(holder, layer).items()
         if isinstance(one, LowRankLayer) or one.refusal() is None
     }
@@ -70,7 +71,7 @@ def reasons(model):
         model: built `keras.Model`.
     """
     if is_graph(model):
-        layers = _graph(model)
+        layers = graph_layers(model)
     else:
         layers = {layer.name: layer for layer in all_layers(model)}
     table = [
@@ -114,16 +115,12 @@ def plot(values, width=_WIDTH):
     return "".join(_BARS[height] for height in heights)
 
 
-def _graph(model):
-    return graph_layers(model) if is_graph(model) else {}
-
-
 def _reason(model, layer):
     converter = converter_of(layer)
     plain = next((cls for cls in type(layer).__mro__[1:] if cls in PLAIN), None)
     if converter.is_plain(layer) and is_graph(model):
         kernels = converter.kernels(layer.name, layer).values()
-        return next(filter(None, (kernel.refusal() for kernel in kernels)))
+        return next(filter(None, (kernel.refusal() for kernel in kernels)), "It can be converted.")
     if converter.is_plain(layer):
         return (
             f"Only the code of {type(model).__name__} says what becomes of its outputs. Write its "

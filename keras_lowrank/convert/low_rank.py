@@ -103,12 +103,7 @@ def from_keras(
     )
     kernels = rule.concerned(select_kernels(model, include, exclude))
     moments = _moments(model, kernels, data) if data is not None else {}
-    bar = keras.utils.Progbar(len(kernels), verbose=int(verbose), unit_name="layer")
-    decompositions = {}
-    for path, kernel in kernels.items():
-        asked = rule.asked(path, kernel)
-        decompositions[path] = _decompose(path, kernel, moments.get(path), asked)
-        bar.add(1)
+    decompositions = _decompose(kernels, rule, moments, verbose)
     shapes = {path: kernel.matricization.shape for path, kernel in kernels.items()}
     ranks = rule.ranks(
         kernels,
@@ -127,12 +122,11 @@ def from_keras(
             "Ask for ranks below n m / (n + m), or pass only_smaller=False."
         )
 
-    def convert(path, layer, chosen):
-        factors = {one: decompositions.pop(one).factors(ranks[one]) for one in chosen}
-        return converter_of(layer).to_low_rank(path, layer, factors)
+    def factors(path):
+        return decompositions.pop(path).factors(ranks[path])
 
     chosen = {path for path in kernels if ranks[path]}
-    return GraphCopy(_replacing(model, chosen, convert)).of(model, LowRankModel)
+    return _converted(model, chosen, factors, LowRankModel)[0]
 
 
 def convert_layer(layer, rank=None, tolerance=None, energy=None):
@@ -186,9 +180,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
         )
     rule = Rule(rank, tolerance, energy)
     kernels = rule.concerned(converter.kernels(layer.name, layer))
-    decompositions = {
-        path: _decompose(path, one, None, rule.asked(path, one)) for path, one in kernels.items()
-    }
+    decompositions = _decompose(kernels, rule)
     shapes = {path: one.matricization.shape for path, one in kernels.items()}
     values = {path: one.values for path, one in decompositions.items()}
     ranks = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
@@ -196,49 +188,57 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     return converter.to_low_rank(layer.name, layer, factors)
 
 
-def _decompose(path, kernel, moment, rank):
-    try:
-        return Decomposition(kernel.matrix(), moment, rank)
-    except ValueError as error:
-        raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
+def _decompose(kernels, rule, moments=None, verbose=False):
+    """`{path: Decomposition}` of kernels, for the ranks that a rule asks for."""
+    bar = keras.utils.Progbar(len(kernels), verbose=int(verbose), unit_name="layer")
+    found = {}
+    for path, kernel in kernels.items():
+        moment = moments.get(path) if moments else None
+        try:
+            found[path] = Decomposition(kernel.matrix(), moment, rule.asked(path, kernel))
+        except ValueError as error:
+            raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
+        bar.add(1)
+    return found
 
 
-def _replacing(model, chosen, convert):
-    """For `GraphCopy`: replaces every layer that has one of the chosen kernels.
+def _converted(model, chosen, factors, make=keras.Model):
+    """A copy of a model that is low-rank in part, and `{path: kernel}` of what is new in it.
 
     Args:
         model: `keras.Model`.
-        chosen: paths of kernels.
-        convert: callable `(path, layer, those of its kernels) -> layer`.
+        chosen: paths of the kernels in whose place factors are put.
+        factors: callable from such a path to `(U, S, V)`.
+        make: as `GraphCopy.of` takes it.
     """
     paths = {id(layer): path for path, layer in graph_layers(model).items()}
+    made = {}
 
     def replace(layer):
-        path = paths.get(id(layer))
-        kernels = [one for one in converter_of(layer).kernels(path, layer) if one in chosen]
-        return convert(path, layer, kernels) if kernels else None
+        path, converter = paths.get(id(layer)), converter_of(layer)
+        given = {one: factors(one) for one in converter.kernels(path, layer) if one in chosen}
+        if not given:
+            return None
+        low_rank = converter.to_low_rank(path, layer, given)
+        made.update(converter.kernels(path, low_rank))
+        return low_rank
 
-    return replace
+    return GraphCopy(replace).of(model, make), made
 
 
 def _moments(model, kernels, data):
     """`{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
-    by_path, by_factors = {}, {}
 
-    def convert(path, layer, chosen):
+    def nothing(path):
         # Only where factors are is anything put in their place: those of rank 1 are not read.
-        shapes = {one: kernels[one].matricization.shape for one in chosen}
-        nothing = {
-            one: (np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1)))
-            for one, (n, m) in shapes.items()
-        }
-        converter = converter_of(layer)
-        low_rank = converter.to_low_rank(path, layer, nothing)
-        made = converter.kernels(path, low_rank)
-        for one in chosen:
-            moment = OutputMoment(keras.ops.convert_to_tensor(kernels[one].matrix()))
-            by_path[one] = by_factors[made[one].factors] = moment
-        return low_rank
+        n, m = kernels[path].matricization.shape
+        return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
 
-    stream(GraphCopy(_replacing(model, kernels, convert)).of(model), by_factors, data)
-    return {path: moment.mean for path, moment in by_path.items()}
+    copy, made = _converted(model, kernels, nothing)
+    moments = {
+        path: OutputMoment(keras.ops.convert_to_tensor(kernel.matrix()))
+        for path, kernel in kernels.items()
+        if path in made
+    }
+    stream(copy, {made[path].factors: moment for path, moment in moments.items()}, data)
+    return {path: moment.mean for path, moment in moments.items()}
