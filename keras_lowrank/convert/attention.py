@@ -2,15 +2,10 @@
 
 import keras
 
-from keras_lowrank import keras_internals
+from keras_lowrank import keras_internals, layers
 from keras_lowrank.convert.building import copy_own_state
 from keras_lowrank.convert.converter import Converter, copy_bias
-from keras_lowrank.convert.einsum_dense import EINSUM_DENSE
-from keras_lowrank.layers import (
-    LowRankEinsumDense,
-    LowRankGroupedQueryAttention,
-    LowRankMultiHeadAttention,
-)
+from keras_lowrank.convert.single_kernel import EINSUM_DENSE
 from keras_lowrank.layers.attention import PROJECTIONS
 
 
@@ -18,8 +13,8 @@ class AttentionConverter(Converter):
     """The projections are always merged: Keras's layer has one `EinsumDense` for each."""
 
     classes = (
-        (keras.layers.MultiHeadAttention, LowRankMultiHeadAttention),
-        (keras.layers.GroupQueryAttention, LowRankGroupedQueryAttention),
+        (keras.layers.MultiHeadAttention, layers.LowRankMultiHeadAttention),
+        (keras.layers.GroupQueryAttention, layers.LowRankGroupedQueryAttention),
     )
 
     def kernels(self, path, layer):
@@ -37,6 +32,6 @@ class AttentionConverter(Converter):
 
 def projections(layer):
     """`{name: projection}` of a built layer of attention, Keras's own or low-rank."""
-    kinds = (keras.layers.EinsumDense, LowRankEinsumDense)
+    kinds = (keras.layers.EinsumDense, layers.LowRankEinsumDense)
     found = [one for one in keras_internals.sublayers(layer) if isinstance(one, kinds)]
     return {PROJECTIONS.get(one.name, one.name): one for one in found}

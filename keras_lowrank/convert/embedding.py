@@ -2,16 +2,15 @@
 
 import keras
 
-from keras_lowrank import keras_graphs, keras_internals
+from keras_lowrank import keras_graphs, keras_internals, layers
 from keras_lowrank.convert.single_kernel import SingleKernelConverter
-from keras_lowrank.layers import LowRankEmbedding
 from keras_lowrank.layers.composite import kind_of_composite
 
 
 class EmbeddingConverter(SingleKernelConverter):
     """Factored, the second layer is a `Dense`, which takes no ragged tensor."""
 
-    classes = ((keras.layers.Embedding, LowRankEmbedding),)
+    classes = ((keras.layers.Embedding, layers.LowRankEmbedding),)
     low_rank_arguments = (
         *SingleKernelConverter.low_rank_arguments,
         "reverse_dtype",
@@ -22,10 +21,6 @@ class EmbeddingConverter(SingleKernelConverter):
 
     def two_layers(self, layer):
         return {"output_dim": layer.factors.rank}, {"units": layer.output_dim, "use_bias": False}
-
-    def second_arguments(self, arguments):
-        common = ("trainable", "dtype", "activity_regularizer")
-        return {name: arguments[name] for name in common if name in arguments}
 
     def can_be_factored(self, layer):
         calls = keras_graphs.calls_in_graphs(layer)

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 
+from keras_lowrank import layers
 from keras_lowrank.convert.converter import Converter, Kernel, copy_bias, joined, merged_kernel
 from keras_lowrank.convert.single_kernel import DENSE
-from keras_lowrank.layers import LowRankGRU, LowRankLSTM
 
 
 class GatedConverter(Converter):
@@ -14,7 +14,7 @@ class GatedConverter(Converter):
     Within a `Bidirectional`, layers without factors and those of other classes are copied.
     """
 
-    classes = ((keras.layers.LSTM, LowRankLSTM), (keras.layers.GRU, LowRankGRU))
+    classes = ((keras.layers.LSTM, layers.LowRankLSTM), (keras.layers.GRU, layers.LowRankGRU))
     low_rank_arguments = (*Converter.low_rank_arguments, "stacked")
 
     def variable(self, layer, name):

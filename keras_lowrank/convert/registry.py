@@ -2,11 +2,14 @@
 
 from keras_lowrank.convert.attention import AttentionConverter
 from keras_lowrank.convert.converter import Converter
-from keras_lowrank.convert.convolution import Conv2DTransposeConverter, ConvConverter
-from keras_lowrank.convert.einsum_dense import EINSUM_DENSE
 from keras_lowrank.convert.embedding import EmbeddingConverter
 from keras_lowrank.convert.recurrent import GATED, BidirectionalConverter
-from keras_lowrank.convert.single_kernel import DENSE
+from keras_lowrank.convert.single_kernel import (
+    DENSE,
+    EINSUM_DENSE,
+    Conv2DTransposeConverter,
+    ConvConverter,
+)
 
 CONVERTERS = (
     DENSE,
