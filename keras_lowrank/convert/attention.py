@@ -26,8 +26,10 @@ class AttentionConverter(Converter):
     def copy_rest(self, source, target):
         parts = map(keras_internals.all_layers, (source, target))
         for one, other in zip(*parts, strict=True):
-            same = type(one) is type(other)
-            copy_own_state(one, other) if same else copy_bias(one, other)
+            if type(one) is type(other):
+                copy_own_state(one, other)
+            else:
+                copy_bias(one, other)
 
 
 def projections(layer):

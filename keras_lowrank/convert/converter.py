@@ -113,7 +113,7 @@ class Converter:
         return type(layer) in dict(self.classes)
 
     def is_low_rank(self, layer):
-        """bool, whether a layer is low-rank, of the family or of a class that nobody knows."""
+        """bool, whether a layer is low-rank; those of classes without a converter may be, too."""
         return isinstance(layer, AcrossRanks) and not isinstance(layer, keras.Model)
 
     def can_be_factored(self, layer):

@@ -30,6 +30,7 @@ class GatedConverter(Converter):
         return joined(DENSE.kernels, f"{path}/{layer.cell.name}", inside)
 
     def merged(self, kernels, path):
+        # One for all gates, or "kernel_i" and the like for each.
         gates = [one for key, one in kernels.items() if f"{key}_".startswith(f"{path}_")]
         return np.concatenate([merged_kernel(one) for one in gates], axis=-1)
 

@@ -32,11 +32,12 @@ def select_kernels(model, include, exclude):
         if kernels or (not converter.is_low_rank(layer) and _holds_plain(layer)):
             # With what holds the kernels, so that it can be named in the place of all of them.
             candidates.update({path: layer, **kernels})
-    refused = {
-        path: converter_of(_layer(one)).refusal(_layer(one))
-        for path, one in _select(candidates, include, exclude).items()
-        if isinstance(one, Kernel) or not (opened(one) or converter_of(one).kernels(path, one))
-    }
+    refused = {}
+    for path, one in _select(candidates, include, exclude).items():
+        converter = converter_of(_layer(one))
+        # What only holds kernels that were found stands for them, and is done with.
+        if isinstance(one, Kernel) or not (opened(one) or converter.kernels(path, one)):
+            refused[path] = converter.refusal(_layer(one))
     chosen = {path: candidates[path] for path, reason in refused.items() if reason is None}
     left = _by_reason(refused)
     if not chosen:
