@@ -29,8 +29,8 @@ from keras_lowrank import (
     convert_layer,
     from_keras,
 )
+from keras_lowrank.convert.attention import projections
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.layers.attention import projections
 
 
 @every

@@ -13,8 +13,8 @@ from keras_lowrank import (
     from_keras,
     to_keras,
 )
+from keras_lowrank.convert.attention import projections
 from keras_lowrank.convert.inspection import kernels
-from keras_lowrank.layers.attention import projections
 
 
 @pytest.fixture(scope="module")

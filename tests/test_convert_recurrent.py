@@ -144,6 +144,24 @@ def test_one_layer_is_converted_alone_and_all_are_inspected(full_model):
     assert ranks == {**dict.fromkeys([*PATHS, "head"]), "lstm/lstm_cell/recurrent_kernel": 2}
 
 
+@pytest.mark.filterwarnings("error:Some layers stay")
+def test_a_direction_that_is_low_rank_stays_as_it_is():
+    low_rank = LowRankLSTM(UNITS, rank={"kernel": 2}, name="low")
+    plain = layers.LSTM(UNITS, go_backwards=True, name="plain", **DRAWN)
+    both = layers.Bidirectional(low_rank, backward_layer=plain, name="both")
+    tower = keras.Sequential([keras.Input((STEPS, N)), both], name="tower")
+    inputs = keras.Input((STEPS, N))
+    full = keras.Model(inputs, tower(inputs))
+    low = from_keras(full, tolerance=0.0, only_smaller=False)
+    path = "tower/both/{}/lstm_cell/{}".format
+    before = {path("forward_low", "kernel"): 2}
+    made = {path("plain", "kernel"): N, path("plain", "recurrent_kernel"): UNITS}
+    assert low.ranks == {**before, **made}
+    assert from_keras(full, rank={"plain": 3}).ranks == {**before, **dict.fromkeys(made, 3)}
+    for copy in (low, to_keras(low), to_keras(full)):
+        np.testing.assert_allclose(copy(X), full(X), atol=1e-5)
+
+
 def test_arguments_without_a_meaning_leave_a_layer_as_it_is():
     inputs = keras.Input((STEPS, N))
     x = layers.LSTM(UNITS, recurrent_constraint="non_neg", name="lstm")(inputs)

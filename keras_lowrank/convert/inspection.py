@@ -6,16 +6,8 @@ import numpy as np
 
 from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.graph import graph_layers
-from keras_lowrank.convert.kinds import (
-    GatesKernel,
-    holds_matrix,
-    is_convertible,
-    is_plain,
-    kernel_layers,
-    kernel_matrix,
-)
-from keras_lowrank.convert.low_rank import refusal
 from keras_lowrank.convert.ranks import Rule
+from keras_lowrank.convert.registry import PLAIN, converter_of
 from keras_lowrank.keras_graphs import is_graph
 from keras_lowrank.keras_internals import all_layers
 from keras_lowrank.layers import LowRankLayer
@@ -28,8 +20,8 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 24  # of a plot, in characters
 
 
-class Kernel(NamedTuple):
-    """One kernel of a model.
+class KernelSpectrum(NamedTuple):
+    """One kernel of a model, and its singular values.
 
     Attributes:
         path: str, the layer's.
@@ -47,29 +39,29 @@ class Kernel(NamedTuple):
 
 
 def kernels(model, track=iter):
-    """Yields a `Kernel` for each layer that is low-rank or could be, in the model's order.
+    """Yields a `KernelSpectrum` for each layer that is low-rank or could be, in the model's order.
 
     Args:
         model: built `keras.Model`.
         track: callable, what the layers are gone through by: a progress bar around a sequence.
     """
     # Low-rank layers are found wherever they are; others only where conversion would find them.
-    layers = {
-        id(layer): (path, layer)
-        for holder in _graph(model).items()
-        for path, layer in kernel_layers(*holder).items()
-        if _refused(layer) is None
+    layers = graph_layers(model) if is_graph(model) else {}
+    found = {
+        id(one): (path, one)
+        for holder, layer in layers.items()
+        for path, one in converter_of(layer).kernels(holder, layer).items()
+        if isinstance(one, LowRankLayer) or one.refusal() is None
     }
-    layers.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
-    for path, layer in track(list(layers.values())):
-        kind = type(layer.owner if isinstance(layer, GatesKernel) else layer).__name__
-        if isinstance(layer, LowRankLayer):
-            factors = layer.factors
+    found.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
+    for path, one in track(list(found.values())):
+        if isinstance(one, LowRankLayer):
+            kind, factors = type(one).__name__, one.factors
             values = factors.singular_values()
-            yield Kernel(path, kind, (factors.n, factors.m), factors.rank, values)
-        elif holds_matrix(layer):
-            matrix = kernel_matrix(layer)
-            yield Kernel(path, kind, matrix.shape, None, singular_values(matrix))
+            yield KernelSpectrum(path, kind, (factors.n, factors.m), factors.rank, values)
+        else:
+            kind, matrix = type(one.layer).__name__, one.matrix()
+            yield KernelSpectrum(path, kind, matrix.shape, None, singular_values(matrix))
 
 
 def reasons(model):
@@ -79,7 +71,7 @@ def reasons(model):
         model: built `keras.Model`.
     """
     if is_graph(model):
-        layers = _graph(model)
+        layers = graph_layers(model)
     else:
         layers = {layer.name: layer for layer in all_layers(model)}
     table = [
@@ -91,11 +83,11 @@ def reasons(model):
 
 
 def report(model, found):
-    """The lines of text on a model and its `Kernel`s.
+    """The lines of text on a model and its kernels.
 
     Args:
         model: built `keras.Model`.
-        found: list of `Kernel`, those of the model.
+        found: list of `KernelSpectrum`, those of the model.
     """
     left = {tolerance: _left(found, tolerance) for tolerance in TOLERANCES}
     header = ["layer", "class", "n x m", "rank", "singular values".ljust(_WIDTH)]
@@ -123,30 +115,21 @@ def plot(values, width=_WIDTH):
     return "".join(_BARS[height] for height in heights)
 
 
-def _graph(model):
-    return graph_layers(model) if is_graph(model) else {}
-
-
-def _refused(layer):
-    """Why what holds a kernel is not converted, or None: it is, or is of no class that could be."""
-    asked = isinstance(layer, GatesKernel) or is_convertible(layer)
-    return refusal(layer) if asked else None
-
-
 def _reason(model, layer):
-    plain = next((cls for cls in type(layer).__mro__[1:] if is_plain(cls)), None)
-    if is_convertible(layer) and is_graph(model):
-        reasons = map(_refused, kernel_layers(layer.name, layer).values())
-        return next(filter(None, reasons), "Its kernel is no matrix.")
-    if is_convertible(layer):
+    converter = converter_of(layer)
+    plain = next((cls for cls in type(layer).__mro__[1:] if cls in PLAIN), None)
+    if converter.is_plain(layer) and is_graph(model):
+        kernels = converter.kernels(layer.name, layer).values()
+        return next(filter(None, (kernel.refusal() for kernel in kernels)), "It can be converted.")
+    if converter.is_plain(layer):
         return (
             f"Only the code of {type(model).__name__} says what becomes of its outputs. Write its "
             "twin with `keras_lowrank.convert_layer`."
         )
     if plain is not None:
         return f"A subclass of {plain.__name__} may compute anything."
-    if any(map(is_convertible, all_layers(layer))):
-        return refusal(layer)
+    if any(converter_of(one).is_plain(one) for one in all_layers(layer)):
+        return converter.refusal(layer)
     return "There is no low-rank layer for its class."
 
 

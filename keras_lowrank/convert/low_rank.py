@@ -1,31 +1,16 @@
 """A Keras model in, a `LowRankModel` out."""
 
 import math
-import warnings
 
 import keras
 import numpy as np
 
-from keras_lowrank import keras_internals
 from keras_lowrank.convert.decomposition import Decomposition
-from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers, opened
-from keras_lowrank.convert.kinds import (
-    ATTENTION,
-    GATED,
-    KINDS,
-    GatesKernel,
-    has_several_kernels,
-    is_convertible,
-    kernel_layers,
-    kernel_matrix,
-    unbuilt_twin,
-)
+from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
 from keras_lowrank.convert.moments import OutputMoment, stream
 from keras_lowrank.convert.ranks import Rule
-from keras_lowrank.convert.selection import select
-from keras_lowrank.convert.twins import low_rank_twin
-from keras_lowrank.layers.attention import LowRankAttention
-from keras_lowrank.layers.recurrent import GatedLayer
+from keras_lowrank.convert.registry import NAMES, converter_of
+from keras_lowrank.convert.selection import select_kernels
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.reporting.compression import count_others
 from keras_lowrank.user_warnings import warn_user
@@ -116,38 +101,32 @@ def from_keras(
         "Write its low-rank twin, a subclass of `LowRankModel`, with "
         "`keras_lowrank.convert_layer(layer, rank=...)` for each layer.",
     )
-    layers = _chosen(model, rule, include, exclude)
-    moments = _moments(model, layers, data) if data is not None else {}
-    bar = keras.utils.Progbar(len(layers), verbose=int(verbose), unit_name="layer")
-    decompositions = {}
-    for path, layer in layers.items():
-        asked = rule.asked(path, layer)
-        decompositions[path] = _decompose(path, layer, moments.get(path), asked)
-        bar.add(1)
-    shapes = {path: kernel_matrix(layer).shape for path, layer in layers.items()}
+    kernels = rule.concerned(select_kernels(model, include, exclude))
+    moments = _moments(model, kernels, data) if data is not None else {}
+    decompositions = _decompose(kernels, rule, moments, verbose)
+    shapes = {path: kernel.matricization.shape for path, kernel in kernels.items()}
     ranks = rule.ranks(
-        layers,
+        kernels,
         shapes,
         {path: one.values for path, one in decompositions.items()},
         count_others(model, [])[1] - sum(math.prod(shape) for shape in shapes.values()),
         only_smaller,
     )
-    dense = [path for path in layers if not ranks[path]]
+    dense, count = [path for path in kernels if not ranks[path]], len(kernels)
     by_name = isinstance(rank, dict) or include is not None
-    if dense and (by_name or len(dense) == len(layers)):
+    if dense and (by_name or len(dense) == count):
         sizes = ", ".join("{} ({} x {})".format(path, *shapes[path]) for path in dense)
         warn_user(
-            f"{'No layer' if len(dense) == len(layers) else 'Not every layer'} would be smaller at "
-            f"the rank that was asked for, and {len(dense)} of {len(layers)} stay dense: {sizes}. "
+            f"{'No layer' if len(dense) == count else 'Not every layer'} would be smaller at "
+            f"the rank that was asked for, and {len(dense)} of {count} stay dense: {sizes}. "
             "Ask for ranks below n m / (n + m), or pass only_smaller=False."
         )
 
-    def twin(path, layer, kernels):
-        factors = {one: decompositions.pop(one).factors(ranks[one]) for one in kernels}
-        return low_rank_twin(path, layer, factors)
+    def factors(path):
+        return decompositions.pop(path).factors(ranks[path])
 
-    chosen = {path for path in layers if ranks[path]}
-    return GraphCopy(_replacing(model, chosen, twin)).of(model, LowRankModel)
+    chosen = {path for path in kernels if ranks[path]}
+    return _converted(model, chosen, factors, LowRankModel)[0]
 
 
 def convert_layer(layer, rank=None, tolerance=None, energy=None):
@@ -189,9 +168,10 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     >>> low_rank.ranks
     {'dense': 4}
     """
-    if not is_convertible(layer):
+    converter = converter_of(layer)
+    if not converter.is_plain(layer):
         raise ValueError(
-            f"`layer` must be one of the Keras layers {_names()}, and no subclass of them. "
+            f"`layer` must be one of the Keras layers {NAMES}, and no subclass of them. "
             f"Received: {layer!r}"
         )
     if not layer.built:
@@ -199,122 +179,66 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
             f"`layer` must have weights. Build it, or call it on a batch. Received: {layer!r}"
         )
     rule = Rule(rank, tolerance, energy)
-    kernels = rule.concerned(kernel_layers(layer.name, layer))
-    decompositions = {
-        path: _decompose(path, one, None, rule.asked(path, one)) for path, one in kernels.items()
-    }
-    shapes = {path: kernel_matrix(one).shape for path, one in kernels.items()}
+    kernels = rule.concerned(converter.kernels(layer.name, layer))
+    decompositions = _decompose(kernels, rule)
+    shapes = {path: one.matricization.shape for path, one in kernels.items()}
     values = {path: one.values for path, one in decompositions.items()}
     ranks = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
     factors = {path: decompositions[path].factors(rank) for path, rank in ranks.items()}
-    return low_rank_twin(layer.name, layer, factors)
+    return converter.to_low_rank(layer.name, layer, factors)
 
 
-def _chosen(model, rule, include, exclude):
-    """`{path: layer}` of the layers to decompose."""
-    candidates = {}
-    for path, layer in graph_layers(model, wrappers=True).items():
-        if _holds_kernel(layer):
-            # With what holds the kernels, so that it can be named in the place of all of them.
-            candidates.update({path: layer, **kernel_layers(path, layer)})
-    chosen = select(candidates, include, exclude)
-    chosen = {path: layer for path, layer in chosen.items() if not _holds_layers(layer)}
-    refused = {path: refusal(layer) for path, layer in chosen.items()}
-    chosen = {path: layer for path, layer in chosen.items() if refused[path] is None}
-    left = _by_reason({path: reason for path, reason in refused.items() if reason})
-    if not chosen:
-        raise ValueError(
-            "`from_keras` needs a layer to convert, in the graph of the model and left by "
-            f"`include` and `exclude`: {_names()}. Received: {left or 'none'}"
-        )
-    if left:
-        warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
-    return rule.concerned(chosen)
+def _decompose(kernels, rule, moments=None, verbose=False):
+    """`{path: Decomposition}` of kernels, for the ranks that a rule asks for."""
+    bar = keras.utils.Progbar(len(kernels), verbose=int(verbose), unit_name="layer")
+    found = {}
+    for path, kernel in kernels.items():
+        moment = moments.get(path) if moments else None
+        try:
+            found[path] = Decomposition(kernel.matrix(), moment, rule.asked(path, kernel))
+        except ValueError as error:
+            raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
+        bar.add(1)
+    return found
 
 
-def _by_reason(refused):
-    """One sentence for each reason, and not one for each block of a model."""
-    paths = {}
-    for path, reason in refused.items():
-        paths.setdefault(reason, []).append(path)
-    return "; ".join(f"{_listed(some)}: {reason}" for reason, some in paths.items())
-
-
-def _listed(paths):
-    some = ", ".join(paths[:3])
-    return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
-
-
-def _holds_layers(layer):
-    return has_several_kernels(layer) or opened(layer) is not None
-
-
-def _names():
-    return ", ".join(cls.__name__ for cls in (*(kind.plain for kind in KINDS), *ATTENTION, *GATED))
-
-
-def _holds_kernel(layer):
-    if isinstance(layer, (LowRankAttention, GatedLayer)):
-        return False  # converted, whatever of it is dense
-    return is_convertible(layer) or any(map(is_convertible, keras_internals.all_layers(layer)))
-
-
-def refusal(layer):
-    """Why a layer stays as it is, or None."""
-    layer = layer.owner if isinstance(layer, GatesKernel) else layer
-    if not is_convertible(layer):
-        return (
-            f"What a {type(layer).__name__} does with the layers that it holds only its code says; "
-            "write its low-rank twin with `keras_lowrank.convert_layer`, or exclude it"
-        )
-    try:
-        unbuilt_twin(layer, rank=1)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _decompose(path, layer, moment, rank):
-    try:
-        return Decomposition(kernel_matrix(layer), moment, rank)
-    except ValueError as error:
-        raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
-
-
-def _replacing(model, chosen, twin):
-    """For `GraphCopy`: puts a twin in the place of every layer that has one of the chosen kernels.
+def _converted(model, chosen, factors, make=keras.Model):
+    """A copy of a model that is low-rank in part, and `{path: kernel}` of what is new in it.
 
     Args:
         model: `keras.Model`.
-        chosen: paths of kernels.
-        twin: callable `(path, layer, its chosen kernels) -> layer`.
+        chosen: paths of the kernels in whose place factors are put.
+        factors: callable from such a path to `(U, S, V)`.
+        make: as `GraphCopy.of` takes it.
     """
     paths = {id(layer): path for path, layer in graph_layers(model).items()}
+    made = {}
 
     def replace(layer):
-        path = paths.get(id(layer))
-        kernels = [one for one in kernel_layers(path, layer) if one in chosen]
-        return twin(path, layer, kernels) if kernels else None
+        path, converter = paths.get(id(layer)), converter_of(layer)
+        given = {one: factors(one) for one in converter.kernels(path, layer) if one in chosen}
+        if not given:
+            return None
+        low_rank = converter.to_low_rank(path, layer, given)
+        made.update(converter.kernels(path, low_rank))
+        return low_rank
 
-    return replace
+    return GraphCopy(replace).of(model, make), made
 
 
-def _moments(model, layers, data):
-    """`{path: E[y y^T]}` of the outputs `y = x W` of layers, over a data set."""
-    by_path, by_factors = {}, {}
+def _moments(model, kernels, data):
+    """`{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
 
-    def twin(path, layer, kernels):
-        matrices = {one: kernel_matrix(layers[one]) for one in kernels}
+    def nothing(path):
         # Only where factors are is anything put in their place: those of rank 1 are not read.
-        nothing = {
-            one: (np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1)))
-            for one, (n, m) in ((one, matrix.shape) for one, matrix in matrices.items())
-        }
-        made = low_rank_twin(path, layer, nothing)
-        for one in kernels:
-            moment = OutputMoment(keras.ops.convert_to_tensor(matrices[one]))
-            by_path[one] = by_factors[kernel_layers(path, made)[one].factors] = moment
-        return made
+        n, m = kernels[path].matricization.shape
+        return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
 
-    stream(GraphCopy(_replacing(model, layers, twin)).of(model), by_factors, data)
-    return {path: moment.mean for path, moment in by_path.items()}
+    copy, made = _converted(model, kernels, nothing)
+    moments = {
+        path: OutputMoment(keras.ops.convert_to_tensor(kernel.matrix()))
+        for path, kernel in kernels.items()
+        if path in made
+    }
+    stream(copy, {made[path].factors: moment for path, moment in moments.items()}, data)
+    return {path: moment.mean for path, moment in moments.items()}

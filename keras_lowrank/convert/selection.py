@@ -1,29 +1,60 @@
-"""Which layers of a model are meant: by name, path, pattern, type or predicate."""
+"""Which kernels of a model are meant: by name, path, pattern, type or predicate of layers."""
 
 import fnmatch
 import itertools
+import warnings
 
 import keras
 
-from keras_lowrank.convert.kinds import GatesKernel
+from keras_lowrank import keras_internals
+from keras_lowrank.convert.converter import Kernel
+from keras_lowrank.convert.graph import graph_layers, opened
+from keras_lowrank.convert.registry import NAMES, converter_of
 
 
-def select(layers, include, exclude):
-    """Returns those of `{path: layer}` that are included and not excluded.
+def select_kernels(model, include, exclude):
+    """Returns `{path: Kernel}` of the kernels of a model that are to become low-rank.
+
+    Warns of layers that stay as they are.
+
+    Args:
+        model: built `keras.Model`, a graph of layers.
+        include: as in `from_keras`.
+        exclude: as in `from_keras`.
 
     Raises:
-        ValueError: a string that means none of the layers, or an item of another kind.
+        ValueError: no kernel, a string that means no layer, or an item of another kind.
     """
-    chosen = layers if include is None else _matching(layers, "include", include)
-    dropped = {} if exclude is None else _matching(layers, "exclude", exclude)
-    return {path: layer for path, layer in chosen.items() if path not in dropped}
+    candidates = {}
+    for path, layer in graph_layers(model, wrappers=True).items():
+        converter = converter_of(layer)
+        kernels = converter.convertible_kernels(path, layer)
+        if kernels or (not converter.is_low_rank(layer) and _holds_plain(layer)):
+            # With what holds the kernels, so that it can be named in the place of all of them.
+            candidates.update({path: layer, **kernels})
+    refused = {}
+    for path, one in _select(candidates, include, exclude).items():
+        converter = converter_of(_layer(one))
+        # What only holds kernels that were found stands for them, and is done with.
+        if isinstance(one, Kernel) or not (opened(one) or converter.kernels(path, one)):
+            refused[path] = converter.refusal(_layer(one))
+    chosen = {path: candidates[path] for path, reason in refused.items() if reason is None}
+    left = _by_reason(refused)
+    if not chosen:
+        raise ValueError(
+            "`from_keras` needs a layer to convert, in the graph of the model and left by "
+            f"`include` and `exclude`: {NAMES}. Received: {left or 'none'}"
+        )
+    if left:
+        warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
+    return chosen
 
 
 def matches(path, layer, text):
     """Whether a string, a pattern or not, means the layer: its path or name, or what holds it."""
-    names = path.split("/")
+    names, name = path.split("/"), _layer(layer).name
     whole = itertools.accumulate(names, "{}/{}".format)
-    return any(fnmatch.fnmatchcase(name, text) for name in (layer.name, names[-1], *whole))
+    return any(fnmatch.fnmatchcase(name, text) for name in (name, names[-1], *whole))
 
 
 def unknown(layers, argument, text):
@@ -32,6 +63,31 @@ def unknown(layers, argument, text):
         f"`{argument}` must name layers that can be converted, by path, name or pattern: "
         f"{', '.join(layers) or 'there is none'}. Received: {text!r}"
     )
+
+
+def _holds_plain(layer):
+    return any(converter_of(one).is_plain(one) for one in keras_internals.all_layers(layer))
+
+
+def _by_reason(refused):
+    """One sentence for each reason, and not one for each block of a model."""
+    paths = {}
+    for path, reason in refused.items():
+        if reason is not None:
+            paths.setdefault(reason, []).append(path)
+    return "; ".join(f"{_listed(some)}: {reason}" for reason, some in paths.items())
+
+
+def _listed(paths):
+    some = ", ".join(paths[:3])
+    return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
+
+
+def _select(layers, include, exclude):
+    """Those of `{path: layer}` that are included and not excluded."""
+    chosen = layers if include is None else _matching(layers, "include", include)
+    dropped = {} if exclude is None else _matching(layers, "exclude", exclude)
+    return {path: layer for path, layer in chosen.items() if path not in dropped}
 
 
 def _matching(layers, argument, items):
@@ -61,5 +117,5 @@ def _test(argument, item):
 
 
 def _layer(holder):
-    """What holds a kernel, as a user knows it: a layer."""
-    return holder.owner if isinstance(holder, GatesKernel) else holder
+    """The layer of a kernel; what else can be named is a layer."""
+    return holder.layer if isinstance(holder, Kernel) else holder

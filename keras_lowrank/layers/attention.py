@@ -2,14 +2,13 @@
 
 import keras
 
-from keras_lowrank import keras_internals
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
 from keras_lowrank.layers.low_rank_layer import AcrossRanks
 from keras_lowrank.ranks.truncation import get_truncation
 
 # The names that Keras gives to the projections, and what they are called here.
-_NAMES = {
+PROJECTIONS = {
     "query": "query",
     "key": "key",
     "gate": "gate",
@@ -33,7 +32,7 @@ class LowRankAttention(AcrossRanks, CompositeInputs):
         self.max_rank = max_rank
         self.truncation = None if truncation is None else get_truncation(truncation)
         config = self.get_config()
-        names = [name for name in _NAMES.values() if name != "gate" or config.get("use_gate")]
+        names = [name for name in PROJECTIONS.values() if name != "gate" or config.get("use_gate")]
         ranks = rank if isinstance(rank, dict) else dict.fromkeys(names, rank)
         if not ranks or not set(ranks) <= set(names):
             raise ValueError(
@@ -48,7 +47,7 @@ class LowRankAttention(AcrossRanks, CompositeInputs):
 
     def __setattr__(self, name, value):
         if type(value) is keras.layers.EinsumDense:
-            projection = _NAMES.get(value.name)
+            projection = PROJECTIONS.get(value.name)
             if projection in self._projection_ranks:
                 bounds = self._bounds(self._projection_ranks[projection])
                 plain, config = value, {**value.get_config(), **bounds, "name": projection}
@@ -155,10 +154,3 @@ class LowRankGroupedQueryAttention(LowRankAttention, keras.layers.GroupQueryAtte
     >>> LowRankModel(inputs, layer(inputs, inputs)).ranks  # doctest: +NORMALIZE_WHITESPACE
     {'low_rank_grouped_query_attention/query': 6, 'low_rank_grouped_query_attention/output': 6}
     """
-
-
-def projections(layer):
-    """`{name: projection}` of a built layer of attention, Keras's own or low-rank."""
-    kinds = (keras.layers.EinsumDense, LowRankEinsumDense)
-    found = [one for one in keras_internals.sublayers(layer) if isinstance(one, kinds)]
-    return {_NAMES.get(one.name, one.name): one for one in found}

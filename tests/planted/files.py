@@ -107,14 +107,14 @@ FAULTS = {
         "energy",
     ),
     "a root in one of two factors": Fault(
-        "convert/plain.py",
+        "convert/single_kernel.py",
         "return u @ inner * root, root[:, None] * (outer @ v.T)",
         "return u @ inner * values, outer @ v.T",
         "test_to_keras.py",
         "evenly",
     ),
     "a rotation that is left out": Fault(
-        "convert/plain.py",
+        "convert/single_kernel.py",
         "return u @ inner * root, root[:, None] * (outer @ v.T)",
         "return u * root, root[:, None] * v.T",
         "test_to_keras.py",

@@ -1,0 +1,39 @@
+"""Conversion of attention, whose kernels are those of its projections."""
+
+import keras
+
+from keras_lowrank import keras_internals, layers
+from keras_lowrank.convert.building import copy_own_state
+from keras_lowrank.convert.converter import Converter, copy_bias
+from keras_lowrank.convert.single_kernel import EINSUM_DENSE
+from keras_lowrank.layers.attention import PROJECTIONS
+
+
+class AttentionConverter(Converter):
+    """The projections are always merged: Keras's layer has one `EinsumDense` for each."""
+
+    classes = (
+        (keras.layers.MultiHeadAttention, layers.LowRankMultiHeadAttention),
+        (keras.layers.GroupQueryAttention, layers.LowRankGroupedQueryAttention),
+    )
+
+    def kernels(self, path, layer):
+        found = {}
+        for name, one in projections(layer).items():
+            found.update(EINSUM_DENSE.kernels(f"{path}/{name}", one))
+        return found
+
+    def copy_rest(self, source, target):
+        parts = map(keras_internals.all_layers, (source, target))
+        for one, other in zip(*parts, strict=True):
+            if type(one) is type(other):
+                copy_own_state(one, other)
+            else:
+                copy_bias(one, other)
+
+
+def projections(layer):
+    """`{name: projection}` of a built layer of attention, Keras's own or low-rank."""
+    kinds = (keras.layers.EinsumDense, layers.LowRankEinsumDense)
+    found = [one for one in keras_internals.sublayers(layer) if isinstance(one, kinds)]
+    return {PROJECTIONS.get(one.name, one.name): one for one in found}

@@ -1,0 +1,238 @@
+"""How a family of Keras layers becomes low-rank, and plain again: the base of its converter."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_lowrank.convert.building import build_like
+from keras_lowrank.convert.graph import copied_activation
+from keras_lowrank.kernels.matricization import Matricization
+from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.layers.low_rank_layer import AcrossRanks
+
+
+class Kernel(NamedTuple):
+    """A whole kernel of a Keras layer, read as a matrix.
+
+    Attributes:
+        converter: the `Converter` of the layer.
+        layer: built Keras layer.
+        name: str, what Keras calls the kernel.
+    """
+
+    converter: "Converter"
+    layer: keras.layers.Layer
+    name: str
+
+    @property
+    def variable(self):
+        return self.converter.variable(self.layer, self.name)
+
+    @property
+    def matricization(self):
+        return self.converter.matricization(self.layer, self.variable.shape)
+
+    def refusal(self):
+        """Why the kernel cannot become low-rank, or None."""
+        return self.converter.refusal(self.layer)
+
+    def matrix(self):
+        """The kernel as an array of shape `(n, m)`, in float32 or float64."""
+        dtype = "float64" if self.variable.dtype == "float64" else "float32"
+        kernel = keras.ops.cast(self.variable, dtype)
+        return np.asarray(self.matricization.matrix(kernel))  # a view where nothing is cast
+
+
+class Converter:
+    """How the layers of one family become low-rank ones, and Keras's again.
+
+    A family is a subclass. It names its classes and says where the kernels are; what else differs
+    from one kernel and a bias in a layer, it overrides. `registry.CONVERTERS` lists the families.
+    This class itself is that of all other layers, which are not converted.
+
+    Attributes:
+        classes: tuple of pairs of a Keras layer class and the low-rank one, whose other arguments
+            have the same names. A subclass of either may compute anything, and is not converted.
+        low_rank_arguments: tuple of str, the arguments that only the low-rank classes take.
+    """
+
+    classes = ()
+    low_rank_arguments = ("rank", "min_rank", "max_rank", "truncation")
+
+    def kernels(self, path, layer):
+        """Returns `{path: kernel}` of a layer, each a `Kernel` or a `LowRankLayer`.
+
+        Args:
+            path: str, the path of the layer, with which those of its kernels begin.
+            layer: built layer of the family, plain or low-rank.
+        """
+        return {path: layer} if isinstance(layer, LowRankLayer) else {}
+
+    def convertible_kernels(self, path, layer):
+        """Those of `kernels(path, layer)` that can become low-rank: none in a low-rank layer."""
+        return {} if self.is_low_rank(layer) else self.kernels(path, layer)
+
+    def to_low_rank(self, path, layer, factors):
+        """Returns the low-rank layer for a plain one, with its arguments and given factors.
+
+        Args:
+            path: str, the path of the layer.
+            layer: built plain layer.
+            factors: dict from paths of `kernels(path, layer)` to `(U, S, V)`. A kernel that is not
+                among them stays as it is.
+        """
+        low_rank = self.unbuilt_low_rank(path, layer, factors)
+        build_like(low_rank, layer)
+        before = self.kernels(path, layer)
+        for one, kernel in self.kernels(path, low_rank).items():
+            if one in factors:
+                kernel.factors.assign(factors[one])
+            elif isinstance(kernel, Kernel):
+                kernel.variable.assign(before[one].variable)
+        self.copy_rest(layer, low_rank)
+        return low_rank
+
+    def to_plain(self, layer, style):
+        """Returns the Keras layer, or a model of two of them, for a low-rank layer.
+
+        Args:
+            layer: built low-rank layer.
+            style: str, `"merged"`, or `"factored"` where the layer `can_be_factored`.
+        """
+        plain = self.unbuilt_plain(layer)
+        build_like(plain, layer)
+        before = self.kernels(layer.name, layer)
+        for one, kernel in self.kernels(layer.name, plain).items():
+            kernel.variable.assign(self.merged(before, one))
+        self.copy_rest(layer, plain)
+        return plain
+
+    def is_plain(self, layer):
+        """bool, whether a layer can become low-rank."""
+        return type(layer) in dict(self.classes)
+
+    def is_low_rank(self, layer):
+        """bool, whether a layer is low-rank; those of classes without a converter may be, too."""
+        return isinstance(layer, AcrossRanks) and not isinstance(layer, keras.Model)
+
+    def can_be_factored(self, layer):
+        """bool, whether two Keras layers can multiply with the factors of a low-rank one."""
+        return False
+
+    def variable(self, layer, name):
+        """The variable of the kernel that a plain layer calls `name`."""
+        return getattr(layer, name)
+
+    def matricization(self, layer, shape):
+        """How a kernel of that shape is a matrix in a plain layer."""
+        return Matricization.of_last_axis(shape)
+
+    def merged(self, kernels, path):
+        """The whole kernel that a plain layer has at a path, from `kernels` of a low-rank one."""
+        return merged_kernel(kernels[path])
+
+    def copy_rest(self, source, target):
+        """Copies all but the kernels between a plain and a low-rank layer, either way."""
+        copy_bias(source, target)
+
+    def refusal(self, layer):
+        """Why a layer cannot become low-rank, or None."""
+        if not self.is_plain(layer):
+            return (
+                f"What a {type(layer).__name__} does with the layers that it holds only its code "
+                "says; write its low-rank twin with `keras_lowrank.convert_layer`, or exclude it"
+            )
+        try:
+            self.with_rank(layer, 1)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def with_rank(self, layer, rank):
+        """Returns an unbuilt low-rank layer with the arguments of a plain one.
+
+        Args:
+            layer: plain layer.
+            rank: int, or in a family with several kernels a dict of ranks.
+
+        Raises:
+            ValueError: an argument has no meaning without the kernel (a constraint, an L1 penalty,
+                groups): the words of the low-rank layer.
+        """
+        if getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                "A quantized layer has no kernel of floats to decompose; convert before "
+                f"quantizing. Received: quantization_mode={layer.quantization_mode!r}"
+            )
+        config = self.arguments(layer)
+        for name in ("lora_rank", "lora_alpha"):  # what LoRA learned is in the kernel that is read
+            config.pop(name, None)
+        return dict(self.classes)[type(layer)](**config, rank=rank)
+
+    def unbuilt_low_rank(self, path, layer, factors):
+        """The low-rank layer of `to_low_rank` before it is built, with the ranks of `factors`."""
+        ranks = {
+            one.rpartition("/")[2].removesuffix("_kernel"): factors[one][1].shape[0]
+            for one in self.kernels(path, layer)
+            if one in factors
+        }
+        return self.with_rank(layer, ranks)
+
+    def unbuilt_plain(self, layer):
+        """The Keras layer of `to_plain` before it is built."""
+        return self.plain_class(layer).from_config(self.plain_arguments(layer))
+
+    def plain_class(self, layer):
+        """The Keras class of a low-rank layer.
+
+        Raises:
+            ValueError: a class that no converter knows.
+        """
+        for plain, low_rank in self.classes:
+            if type(layer) is low_rank:
+                return plain
+        raise ValueError(
+            f"`to_keras` knows no Keras layer for the class {type(layer).__name__}. "
+            f"Received: the layer {layer.name!r}"
+        )
+
+    def arguments(self, layer):
+        """The arguments of a layer, plain or low-rank, for another one."""
+        config = layer.get_config()
+        for name in {"activation", "recurrent_activation"} & set(config):
+            # Not from the config: a function without a name does not come back from it.
+            config[name] = copied_activation(getattr(layer, name))
+        return config
+
+    def plain_arguments(self, layer):
+        """The arguments of the Keras layer of a low-rank one."""
+        config = self.arguments(layer)
+        return {key: one for key, one in config.items() if key not in self.low_rank_arguments}
+
+
+def joined(kernels, path, layers):
+    """What `kernels(path, layer)` returns of layers that another one holds, together."""
+    found = {}
+    for layer in layers:
+        found.update(kernels(f"{path}/{layer.name}", layer))
+    return found
+
+
+def in_float64(layer):
+    """U, S and V of a low-rank layer as arrays in float64."""
+    return [np.asarray(part, "float64") for part in layer.factors.read()]
+
+
+def merged_kernel(kernel):
+    """A `Kernel` as an array, or the kernel `U S V^T` of a low-rank layer, in float64."""
+    if isinstance(kernel, Kernel):
+        return np.asarray(kernel.variable)
+    u, s, v = in_float64(kernel)
+    return kernel.matricization.kernel(u @ s @ v.T)
+
+
+def copy_bias(source, target):
+    """Copies the bias of a layer or a cell, where there is one."""
+    if getattr(target, "bias", None) is not None:  # Keras's embedding has no such attribute
+        target.bias.assign(source.bias)

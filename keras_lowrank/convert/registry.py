@@ -1,0 +1,35 @@
+"""The converters of all families of layers: to convert another family, write one and list it."""
+
+from keras_lowrank.convert.attention import AttentionConverter
+from keras_lowrank.convert.converter import Converter
+from keras_lowrank.convert.embedding import EmbeddingConverter
+from keras_lowrank.convert.recurrent import GATED, BidirectionalConverter
+from keras_lowrank.convert.single_kernel import (
+    DENSE,
+    EINSUM_DENSE,
+    Conv2DTransposeConverter,
+    ConvConverter,
+)
+
+CONVERTERS = (
+    DENSE,
+    ConvConverter(),
+    Conv2DTransposeConverter(),
+    EINSUM_DENSE,
+    EmbeddingConverter(),
+    AttentionConverter(),
+    GATED,
+    BidirectionalConverter(),
+)
+
+_BY_CLASS = {cls: one for one in CONVERTERS for pair in one.classes for cls in pair}
+_OF_OTHERS = Converter()
+
+# The Keras classes that have a low-rank one, and their names for an error.
+PLAIN = [plain for one in CONVERTERS for plain, low_rank in one.classes if plain is not low_rank]
+NAMES = ", ".join(plain.__name__ for plain in PLAIN)
+
+
+def converter_of(layer):
+    """The `Converter` of a layer, plain or low-rank or of a class that is not converted."""
+    return _BY_CLASS.get(type(layer), _OF_OTHERS)
