@@ -16,7 +16,7 @@ from keras_lowrank import (
     LowRankDense,
     LowRankEinsumDense,
     LowRankEmbedding,
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankGRU,
     LowRankGRUCell,
     LowRankLSTM,
@@ -160,7 +160,7 @@ def test_what_an_embedding_is_asked_for():
         (lambda: LowRankEmbedding(9, 4, rank=3), (np.array([[1, 2]]),)),
         (lambda: LowRankEinsumDense("abc,cd->abd", (None, 4), rank=3), (SEQUENCES,)),
         (lambda: LowRankLSTM(4, rank=3), (SEQUENCES,)),
-        (lambda: LowRankGroupedQueryAttention(4, 2, 1, rank=3), (SEQUENCES, SEQUENCES)),
+        (lambda: LowRankGroupQueryAttention(4, 2, 1, rank=3), (SEQUENCES, SEQUENCES)),
         (lambda: functional(LowRankDense(4, rank=3)), (X,)),
     ],
 )

@@ -1,4 +1,4 @@
-"""LowRankMultiHeadAttention and LowRankGroupedQueryAttention against Keras's layers."""
+"""LowRankMultiHeadAttention and LowRankGroupQueryAttention against Keras's layers."""
 
 import keras
 import numpy as np

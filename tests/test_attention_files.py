@@ -7,7 +7,7 @@ from keras import layers
 from reference.attention import GROUPED, MULTI_HEAD, NAMES, draw, every, model_of
 
 from keras_lowrank import (
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankModel,
     LowRankMultiHeadAttention,
     from_keras,
@@ -22,7 +22,7 @@ def model():
     """Both kinds in one model; the projections of keys and values of the second are dense."""
     keras.utils.set_random_seed(0)
     first = LowRankMultiHeadAttention(**MULTI_HEAD, rank=3, name="first")
-    second = LowRankGroupedQueryAttention(**GROUPED, rank={"query": 3, "output": 2}, name="second")
+    second = LowRankGroupQueryAttention(**GROUPED, rank={"query": 3, "output": 2}, name="second")
     inputs, x = keras.Input((5, 8)), None
     x = inputs + first(inputs, inputs, use_causal_mask=True)
     model = LowRankModel(inputs, layers.Dense(3, name="head")(second(x, x)))
@@ -175,7 +175,7 @@ def test_rank_above_the_size_of_a_kernel_raises_when_built(low, plain, arguments
 
 
 def test_what_keras_refuses_is_refused_in_its_words():
-    for cls in (layers.GroupQueryAttention, LowRankGroupedQueryAttention):
+    for cls in (layers.GroupQueryAttention, LowRankGroupQueryAttention):
         with pytest.raises(ValueError, match="must be divisible by `num_key_value_heads`"):
             cls(4, 3, 2)
     for cls in (layers.MultiHeadAttention, LowRankMultiHeadAttention):

@@ -17,7 +17,7 @@ from keras_lowrank.layers import (
     LowRankDense,
     LowRankEinsumDense,
     LowRankEmbedding,
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankGRU,
     LowRankLSTM,
     LowRankMultiHeadAttention,
@@ -109,7 +109,7 @@ KINDS = [
 # Layers that hold kernels in layers of their own, the projections.
 ATTENTION = {
     keras.layers.MultiHeadAttention: LowRankMultiHeadAttention,
-    keras.layers.GroupQueryAttention: LowRankGroupedQueryAttention,
+    keras.layers.GroupQueryAttention: LowRankGroupQueryAttention,
 }
 
 # Layers whose cell holds two kernels, each of all gates.

@@ -120,7 +120,7 @@ class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttentio
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class LowRankGroupedQueryAttention(LowRankAttention, keras.layers.GroupQueryAttention):
+class LowRankGroupQueryAttention(LowRankAttention, keras.layers.GroupQueryAttention):
     r"""`keras.layers.GroupQueryAttention` with low-rank projections.
 
     Several heads of queries share one of keys and values; attention itself is Keras's. The kernels
@@ -147,13 +147,13 @@ class LowRankGroupedQueryAttention(LowRankAttention, keras.layers.GroupQueryAtte
 
     Example:
 
-    >>> layer = LowRankGroupedQueryAttention(8, 4, 2, rank={"query": 6, "output": 6})
+    >>> layer = LowRankGroupQueryAttention(8, 4, 2, rank={"query": 6, "output": 6})
     >>> x = tf.ones((2, 10, 32))
     >>> layer(x, x).shape.as_list()
     [2, 10, 32]
     >>> inputs = keras.Input((10, 32))
     >>> LowRankModel(inputs, layer(inputs, inputs)).ranks  # doctest: +NORMALIZE_WHITESPACE
-    {'low_rank_grouped_query_attention/query': 6, 'low_rank_grouped_query_attention/output': 6}
+    {'low_rank_group_query_attention/query': 6, 'low_rank_group_query_attention/output': 6}
     """
 
 
