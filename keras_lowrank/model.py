@@ -226,7 +226,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
     @property
     def ranks(self):
         """The present ranks, `{path of the layer: int}`."""
-        return {path: layer.factors.rank for path, layer in find_built_layers(self).items()}
+        return {path: layer.rank for path, layer in find_built_layers(self).items()}
 
     def freeze_ranks(self):
         """From here on every rank stays what it is. Costs one more trace of the train function."""

@@ -52,7 +52,7 @@ def _unbuilt(path, layer, factors):
         twins = (_unbuilt(f"{path}/{one.name}", one, factors) for one in directions(layer))
         return bidirectional(layer, *twins)
     ranks = {
-        one.rpartition("/")[2].removesuffix("_kernel"): factors[one][1].shape[0]
+        one.rpartition("/")[2]: factors[one][1].shape[0]
         for one in kernel_layers(path, layer)
         if one in factors
     }

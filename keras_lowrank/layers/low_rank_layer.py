@@ -117,7 +117,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for name, value in (("lora_rank", lora_rank), ("lora_alpha", lora_alpha)):
             refuse(value, name, NO_LORA)
         refuse(quantization_config, "quantization_config", QUANTIZE)
-        self.rank = rank
+        self._rank = rank
         self.min_rank = min_rank
         self.max_rank = max_rank
         self.truncation = None if truncation is None else get_truncation(truncation)
@@ -198,6 +198,14 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         return self.matricization.kernel(whole_matrix(self.factors))
 
     @property
+    def rank(self):
+        """The present rank, an int; before the layer is built, the `rank` that was asked for.
+
+        `get_config()["rank"]` stays what was asked for. Outside of traced functions only.
+        """
+        return self.factors.rank if self.built else self._rank
+
+    @property
     def weight_path(self):
         """What the path of the weight is in Keras, such as `dense/kernel`; once built."""
         # A layer whose factors were made outside of `build` has no scope.
@@ -207,7 +215,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     @property
     def policy(self):
         """The layer's bounds and its own truncation (None where it has none)."""
-        grown = self._starting_rank(self.factors.n, self.factors.m) if self.rank is None else None
+        grown = self._starting_rank(self.factors.n, self.factors.m) if self._rank is None else None
         return Policy(self.truncation, self.min_rank, self.max_rank, grown)
 
     def enable_lora(self, rank, *args, **kwargs):
@@ -226,7 +234,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     def get_config(self):
         config = super().get_config()
         config.update(
-            rank=self.rank,
+            rank=self._rank,
             min_rank=self.min_rank,
             max_rank=self.max_rank,
             truncation=keras.saving.serialize_keras_object(self.truncation),
@@ -243,13 +251,13 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
 
     def _starting_rank(self, n, m):
         largest = min(n, m)
-        rank = self.rank
+        rank = self._rank
         if rank is not None and self.caps_rank:
             rank = min(rank, largest)
         if max(rank or 1, self.min_rank) > largest:
             raise ValueError(
                 f"`rank` and `min_rank` of layer {self.name!r} must be at most min(n, m) = "
-                f"{largest} for its {n} x {m} kernel. Received: rank={self.rank}, "
+                f"{largest} for its {n} x {m} kernel. Received: rank={self._rank}, "
                 f"min_rank={self.min_rank}"
             )
         if rank is not None:
@@ -339,8 +347,8 @@ def set_weights(layer, weights):
     >>> layers = [keras.layers.Bidirectional(LowRankLSTM(8, rank=rank)) for rank in (2, 3)]
     >>> outputs = [layer(np.ones((1, 5, 8))) for layer in layers]
     >>> set_weights(layers[0], layers[1].get_weights())
-    >>> layers[0].forward_layer.cell.kernels[0].factors.rank
-    3
+    >>> layers[0].forward_layer.rank
+    {'kernel': 3, 'recurrent_kernel': 3}
     """
     variables = layer.weights
     if len(variables) != len(weights):

@@ -9,7 +9,7 @@ from keras_lowrank import LowRankGroupQueryAttention, LowRankMultiHeadAttention,
 
 MULTI_HEAD = {"num_heads": 2, "key_dim": 4}
 GROUPED = {"head_dim": 4, "num_query_heads": 4, "num_key_value_heads": 2}
-NAMES = ["query", "key", "value", "output"]
+NAMES = ["query", "key", "value", "attention_output"]
 GATED = pytest.mark.skipif(
     "use_gate" not in layers.MultiHeadAttention(1, 1).get_config(), reason="this Keras has no gate"
 )
