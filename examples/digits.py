@@ -146,7 +146,7 @@ def print_comparison(full, low, full_sizes, low_sizes):
     rows = [
         ("test accuracy", *(f"{100 * run['accuracy'][-1]:.2f}%" for run in (full, low))),
         ("weights", f"{weights.full:,}", f"{weights.factored:,}"),
-        ("compression", "", f"{weights.saved(weights.factored):.1f}% fewer"),
+        ("compression", "", f"{weights.saved(weights.factored):.1%} fewer"),
         ("ms per step", *(f"{run['ms_per_step']:.1f}" for run in (full, low))),
         ("SavedModel", *map(kilobytes, (full_sizes[0], low_sizes[0]))),
         ("TFLite", *map(kilobytes, (full_sizes[1], low_sizes[1]))),

@@ -60,13 +60,13 @@ flags.register_validator(
 COMPRESSION = flags.DEFINE_list(
     "compression",
     [],
-    "In place of tolerances: shares of the full-rank weights to save, in percent, separated by "
-    "commas; met after --pruning of the training.",
+    "In place of tolerances: shares of the full-rank weights to save, separated by commas, as "
+    "0.9,0.95; met after --pruning of the training.",
 )
 flags.register_validator(
     COMPRESSION,
-    lambda values: _numbers(values, float, 0.0, 100.0),
-    "must be numbers in [0, 100), separated by commas",
+    lambda values: _numbers(values, float, 0.0, 1.0),
+    "must be numbers in [0, 1), as 0.95 for 95%, separated by commas",
 )
 PRUNING = flags.DEFINE_float(
     "pruning",
@@ -222,7 +222,7 @@ class _Goal(NamedTuple):
         )
 
     def __str__(self):
-        return f"{self.tolerance}" if self.compression is None else f"{self.compression}%"
+        return f"{self.tolerance}" if self.compression is None else f"{self.compression:.1%}"
 
 
 def _goals():
