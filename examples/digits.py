@@ -21,8 +21,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import results
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel, callbacks
-from keras_lowrank.reporting.compression import count_weights
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel, callbacks, count_weights
 
 EPOCHS = flags.DEFINE_integer("epochs", 30, "Epochs for each network.", lower_bound=1)
 TOLERANCE = flags.DEFINE_float(

@@ -27,8 +27,7 @@ from matplotlib.figure import Figure
 
 import image_data
 import results
-from keras_lowrank import Budget
-from keras_lowrank.manifold.point import Point
+from keras_lowrank import Budget, Point
 from methods import LowRank, TwoFactor, balanced_factors
 
 flags.adopt_module_key_flags(image_data)

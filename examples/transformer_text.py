@@ -25,8 +25,13 @@ from absl import flags
 
 import results
 import text_pairs
-from keras_lowrank import Budget, LowRankDense, LowRankModel, LowRankMultiHeadAttention
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank import (
+    Budget,
+    LowRankDense,
+    LowRankModel,
+    LowRankMultiHeadAttention,
+    find_low_rank_layers,
+)
 
 flags.adopt_module_key_flags(text_pairs)
 TASK = flags.DEFINE_enum("task", "sort", text_pairs.TASKS, "What to learn.")
@@ -278,9 +283,7 @@ def main(_):
     title = f"Transformer, {name}: {len(corpus.test):,} test pairs"
     results.print_table(title, (*header, "seeds"), list(rows(runs)))
     kernels = find_low_rank_layers(model).items()
-    ranks = [
-        (path, f"{one.factors.n} x {one.factors.m}", str(one.factors.rank)) for path, one in kernels
-    ]
+    ranks = [(path, f"{one.factors.n} x {one.factors.m}", str(one.rank)) for path, one in kernels]
     if ranks:
         results.print_table(
             f"Ranks of the last run, {title}", ("projection", "n x m", "rank"), ranks

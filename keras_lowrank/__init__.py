@@ -8,7 +8,7 @@ if keras.backend.backend() != "tensorflow":
         f"the first import of keras. Received: backend={keras.backend.backend()!r}"
     )
 
-from keras_lowrank import callbacks, optimizers
+from keras_lowrank import callbacks, integrators, kernels, manifold, optimizers
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
@@ -26,13 +26,15 @@ from keras_lowrank.layers import (
     LowRankLSTM,
     LowRankLSTMCell,
     LowRankMultiHeadAttention,
+    find_low_rank_layers,
 )
 from keras_lowrank.layers.low_rank_layer import set_weights
+from keras_lowrank.manifold import Point, TangentVector
 from keras_lowrank.manifold.plain_training import PlainTrainingWarning
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.ranks.budget import Budget
-from keras_lowrank.ranks.truncation import KeepRank, Tolerance, Truncation
-from keras_lowrank.reporting.compression import Compression
+from keras_lowrank.ranks.truncation import KeepRank, Policy, Tolerance, Truncation
+from keras_lowrank.reporting.compression import Compression, count_weights
 
 __version__ = "0.1.0"
 
@@ -59,12 +61,20 @@ __all__ = [
     "LowRankMultiHeadAttention",
     "Parallel",
     "PlainTrainingWarning",
+    "Point",
+    "Policy",
     "RankAdaptive",
+    "TangentVector",
     "Tolerance",
     "Truncation",
     "callbacks",
     "convert_layer",
+    "count_weights",
+    "find_low_rank_layers",
     "from_keras",
+    "integrators",
+    "kernels",
+    "manifold",
     "optimizers",
     "set_weights",
     "to_keras",

@@ -71,6 +71,27 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
 
     Raises:
         ValueError: an argument outside its range.
+
+    Example, a layer of your own, a dense one with a scale for its outputs:
+
+    >>> @keras.saving.register_keras_serializable("my_package")
+    ... class Scaled(LowRankLayer):
+    ...     def __init__(self, units, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.units = units
+    ...     def build(self, input_shape):
+    ...         self.build_factors((input_shape[-1], self.units))
+    ...         self.scale = self.add_weight(name="scale", shape=(self.units,))
+    ...     def project(self, inputs, basis):
+    ...         return kernels.matmul_last(inputs, basis)
+    ...     def call(self, inputs):
+    ...         return self.scale * super().call(inputs)
+    ...     def get_config(self):
+    ...         return {**super().get_config(), "units": self.units}
+    >>> inputs = keras.Input((5, 8))
+    >>> model = LowRankModel(inputs, Scaled(4, rank=2)(inputs))
+    >>> model.output_shape, model.ranks
+    ((None, 5, 4), {'scaled': 2})
     """
 
     # What the weight is called in Keras, and its layer where that has another name there.

@@ -15,11 +15,28 @@ class Truncation:
     """Decides how many singular values of a layer are kept after a step.
 
     Subclass it for a rule of your own: implement `rank`, and `get_config` where there is
-    something to save.
+    something to save. `compile` takes it for all layers, and each layer for itself.
 
     Attributes:
         grows: bool. Whether ranks may become larger: then an integrator that can tries out more
             directions than `rank` asks for.
+
+    Example, a rule that keeps the singular values above a share of the largest:
+
+    >>> @keras.saving.register_keras_serializable("my_package")
+    ... class Above(Truncation):
+    ...     def __init__(self, share):
+    ...         self.share = share
+    ...     def rank(self, singular_values, current):
+    ...         kept = singular_values > self.share * singular_values[0]
+    ...         return tf.math.count_nonzero(kept, dtype=tf.int32)
+    ...     def get_config(self):
+    ...         return {"share": self.share}
+    >>> values = tf.constant([2.0, 1.0, 0.1])
+    >>> int(Above(0.1).rank(values, current=3))
+    2
+    >>> int(Policy(Above(0.1), min_rank=3).rank(values, current=3))
+    3
     """
 
     grows = True
