@@ -304,7 +304,19 @@ def find_low_rank_layers(model):
     """Returns `{path: layer}` of all low-rank layers inside `model`, in order of attachment.
 
     A path is the names of the layers that hold it and its own, joined by "/", without the name of
-    `model` itself. A layer that is held in several places appears once.
+    `model` itself, as in `LowRankModel.ranks`. A layer that is held in several places appears once.
+
+    Args:
+        model: Keras model or layer.
+
+    Returns:
+        Dict from str to `LowRankLayer`, built or not.
+
+    Example:
+
+    >>> model = keras.Sequential([LowRankDense(8, rank=2, name="low"), keras.layers.Dense(1)])
+    >>> [(path, layer.rank) for path, layer in find_low_rank_layers(model).items()]
+    [('low', 2)]
     """
     found = {}
 

@@ -247,6 +247,7 @@ class Policy(NamedTuple):
         return self._replace(truncation=truncation, **tensors["bounds"])
 
     def rank(self, singular_values, current):
+        """`Truncation.rank`, inside the bounds."""
         rank = self.truncation.rank(singular_values, current)
         most = self.most(tf.shape(singular_values)[0])
         return tf.minimum(tf.maximum(rank, self.min_rank), most)

@@ -47,8 +47,22 @@ def count_weights(model):
     not, but for the biases of layers, and what they normalize with; a low-rank layer counts as its
     matrix. Statistics do not count.
 
+    Args:
+        model: built `keras.Model`, a `LowRankModel` or not.
+
+    Returns:
+        `Compression`.
+
     Raises:
         ValueError: the model has not been built.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, LowRankDense(8, rank=2)(inputs))
+    >>> count = count_weights(model)
+    >>> count.full, count.factored, count.saved(count.factored)
+    (64, 32, 0.5)
     """
     if not model.built:
         raise ValueError(
