@@ -12,7 +12,8 @@ from keras_lowrank import integrators, keras_graphs, keras_internals
 from keras_lowrank.export.exportable import Exportable
 from keras_lowrank.files import checksum
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, refuse_wrappers
+from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers
+from keras_lowrank.layers.wrappers import refuse_wrappers
 from keras_lowrank.optimizers.options import make_rule
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import get_truncation

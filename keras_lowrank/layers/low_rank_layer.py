@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.kernels.kernel_maps import KernelMaps
-from keras_lowrank.kernels.kernel_override import low_rank_apply, squared_norm, whole_matrix
+from keras_lowrank.kernels.kernel_override import low_rank_apply, whole_matrix
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.arguments import (
     NO_LORA,
@@ -19,6 +19,7 @@ from keras_lowrank.layers.arguments import (
 )
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
+from keras_lowrank.layers.kernel_penalty import KernelPenalty
 from keras_lowrank.manifold.factors import Factors, RankVariable
 from keras_lowrank.ranks.truncation import Policy, get_truncation
 
@@ -192,7 +193,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
-            self.S.regularizer = _KernelPenalty(self.kernel_regularizer.l2, self.factors)
+            self.S.regularizer = KernelPenalty(self.kernel_regularizer.l2, self.factors)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -290,16 +291,6 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         return min(max(start, self.min_rank), self.max_rank or largest)
 
 
-class _KernelPenalty(keras.regularizers.Regularizer):
-    """`l2 ||W||_F^2`. Keras collects it from S, whatever kernel the present step has in place."""
-
-    def __init__(self, l2, factors):
-        self.l2, self.factors = l2, factors
-
-    def __call__(self, _):
-        return self.l2 * squared_norm(self.factors)
-
-
 def find_low_rank_layers(model):
     """Returns `{path: layer}` of all low-rank layers inside `model`, in order of attachment.
 
@@ -345,19 +336,6 @@ def find_built_layers(model):
 
 def _read(variable):
     return tf.convert_to_tensor(variable.value) if isinstance(variable, RankVariable) else variable
-
-
-def refuse_wrappers(model):
-    """Raises ValueError where a wrapper inside `model` writes to kernels that are never formed."""
-    for layer in keras_internals.all_layers(model):
-        if isinstance(layer, keras.layers.SpectralNormalization) and (
-            isinstance(layer.layer, LowRankLayer) or find_low_rank_layers(layer.layer)
-        ):
-            raise ValueError(
-                "SpectralNormalization divides a kernel by its largest singular value, in place, "
-                "and a low-rank layer never forms its kernel. Take the layer out of the wrapper. "
-                f"Received: layer {layer.layer.name!r} in {layer.name!r}"
-            )
 
 
 def set_weights(layer, weights):
