@@ -94,7 +94,7 @@ def test_a_rule_makes_the_step_of_the_full_matrix(float64, name):
         new, state = step(factors, lambda W: gradient, state, h, lambda values: rank)  # noqa: B023
         moved = parallel.step(factors, lambda W: D, size, lambda values: rank)  # noqa: B023
         np.testing.assert_allclose(matrix(moved), matrix(new), atol=1e-9)
-        slots = transport_state(rule, slots, (point.U, point.V), to_tensors(new, "float64"))
+        slots = transport_state(slots, (point.U, point.V), to_tensors(new, "float64"), rule.decay)
         factors = new
 
 
@@ -342,7 +342,10 @@ def test_the_direction_of_adam_does_not_depend_on_the_bases(shape, seed):
     found = []
     for factors in ((u, s, v), (u @ turn, s, v @ turn)):
         tangent, point = tangent_of(G, factors), at_origin(factors)
-        rule, squares = adaptive.Adagrad(keras.optimizers.Adagrad()), adaptive.mean_squares(tangent)
+        rule, squares = (
+            adaptive.AdagradRule(keras.optimizers.Adagrad()),
+            adaptive.mean_squares(tangent),
+        )
         found.append(full(rule.scaled_direction(tangent, *squares, point, 1.0).tangent, factors))
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
 
@@ -358,7 +361,10 @@ def test_a_step_of_adam_is_about_as_long_as_that_of_keras_at_every_rank(rank, no
         u, v = (basis @ rng.standard_normal(rank) for basis in (factors[0], factors[2]))
         gradient = rng.standard_normal((60, 30)) if noisy else np.outer(u, v)
         tangent = tangent_of(gradient, factors)
-        rule, squares = adaptive.Adagrad(keras.optimizers.Adagrad()), adaptive.mean_squares(tangent)
+        rule, squares = (
+            adaptive.AdagradRule(keras.optimizers.Adagrad()),
+            adaptive.mean_squares(tangent),
+        )
         direction = rule.scaled_direction(tangent, *squares, point, 1.0).tangent
         lengths.append(float(direction.squared_norm()) ** 0.5)
     # Every entry of a dense kernel would move by about 1.

@@ -22,9 +22,9 @@ def adapted(integrator, chart, direction, policy):
     Returns:
         `(factors, scale)`, orthonormal and diagonal, with a scale of zero for what is on trial.
     """
-    (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
+    left, values, right = chart.diagonalized()
     if policy.keeps_rank:  # nothing is cut, and XLA knows all shapes ahead
-        new = Point(tf.matmul(u, left), diagonal(values), tf.matmul(v, right))
+        new = chart.rotated(left, values, right)
         return new, tf.linalg.diag_part(new.S)
     rank = kept = policy.rank(values, current=tf.size(values))
     tries = integrator.tries(rank) if policy.truncation.grows else None
@@ -35,13 +35,11 @@ def adapted(integrator, chart, direction, policy):
         active = tf.math.count_nonzero(chart.scale, dtype=tf.int32)
         alone = policy.rank(values[:active], current=active)
         rank = tf.where(rank > active, rank, alone)
-        room = policy.room(rank, tf.minimum(tf.shape(u)[0], tf.shape(v)[0]))
+        room = policy.room(rank, tf.minimum(*(tf.shape(one)[0] for one in chart.factors[::2])))
         tried = tf.minimum(tries, room)
         # What was on trial and is not kept goes on, but makes room for what is new.
         kept = rank + tf.minimum(tf.size(values) - rank, tried - tried // 4)
-    new = Point(
-        tf.matmul(u, left[:, :kept]), diagonal(values[:kept]), tf.matmul(v, right[:, :kept])
-    )
+    new = chart.rotated(left[:, :kept], values[:kept], right[:, :kept])
     if tries is not None:
         more = rank + tried - kept
         new = tf.cond(more > 0, lambda: extended(new, direction, more), lambda: new)

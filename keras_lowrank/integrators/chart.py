@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.decompositions import identity_like, signed_svd
-from keras_lowrank.manifold.point import Point
+from keras_lowrank.manifold.point import Point, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector
 
 # Columns of signs that the defect of a basis is measured with.
@@ -157,6 +157,18 @@ class Chart:
         left, core, right = self._orthonormalizers()
         p, values, q = signed_svd(core)
         return tf.matmul(left, p), values, tf.matmul(right, q)
+
+    def rotated(self, left, values, right):
+        """`(U A) diag(s) (V B)^T`, a `Point`: of what `diagonalized` returns, or first columns."""
+        u, _, v = self.factors
+        return Point(tf.matmul(u, left), diagonal(values), tf.matmul(v, right))
+
+    def origin(self):
+        """The same W at the origin of another chart, `(Point, scale)`; as many columns turn."""
+        point = self.rotated(*self.diagonalized())
+        scale = tf.linalg.diag_part(point.S)
+        turns = tf.range(tf.size(scale)) < tf.math.count_nonzero(self.scale, dtype=tf.int32)
+        return point, tf.where(turns, scale, tf.zeros_like(scale))
 
     def _orthonormalizers(self):
         """`(A, C, B)`, all `(r, r)`, with `W = (U A) C (V B)^T`, U A and V B orthonormal."""

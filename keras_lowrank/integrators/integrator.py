@@ -72,7 +72,8 @@ class Integrator:
     >>> inputs = keras.Input((8,))
     >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
     >>> model.compile("sgd", "mse", integrator=Shrinking(adapt_every=1), truncation=0.0)
-    >>> history = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
+    >>> x = np.random.default_rng(0).standard_normal((64, 8))
+    >>> history = model.fit(x, x[:, :4], epochs=5, verbose=0)
     >>> model.ranks
     {'low_rank_dense': 2}
     """

@@ -14,7 +14,7 @@ as Adafactor has it (Shazeer and Stern, arXiv:1804.04235), and the scaled matrix
 
 Of N V the columns are summed over, so that b comes into it as a mean, weighted with the energy of
 the momentum in each column: the K-part is `c_b diag(a) M V`, with `c_b^2 = sum(b^2 |L_j|^2) /
-sum |L_j|^2`, the L-part likewise, and the pair of the two is mended where they meet (`paired`).
+sum |L_j|^2`, the L-part likewise, and the pair of the two is mended where they meet (`to_tangent`).
 
 The length of all of it is that of the step which Keras's rule makes of the whole matrix,
 `||M / v^(1/2)||_F`. With `A = sum(a_i^2 |K_i|^2) / r` and B, its like for L, and with n' and m' the
@@ -26,10 +26,6 @@ an image classifier have 1.0 to 1.5 times the length of Keras's (benchmarks/step
 By Cauchy and Schwarz, the square of a momentum is at most `1 / ((1 - beta_2) (1 - beta_1^2 /
 beta_2))` times the mean square of its gradients. A row of a momentum that was projected may have
 more, from other rows, up to where it never had a gradient; a is smaller there.
-
-Measured on LeNet5, of what was tried before (more of it in benchmarks/README.md): the whole matrix
-`M / v^(1/2)`, projected exactly, and the mean squares of the r columns of both parts (as LDAdam has
-them, arXiv:2410.16103), are each 1.4 to 2.2 points behind at 2.2% of the weights.
 """
 
 import keras
@@ -86,7 +82,7 @@ class _Adaptive(Rule):
 
 
 @register_rule(keras.optimizers.Adam, keras.optimizers.AdamW)
-class Adam(_Adaptive):
+class AdamRule(_Adaptive):
     """`keras.optimizers.Adam` and `AdamW`: `M <- beta_1 P(M) + (1 - beta_1) G`, scaled.
 
     M is kept without the factor `1 - beta_1`, which is in the step size.
@@ -128,7 +124,7 @@ class Adam(_Adaptive):
 
 
 @register_rule(keras.optimizers.RMSprop)
-class RMSprop(_Adaptive):
+class RMSpropRule(_Adaptive):
     """`keras.optimizers.RMSprop`, not centered: scaled first, then the momentum."""
 
     def __init__(self, optimizer):
@@ -161,7 +157,7 @@ class RMSprop(_Adaptive):
 
 
 @register_rule(keras.optimizers.Adagrad)
-class Adagrad(_Adaptive):
+class AdagradRule(_Adaptive):
     """`keras.optimizers.Adagrad`: the squares of rows and columns are summed over all steps."""
 
     def __init__(self, optimizer):

@@ -6,7 +6,7 @@ from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, register_rul
 
 
 @register_rule(keras.optimizers.SGD)
-class GradientDescent(Rule):
+class GradientDescentRule(Rule):
     r"""`keras.optimizers.SGD`: `D = G`, or with momentum mu the tangent vector
 
         M <- mu P(M) + h G,    W <- W - M    (Nesterov: W <- W - mu M - h G),

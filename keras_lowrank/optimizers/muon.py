@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from keras_lowrank.manifold.complement import combine, complement
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.optimizers.adaptive import Adam
+from keras_lowrank.optimizers.adaptive import AdamRule
 from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, register_rule
 
 
-class Muon(Rule):
+class MuonRule(Rule):
     r"""`keras.optimizers.Muon`: `M <- mu P(M) + G`, then an odd polynomial of M.
 
     A momentum in the tangent space is `[U, Q] C [V, Z]^T` with a core C of at most 2r x 2r, and an
@@ -28,7 +28,7 @@ class Muon(Rule):
         super().__init__(optimizer)
         self.state = {"momentum": TANGENT}
         self.decay = float(optimizer.momentum)
-        self._adamw = _AdamW(optimizer)
+        self._adamw = _AdamWRule(optimizer)
 
     def of_layer(self, path):
         keywords = self.optimizer.exclude_layers
@@ -44,11 +44,12 @@ class Muon(Rule):
         # Static, with zeros in place of noise: XLA asks for it, and a zero column changes nothing.
         left = complement(ahead.K, point.U, static=True)
         right = complement(ahead.L, point.V, static=True)
-        corner = tf.zeros([tf.shape(left.root)[1], tf.shape(right.root)[1]], ahead.S.dtype)
+        sizes = tf.shape(left.whitening)[1], tf.shape(right.whitening)[1]
+        normal_block = tf.zeros(sizes, ahead.S.dtype)
         core = tf.concat(
             [
                 tf.concat([ahead.S, tf.transpose(right.outside)], axis=1),
-                tf.concat([left.outside, corner], axis=1),
+                tf.concat([left.outside, normal_block], axis=1),
             ],
             axis=0,
         )
@@ -76,7 +77,7 @@ class Muon(Rule):
         return self.optimizer.rms_rate * tf.sqrt(tf.cast(longest, point.S.dtype))
 
 
-class _AdamW(Adam):
+class _AdamWRule(AdamRule):
     """What Muon leaves to AdamW; its directions are in units of the learning rate of Muon."""
 
     def __init__(self, optimizer):
@@ -97,4 +98,4 @@ class _AdamW(Adam):
 # Keras 3.10 to 3.12 have one that raises on TensorFlow with any model; `rms_rate` is of 3.13.
 RUNS = "rms_rate" in inspect.signature(getattr(keras.optimizers, "Muon", object)).parameters
 if RUNS:
-    register_rule(keras.optimizers.Muon)(Muon)
+    register_rule(keras.optimizers.Muon)(MuonRule)

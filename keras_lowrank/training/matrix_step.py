@@ -82,39 +82,84 @@ def advance(integrator, rule, matrix, gradient, policy, numbers):
         gradient, matrix.slots, chart, numbers.learning_rate, numbers.number
     )
     direction = chart.in_parts(direction.tangent)
-    light = chart.step(direction, numbers.step_size)
 
-    def stay():
+    def stay(moved):
         kept = {
             name: slot.scaled(rule.decay) if _is_carried(name, slot) else slot
-            for name, slot in slots.items()
+            for name, slot in moved.slots.items()
         }
         # What is not finite in a tangent vector has come into the factors.
         rest = [slot for name, slot in slots.items() if not _is_carried(name, slot)]
-        return MatrixState(
-            light.factors, matrix.scale, kept, tf.cast(light.defect, tf.float32) + total(rest)
-        )
+        check = tf.cast(moved.defect, tf.float32) + total(rest)
+        return MatrixState(moved.factors, moved.scale, kept, check)
 
-    def adapt():
-        there = Chart(light.factors, matrix.scale)
-        factors, scale = adapted(integrator, there, direction, policy)
-        new = MatrixState.of(factors, transport_state(rule, slots, (there.U, there.V), factors))
-        return new._replace(scale=scale)
+    def recentered():
+        """The same step from the origin of a chart at the present point: seldom is it long."""
+        origin, scale = chart.origin()
+        here = Chart(origin, scale)
+        tangent = here.in_parts(transport(direction, (chart.U, chart.V), origin))
+        carried = transport_state(slots, (chart.U, chart.V), origin)
+        return _Moved(*here.step(tangent, numbers.step_size), scale, carried, tangent)
+
+    def adapt(moved):
+        there = Chart(moved.factors, moved.scale)
+        factors, scale = adapted(integrator, there, moved.direction, policy)
+        carried = transport_state(moved.slots, (there.U, there.V), factors, rule.decay)
+        return MatrixState.of(factors, carried)._replace(scale=scale)
 
     def far():
         old, fresh = (chart.U, chart.V), chart.refreshed()
         there = transport(direction, old, fresh)
         held = Held(policy, numbers.adapts)
         factors = integrator.move(fresh, there, numbers.step_size, held)
-        new = MatrixState.of(factors, transport_state(rule, slots, old, factors))
+        new = MatrixState.of(factors, transport_state(slots, old, factors, rule.decay))
         return new._replace(scale=frozen(new.scale, tf.math.count_nonzero(chart.scale)))
 
     def full():
-        return tf.cond(near, lambda: tf.nest.flatten(adapt()), lambda: tf.nest.flatten(far()))
+        dense = light._replace(direction=direction.dense())
+        moved = _cond(near, lambda: dense, recentered)
+        return tf.nest.flatten(
+            _cond(
+                moved.defect <= LARGEST_DEFECT,
+                lambda: _cond(numbers.adapts, lambda: adapt(moved), lambda: stay(moved)),
+                far,
+            )
+        )
 
+    light = _Moved(*chart.step(direction, numbers.step_size), matrix.scale, slots, direction)
     near = light.defect <= LARGEST_DEFECT
-    values = tf.cond(near & ~numbers.adapts, lambda: tf.nest.flatten(stay()), outlined(full))
+    values = tf.cond(near & ~numbers.adapts, lambda: tf.nest.flatten(stay(light)), outlined(full))
     return tf.nest.pack_sequence_as(matrix._replace(slots=slots), values)
+
+
+class _Moved(NamedTuple):
+    """A step inside of a chart.
+
+    Attributes:
+        factors, defect: as in `integrators.chart.Step`.
+        scale: tensor, that of the chart.
+        slots: dict, what the rule keeps, tangent vectors as parts in the chart.
+        direction: `TangentVector` of the step, likewise.
+    """
+
+    factors: Point
+    defect: tf.Tensor
+    scale: tf.Tensor
+    slots: dict
+    direction: TangentVector
+
+
+def _cond(condition, yes, no):
+    """`tf.cond` of branches that return a structure of the same kind."""
+    kind = []
+
+    def flat(branch):
+        structure = branch()
+        kind.append(structure)
+        return tf.nest.flatten(structure)
+
+    values = tf.cond(condition, lambda: flat(yes), lambda: flat(no))
+    return tf.nest.pack_sequence_as(kind[0], values)
 
 
 class Held(NamedTuple):
@@ -133,10 +178,10 @@ class Held(NamedTuple):
         return tf.where(self.adapts, self.policy.rank(singular_values, current), current)
 
 
-def transport_state(rule, slots, old, new):
-    """What a rule keeps, with tangent vectors in the tangent space at another matrix."""
+def transport_state(slots, old, new, factor=1.0):
+    """What a rule keeps, with tangent vectors, times a number, in the tangent space elsewhere."""
     return {
-        name: transport(slot, old, new, rule.decay) if _is_carried(name, slot) else slot
+        name: transport(slot, old, new, factor) if _is_carried(name, slot) else slot
         for name, slot in slots.items()
     }
 

@@ -6,7 +6,6 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.factors import RankVariable
-from keras_lowrank.manifold.point import Point, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector, transport, zero_vector
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
 from keras_lowrank.training.matrix_step import MatrixState
@@ -152,11 +151,9 @@ class OptimizerState:
         chart = Chart(matrix.factors, matrix.scale)
         if chart.holds()[1] and tf.reduce_all(chart.active > 0.0):
             return  # the last step was a full one, or there was none
-        (u, _, v), (left, values, right) = chart.factors, chart.diagonalized()
+        left, values, right = chart.diagonalized()
         rank = policy.rank(values, current=tf.size(values))
-        new = Point(
-            tf.matmul(u, left[:, :rank]), diagonal(values[:rank]), tf.matmul(v, right[:, :rank])
-        )
+        new = chart.rotated(left[:, :rank], values[:rank], right[:, :rank])
         slots = {
             name: transport(slot, (chart.U, chart.V), new)
             if isinstance(slot, TangentVector)

@@ -77,7 +77,7 @@ class GivenGradients:
         self.other_gradients = [gradients.get(id(variable)) for variable in others]
 
     def gradients(self, kernels, sources):
-        return [self._gradients.get(id(variable)) for variable in sources]
+        return tf.nest.map_structure(lambda variable: self._gradients.get(id(variable)), sources)
 
     def changing(self):
         return []

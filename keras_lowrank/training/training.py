@@ -18,7 +18,7 @@ from keras_lowrank.training.optimizer_state import OptimizerState
 from keras_lowrank.training.passes import GivenGradients, Passes
 from keras_lowrank.training.rank_warnings import warn_after_training, warn_before_training
 from keras_lowrank.training.replicas import Replicas
-from keras_lowrank.training.step import TrainingStep
+from keras_lowrank.training.step import take_step
 
 
 class Training:
@@ -209,7 +209,7 @@ class Training:
         """Takes a step on `(x, y, sample_weight)` and returns the outputs of the model."""
         others = self.other_variables
         passes = Passes(self.model, batch, others, Replicas())
-        TrainingStep(self, layers, others, passes).run()
+        take_step(self, layers, others, passes)
         return passes.y_pred
 
     def apply(self, grads, trainable_variables=None):
@@ -249,7 +249,7 @@ class Training:
             self.verify()
         factors = {id(v) for one in layers.values() for v in one.factors.variables}
         others = [v for v in known if id(v) not in factors]
-        TrainingStep(self, layers, others, GivenGradients(by_id, others)).run()
+        take_step(self, layers, others, GivenGradients(by_id, others))
         if outside:
             self._take()
             self.check()

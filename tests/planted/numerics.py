@@ -120,9 +120,9 @@ FAULTS = {
         "tail_it_cuts",
     ),
     "the gradient of the first pass in the second": Fault(
-        "training/step.py",
-        "core -= _scaled(core_in(self._clipped[index], point, new), weight)",
-        "core -= _scaled(core_in(self._clipped[index], point, new), 0.5 * weight)",
+        "training/problem.py",
+        "core -= scaled(core_in(self._gradients[index], point, new), weight)",
+        "core -= scaled(core_in(self._gradients[index], point, new), 0.5 * weight)",
         "test_integrators.py",
         "fifty_epochs and fixed_rank",
     ),

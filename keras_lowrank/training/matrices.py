@@ -1,0 +1,135 @@
+"""The step of all low-rank matrices of a model, from gradients to new factors."""
+
+import tensorflow as tf
+
+from keras_lowrank import keras_internals
+from keras_lowrank.integrators.trace_once import trace_once
+from keras_lowrank.manifold.tangent_vector import zero_vector
+from keras_lowrank.optimizers.options import clip_factors, weight_decay
+from keras_lowrank.optimizers.rule import ACCUMULATED
+from keras_lowrank.training.gradients import product, scaled
+from keras_lowrank.training.matrix_step import (
+    MatrixState,
+    StepScalars,
+    advance,
+    tangent_gradient,
+    transport_state,
+)
+from keras_lowrank.training.problem import StepProblem
+
+
+class MatricesStep:
+    """A step of all low-rank matrices of a model.
+
+    Args:
+        training: `Training` of the model.
+        rules: dict from path to `Rule`.
+        layers: dict from path to `LowRankLayer`, in the same order.
+        completed: integer scalar tensor, the number of completed steps.
+
+    Attributes:
+        loss_scale: scalar tensor, what the loss is multiplied with before gradients are taken.
+        decay_factors: list of scalar tensors or None, what weight decay leaves of the matrices.
+        obeyed: dict from a callable `(step) -> Exception` to a scalar bool tensor, what the
+            truncations check.
+    """
+
+    def __init__(self, training, rules, layers, completed):
+        optimizer = training.model.optimizer
+        self._integrator, self._rules = training.model.integrator, list(rules.values())
+        self._optimizer = keras_internals.inner_optimizer(optimizer)
+        rate = tf.convert_to_tensor(optimizer.learning_rate)
+        rate = rate if rate.dtype == tf.float64 else tf.cast(rate, tf.float32)
+        number = tf.cast(completed, tf.float32) + 1.0
+        self._scalars = StepScalars(
+            rate,
+            number,
+            tf.convert_to_tensor(training.rule.step_size(rate, number)),
+            tf.equal((completed + 1) % self._integrator.adapt_every, 0),
+        )
+        self.loss_scale = optimizer.scale_loss(tf.ones([], tf.float32))
+        scales = self._optimizer is not optimizer or self._optimizer.loss_scale_factor
+        self._unscaling = 1.0 / self.loss_scale if scales else None
+        decays = [weight_decay(rule, layers[path]) for path, rule in rules.items()]
+        self.decay_factors = [
+            # Decoupled, as Keras has it.
+            tf.cast(1.0 - decay * rate, layer.S.dtype) if decay else None
+            for decay, layer in zip(decays, layers.values())
+        ]
+        self._held = [training.state.read(path) for path in layers]
+        self._decayed = [one.decayed(f) for one, f in zip(self._held, self.decay_factors)]
+        points = [one.factors for one in self._decayed]
+        self._policies = training.policies(layers.values(), points, number)
+        self.obeyed = {}
+        for policy in self._policies:
+            self.obeyed.update(policy.truncation.checks())
+
+    def move(self, passes, replicated):
+        """The matrices after the step, and how a global norm clips all other gradients.
+
+        Args:
+            passes: `SecondPasses`, of which the first one was taken.
+            replicated: bool, as in `Problem`.
+
+        Returns:
+            `(list of MatrixState, scalar tensor or None)`.
+        """
+        first, gradient = passes.taken[0], trace_once(tangent_gradient)
+        tangents = [
+            gradient(one.factors, one.scale, kernel, self._unscaling)
+            for one, kernel in zip(self._held, first.kernels)
+        ]
+        if self._optimizer.gradient_accumulation_steps:
+            return self._accumulate(tangents, passes, replicated), None
+        return self._advance(tangents, passes, replicated)
+
+    def _advance(self, tangents, passes, replicated):
+        """A step from gradients, as `move` returns it."""
+        others = [scaled(gradient, self._unscaling) for gradient in passes.taken[0].others]
+        clips, common = clip_factors(self._optimizer, tangents, others)
+        clipped = [
+            tangent if clip is None else tangent.scaled(clip)
+            for tangent, clip in zip(tangents, clips)
+        ]
+        if self._integrator.adapt_every > 1:
+            steps = {rule: trace_once(self._one_step(rule)) for rule in self._rules}
+            parts = zip(self._rules, self._decayed, clipped, self._policies)
+            return [steps[rule](*part, self._scalars) for rule, *part in parts], common
+        problem = StepProblem(
+            self._rules,
+            self._decayed,
+            clipped,
+            self._policies,
+            self._scalars,
+            passes,
+            [product(self._unscaling, clip) for clip in clips],
+            replicated,
+        )
+        new = self._integrator.step(problem)
+        parts = zip(self._rules, self._decayed, problem.slots, new)
+        return [
+            MatrixState.of(factors, transport_state(slots, old.factors, factors, rule.decay))
+            for rule, old, slots, factors in parts
+        ], common
+
+    def _one_step(self, rule):
+        return lambda *parts: advance(self._integrator, rule, *parts)
+
+    def _accumulate(self, tangents, passes, replicated):
+        """A step from the mean of some gradients at one point, or nothing but their sum."""
+        steps, held = self._optimizer.gradient_accumulation_steps, self._decayed
+        sums = [t.plus(one.slots[ACCUMULATED]) for t, one in zip(tangents, held)]
+
+        def advance_all():
+            means = [total.scaled(1.0 / steps) for total in sums]
+            new, _ = self._advance(means, passes, replicated)
+            zeros = [zero_vector(matrix.factors) for matrix in new]
+            new = [one.with_slot(ACCUMULATED, zero) for one, zero in zip(new, zeros)]
+            return tf.nest.flatten(new)
+
+        def wait():
+            new = [one.with_slot(ACCUMULATED, total) for one, total in zip(held, sums)]
+            return tf.nest.flatten(new)
+
+        complete = keras_internals.completes_accumulation(self._optimizer)
+        return tf.nest.pack_sequence_as(held, tf.cond(complete, advance_all, wait))
