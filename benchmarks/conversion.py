@@ -23,7 +23,7 @@ import reporting
 from absl import flags
 
 import keras_lowrank
-from keras_lowrank.convert.decomposition import Decomposition
+from keras_lowrank.convert import Decomposition
 
 NETWORKS = flags.DEFINE_list("networks", ["ResNet50", "VGG16"], "Of keras.applications, or none.")
 ENERGY = flags.DEFINE_float("energy", 0.9, "The share of each squared norm to keep.", 0.0, 1.0)

@@ -13,7 +13,7 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank import find_low_rank_layers
 
 
 class TrainingSteps:

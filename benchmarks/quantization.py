@@ -4,7 +4,7 @@ LeNet5 on MNIST, trained low-rank down to a share of its weights, and exported i
 full rank is, and how large a file of it in float, the report of each export says.
 
     python benchmarks/quantization.py --data_dir ~/tensorflow_datasets
-    python benchmarks/quantization.py --compression 95 --epochs 5
+    python benchmarks/quantization.py --compression 0.95 --epochs 5
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from absl import flags
 
 from keras_lowrank import Budget
 
-COMPRESSION = flags.DEFINE_float("compression", 90.0, "Percent of the weights to save.", 0.0, 99.0)
+COMPRESSION = flags.DEFINE_float("compression", 0.9, "The share of the weights to save.", 0.0, 0.99)
 EPOCHS = flags.DEFINE_integer("epochs", 2, "Epochs of training.", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 200, "Images to calibrate int8 with.", lower_bound=1)
 DATA_DIR = flags.DEFINE_string(
@@ -84,7 +84,7 @@ def main(_):
     columns |= {"accuracy": "{:.2f}", "points_lost": "{:.2f}", "ms": "{:.3f}"}
     columns |= {"full_rank_ms": "{:.3f}"}
     count = model.compression()
-    title = f"LeNet5 with {count.saved(count.factored):.1f}% of its weights saved, as LiteRT"
+    title = f"LeNet5 with {count.saved(count.factored):.1%} of its weights saved, as LiteRT"
     settings = {"epochs": EPOCHS.value, "samples": SAMPLES.value, "ranks": model.ranks}
     reporting.report("quantization", title, rows, columns, weights=count.factored, **settings)
 

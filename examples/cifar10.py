@@ -6,7 +6,7 @@ Momentum, Adam or Muon, a learning rate that falls to zero, a budget of weights 
 quarter of the training; images flipped and shifted at random.
 
     python examples/cifar10.py --full_rank                 # ResNet20 (He et al. 2016, section 4.2)
-    python examples/cifar10.py --epochs 12 --compression 60 --flagfile examples/resnet20.flags
+    python examples/cifar10.py --epochs 12 --compression 0.6 --flagfile examples/resnet20.flags
     python examples/cifar10.py --full_rank --network vgg   # 32-32-64-64-128-128-256, pooled thrice
     python examples/cifar10.py --full_rank --network vgg11 --flagfile examples/cifar10.flags
     python examples/cifar10.py --full_rank --network vit   # 4 blocks, 128 wide, on 8 x 8 patches

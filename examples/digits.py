@@ -21,8 +21,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import results
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel, callbacks
-from keras_lowrank.reporting.compression import count_weights
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel, callbacks, count_weights
 
 EPOCHS = flags.DEFINE_integer("epochs", 30, "Epochs for each network.", lower_bound=1)
 TOLERANCE = flags.DEFINE_float(
@@ -146,7 +145,7 @@ def print_comparison(full, low, full_sizes, low_sizes):
     rows = [
         ("test accuracy", *(f"{100 * run['accuracy'][-1]:.2f}%" for run in (full, low))),
         ("weights", f"{weights.full:,}", f"{weights.factored:,}"),
-        ("compression", "", f"{weights.saved(weights.factored):.1f}% fewer"),
+        ("compression", "", f"{weights.saved(weights.factored):.1%} fewer"),
         ("ms per step", *(f"{run['ms_per_step']:.1f}" for run in (full, low))),
         ("SavedModel", *map(kilobytes, (full_sizes[0], low_sizes[0]))),
         ("TFLite", *map(kilobytes, (full_sizes[1], low_sizes[1]))),

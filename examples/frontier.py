@@ -109,7 +109,11 @@ def plot(path, report):
     rows = table(report["runs"])
     for method in dict.fromkeys(row["method"] for row in rows):
         points = sorted(
-            (row["evaluation_compression"], row["test_accuracy_mean"], row["test_accuracy_std"])
+            (
+                100.0 * row["evaluation_compression"],
+                row["test_accuracy_mean"],
+                row["test_accuracy_std"],
+            )
             for row in rows
             if row["method"] == method
         )
@@ -139,7 +143,7 @@ def print_table(report):
         cells.append(
             [
                 row["method"],
-                "-" if goal is None else f"{goal}" + "%" * bool(row["compression"]),
+                "-" if goal is None else f"{goal:.1%}" if row["compression"] else f"{goal}",
                 f"{row['test_accuracy_mean']:.2f}%" + (f" ± {spread:.2f}" if spread else ""),
                 " ".join(map(str, row["ranks"])) or "-",
                 _weights(row, "evaluation"),
@@ -166,9 +170,9 @@ def _summary(runs):
         "test_accuracy_std": round(statistics.stdev(accuracies), 3) if len(runs) > 1 else None,
         "ranks": [int(statistics.median(ranks)) for ranks in zip(*(run["ranks"] for run in runs))],
         "evaluation_weights": round(factored),
-        "evaluation_compression": round(100.0 * (1.0 - factored / full), 2),
+        "evaluation_compression": round(1.0 - factored / full, 4),
         "training_weights": round(training),
-        "training_compression": round(100.0 * (1.0 - training / full), 2),
+        "training_compression": round(1.0 - training / full, 4),
         "seconds_per_epoch": round(statistics.median(r["seconds_per_epoch"] for r in runs), 2),
         "traces": max(run["traces"] for run in runs),
     }
@@ -180,7 +184,7 @@ def _goal(run):
 
 def _weights(row, when):
     saved = row[f"{when}_compression"]
-    return f"{row[f'{when}_weights']:,}" + (f" ({-saved:+.1f}%)" if saved else "")
+    return f"{row[f'{when}_weights']:,}" + (f" ({-saved:+.1%})" if saved else "")
 
 
 def main(arguments):

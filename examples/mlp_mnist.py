@@ -6,7 +6,7 @@ all low-rank but the last layer; both networks by momentum with a learning rate 
     python examples/mlp_mnist.py                           # tolerance 0.1, three seeds
     python examples/mlp_mnist.py --width 2048 --seeds 1
     python examples/mlp_mnist.py --nofull_rank             # the low-rank network only
-    python examples/mlp_mnist.py --compression 85,90,95 --baselines two_factor
+    python examples/mlp_mnist.py --compression 0.85,0.9,0.95 --baselines two_factor
 
 Writes out/mlp_mnist/mlp_mnist.json (with every run and epoch), .csv (the table) and .png.
 """

@@ -130,7 +130,7 @@ def main(_):
 
 def _weights(model):
     count = model.compression()
-    return {"weights": count.factored, "compression": round(count.saved(count.factored), 2)}
+    return {"weights": count.factored, "compression": round(count.saved(count.factored), 4)}
 
 
 def _settings():
@@ -151,7 +151,7 @@ def _print(full, rows):
     header.append(f"retrained {RETRAIN_EPOCHS.value} epochs")
     header += [f"from scratch, {EPOCHS.value + RETRAIN_EPOCHS.value}"] * FROM_SCRATCH.value
     cells = [
-        [str(row["rank"]), f"{row['weights']:,}", f"{row['compression']:.1f}%"]
+        [str(row["rank"]), f"{row['weights']:,}", f"{row['compression']:.1%}"]
         + [f"{row[key]:.2f}%" for key in ("cut", "retrained", "from_scratch") if key in row]
         for row in rows
     ]

@@ -27,8 +27,7 @@ from matplotlib.figure import Figure
 
 import image_data
 import results
-from keras_lowrank import Budget
-from keras_lowrank.manifold.point import Point
+from keras_lowrank import Budget, Point
 from methods import LowRank, TwoFactor, balanced_factors
 
 flags.adopt_module_key_flags(image_data)
@@ -44,7 +43,7 @@ LIMIT = flags.DEFINE_integer("limit", 60000, "Training images.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
 RANK = flags.DEFINE_integer("rank", 32, "Rank of both hidden layers.", lower_bound=2)
 COMPRESSION = flags.DEFINE_float(
-    "compression", 90.0, "Weights to save, in percent, in the run whose ranks fall.", 0.0, 99.0
+    "compression", 0.9, "The share of the weights to save in the run whose ranks fall.", 0.0, 0.99
 )
 SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of every row: seeds 0, 1, ...", lower_bound=1)
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "./out/robustness", "Folder of JSON, CSV and plot.")

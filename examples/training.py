@@ -27,8 +27,7 @@ import frontier
 import image_data
 import keras_lowrank
 import results
-from keras_lowrank.optimizers import muon
-from keras_lowrank.reporting.compression import count_weights
+from keras_lowrank import count_weights
 from methods import FullRank, LowRank, TwoFactor, weights_by_name
 
 
@@ -60,13 +59,13 @@ flags.register_validator(
 COMPRESSION = flags.DEFINE_list(
     "compression",
     [],
-    "In place of tolerances: shares of the full-rank weights to save, in percent, separated by "
-    "commas; met after --pruning of the training.",
+    "In place of tolerances: shares of the full-rank weights to save, separated by commas, as "
+    "0.9,0.95; met after --pruning of the training.",
 )
 flags.register_validator(
     COMPRESSION,
-    lambda values: _numbers(values, float, 0.0, 100.0),
-    "must be numbers in [0, 100), separated by commas",
+    lambda values: _numbers(values, float, 0.0, 1.0),
+    "must be numbers in [0, 1), as 0.95 for 95%, separated by commas",
 )
 PRUNING = flags.DEFINE_float(
     "pruning",
@@ -120,7 +119,7 @@ OPTIMIZER = flags.DEFINE_enum(
 )
 flags.register_validator(
     OPTIMIZER,
-    lambda name: name != "muon" or muon.RUNS,
+    lambda name: name != "muon" or tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 13),
     "muon needs Keras 3.13 or later",
 )
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.05, "Its learning rate.", lower_bound=0.0)
@@ -222,7 +221,7 @@ class _Goal(NamedTuple):
         )
 
     def __str__(self):
-        return f"{self.tolerance}" if self.compression is None else f"{self.compression}%"
+        return f"{self.tolerance}" if self.compression is None else f"{self.compression:.1%}"
 
 
 def _goals():

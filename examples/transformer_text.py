@@ -7,7 +7,7 @@ letters of a word, reverse it, or add two numbers; the test texts are none of th
 Or, with --translate, Portuguese to English from TED talks, by tensorflow-datasets.
 
     python examples/transformer_text.py                     # sorting, full rank and 75% saved
-    python examples/transformer_text.py --task add --compression 60,75,85
+    python examples/transformer_text.py --task add --compression 0.6,0.75,0.85
     python examples/transformer_text.py --limit 2000 --epochs 2 --width 32  # a short run
     python examples/transformer_text.py --translate --width 128 --layers 4 --dropout 0.1 --epochs 20
 
@@ -25,8 +25,13 @@ from absl import flags
 
 import results
 import text_pairs
-from keras_lowrank import Budget, LowRankDense, LowRankModel, LowRankMultiHeadAttention
-from keras_lowrank.layers import find_low_rank_layers
+from keras_lowrank import (
+    Budget,
+    LowRankDense,
+    LowRankModel,
+    LowRankMultiHeadAttention,
+    find_low_rank_layers,
+)
 
 flags.adopt_module_key_flags(text_pairs)
 TASK = flags.DEFINE_enum("task", "sort", text_pairs.TASKS, "What to learn.")
@@ -42,7 +47,7 @@ HEADS = flags.DEFINE_integer("heads", 4, "Heads of attention.", lower_bound=1)
 LAYERS = flags.DEFINE_integer("layers", 1, "Blocks of encoder and of decoder.", lower_bound=1)
 DROPOUT = flags.DEFINE_float("dropout", 0.0, "Share that is dropped after each block.", 0.0, 1.0)
 COMPRESSION = flags.DEFINE_list(
-    "compression", ["75"], "Percent of the projections' weights to save, separated by commas."
+    "compression", ["0.75"], "Shares of the projections' weights to save, separated by commas."
 )
 PRUNING = flags.DEFINE_float("pruning", 0.25, "Share of the training after which it is met.", 0, 1)
 INTEGRATOR = flags.DEFINE_enum(
@@ -58,8 +63,8 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of every row.", lower_bound=1)
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/transformer_text", "Folder for the JSON.")
 flags.register_validator(
     COMPRESSION,
-    lambda values: all(v.replace(".", "", 1).isdigit() and float(v) < 100 for v in values),
-    "must be numbers in [0, 100), separated by commas",
+    lambda values: all(v.replace(".", "", 1).isdigit() and float(v) < 1 for v in values),
+    "must be numbers in [0, 1), as 0.75 for 75%, separated by commas",
 )
 
 
@@ -219,7 +224,7 @@ def train(method, corpus, seed, name, compression=None):
 def _budget(model, compression, steps):
     full = weights(model)["full"]
     others = model.compression().full - full
-    left = others + round(full * (1.0 - compression / 100.0))
+    left = others + round(full * (1.0 - compression))
     return Budget(weights=left, steps=max(1, round(PRUNING.value * steps)))
 
 
@@ -249,7 +254,7 @@ def rows(runs):
             for key in ("full", "projections", "model")
         )
         yield (
-            "full rank" if share is None else f"low-rank, {share:g}%",
+            "full rank" if share is None else f"low-rank, {100 * share:g}%",
             f"{exact:.2%}",
             f"{tokens:.2%}",
             f"{kept:,.0f}",
@@ -278,9 +283,7 @@ def main(_):
     title = f"Transformer, {name}: {len(corpus.test):,} test pairs"
     results.print_table(title, (*header, "seeds"), list(rows(runs)))
     kernels = find_low_rank_layers(model).items()
-    ranks = [
-        (path, f"{one.factors.n} x {one.factors.m}", str(one.factors.rank)) for path, one in kernels
-    ]
+    ranks = [(path, f"{one.factors.n} x {one.factors.m}", str(one.rank)) for path, one in kernels]
     if ranks:
         results.print_table(
             f"Ranks of the last run, {title}", ("projection", "n x m", "rank"), ranks

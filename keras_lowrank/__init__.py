@@ -8,7 +8,7 @@ if keras.backend.backend() != "tensorflow":
         f"the first import of keras. Received: backend={keras.backend.backend()!r}"
     )
 
-from keras_lowrank import callbacks, diagnostics, optimizers
+from keras_lowrank import callbacks, diagnostics, integrators, kernels, manifold, optimizers
 from keras_lowrank.convert import convert_layer, from_keras, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
@@ -19,20 +19,22 @@ from keras_lowrank.layers import (
     LowRankDense,
     LowRankEinsumDense,
     LowRankEmbedding,
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankGRU,
     LowRankGRUCell,
     LowRankLayer,
     LowRankLSTM,
     LowRankLSTMCell,
     LowRankMultiHeadAttention,
+    find_low_rank_layers,
 )
 from keras_lowrank.layers.low_rank_layer import set_weights
+from keras_lowrank.manifold import Point, TangentVector
 from keras_lowrank.manifold.plain_training import PlainTrainingWarning
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.ranks.budget import Budget
-from keras_lowrank.ranks.truncation import KeepRank, Tolerance, Truncation
-from keras_lowrank.reporting.compression import Compression
+from keras_lowrank.ranks.truncation import KeepRank, Policy, Tolerance, Truncation
+from keras_lowrank.reporting.compression import Compression, count_weights
 
 __version__ = "0.1.0"
 
@@ -51,7 +53,7 @@ __all__ = [
     "LowRankEmbedding",
     "LowRankGRU",
     "LowRankGRUCell",
-    "LowRankGroupedQueryAttention",
+    "LowRankGroupQueryAttention",
     "LowRankLSTM",
     "LowRankLSTMCell",
     "LowRankLayer",
@@ -59,13 +61,21 @@ __all__ = [
     "LowRankMultiHeadAttention",
     "Parallel",
     "PlainTrainingWarning",
+    "Point",
+    "Policy",
     "RankAdaptive",
+    "TangentVector",
     "Tolerance",
     "Truncation",
     "callbacks",
     "convert_layer",
+    "count_weights",
     "diagnostics",
+    "find_low_rank_layers",
     "from_keras",
+    "integrators",
+    "kernels",
+    "manifold",
     "optimizers",
     "set_weights",
     "to_keras",

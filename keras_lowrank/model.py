@@ -12,8 +12,9 @@ from keras_lowrank import integrators, keras_graphs, keras_internals
 from keras_lowrank.export.exportable import Exportable
 from keras_lowrank.files import checksum
 from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers, refuse_wrappers
-from keras_lowrank.optimizers import make_rule
+from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers
+from keras_lowrank.layers.wrappers import refuse_wrappers
+from keras_lowrank.optimizers.options import make_rule
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import get_truncation
 from keras_lowrank.reloading import check_reloads
@@ -226,7 +227,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
     @property
     def ranks(self):
         """The present ranks, `{path of the layer: int}`."""
-        return {path: layer.factors.rank for path, layer in find_built_layers(self).items()}
+        return {path: layer.rank for path, layer in find_built_layers(self).items()}
 
     def freeze_ranks(self):
         """From here on every rank stays what it is. Costs one more trace of the train function."""

@@ -16,7 +16,7 @@ from keras_lowrank import (
     LowRankDense,
     LowRankEinsumDense,
     LowRankEmbedding,
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankGRU,
     LowRankGRUCell,
     LowRankLSTM,
@@ -80,7 +80,7 @@ def test_integers_of_numpy(kind):
         LowRankEinsumDense("ab,bc->ac", four, rank=three),
         LowRankEmbedding(four, four, rank=three),
         LowRankLSTM(four, rank=three),
-        LowRankGRU(four, rank={"recurrent": three}),
+        LowRankGRU(four, rank={"recurrent_kernel": three}),
         LowRankMultiHeadAttention(2, 4, rank=three),
     ]
     for layer in made:
@@ -108,10 +108,10 @@ def test_one_rank_for_several_kernels_is_at_most_what_each_can_have():
         layer(SEQUENCES[..., :5])
         model = keras_lowrank.layers.low_rank_layer.find_low_rank_layers(layer).items()
         for path, one in model:
-            assert one.factors.rank == (8 if "recurrent" in path else 5)
+            assert one.rank == (8 if "recurrent" in path else 5)
     attention = LowRankMultiHeadAttention(2, 3, rank=8)
     attention(SEQUENCES, SEQUENCES)
-    assert {one.factors.rank for one in attention._flatten_layers(False) if one.weights} == {6}
+    assert {one.rank for one in attention._flatten_layers(False) if one.weights} == {6}
     with pytest.raises(ValueError, match="at most"):  # one that is asked for by name
         LowRankLSTM(32, rank={"kernel": 8})(SEQUENCES[..., :5])
 
@@ -160,7 +160,7 @@ def test_what_an_embedding_is_asked_for():
         (lambda: LowRankEmbedding(9, 4, rank=3), (np.array([[1, 2]]),)),
         (lambda: LowRankEinsumDense("abc,cd->abd", (None, 4), rank=3), (SEQUENCES,)),
         (lambda: LowRankLSTM(4, rank=3), (SEQUENCES,)),
-        (lambda: LowRankGroupedQueryAttention(4, 2, 1, rank=3), (SEQUENCES, SEQUENCES)),
+        (lambda: LowRankGroupQueryAttention(4, 2, 1, rank=3), (SEQUENCES, SEQUENCES)),
         (lambda: functional(LowRankDense(4, rank=3)), (X,)),
     ],
 )

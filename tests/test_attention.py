@@ -1,4 +1,4 @@
-"""LowRankMultiHeadAttention and LowRankGroupedQueryAttention against Keras's layers."""
+"""LowRankMultiHeadAttention and LowRankGroupQueryAttention against Keras's layers."""
 
 import keras
 import numpy as np
@@ -60,10 +60,10 @@ def test_attention_basics(low, plain, arguments):
 def test_config_round_trip_keeps_every_argument(low, plain, arguments):
     layer = low(
         **arguments,
-        rank={"query": 3, "output": None},
-        min_rank=2,
+        rank={"query": 3, "attention_output": None},
+        min_rank={"query": 2},
         max_rank=4,
-        truncation=Tolerance(0.2),
+        truncation={"query": 0.2, "attention_output": Tolerance(0.1, relative=False)},
         dropout=0.1,
         use_bias=False,
         kernel_initializer="he_uniform",
@@ -76,18 +76,18 @@ def test_config_round_trip_keeps_every_argument(low, plain, arguments):
     assert set(plain(**arguments).get_config()) < set(config)
     again = low.from_config(config)
     assert again.get_config() == config
-    assert again.rank == {"query": 3, "output": None} and again.truncation.tau == 0.2
+    assert again.rank == {"query": 3, "attention_output": None}
     serialized = keras.saving.serialize_keras_object(layer)
     assert keras.saving.deserialize_keras_object(serialized).get_config() == config
     again.build((None, 5, 8), (None, 5, 8))
     one = projections(again)["query"]
-    assert (one.factors.rank, one.policy.min_rank, one.policy.max_rank) == (3, 2, 4)
-    assert one.policy.truncation.tau == 0.2 and one.dtype_policy.name == "mixed_bfloat16"
+    assert (one.rank, one.policy.min_rank, one.policy.max_rank) == (3, 2, 4)
+    assert one.policy.truncation.tolerance == 0.2 and one.dtype_policy.name == "mixed_bfloat16"
     assert one.kernel_regularizer is not None and one.bias is None
-    assert [name for name, one in projections(again).items() if hasattr(one, "factors")] == [
-        "query",
-        "output",
-    ]
+    other = projections(again)["attention_output"]
+    assert (other.policy.min_rank, other.policy.truncation.relative) == (1, False)
+    assert again.rank == {"query": 3, "attention_output": other.rank}
+    assert again.get_config()["rank"] == config["rank"]
 
 
 MASK = np.tril(np.ones((1, 5, 7), bool), 1)

@@ -7,7 +7,7 @@ from keras import layers
 from reference.attention import GROUPED, MULTI_HEAD, NAMES, draw, every, model_of
 
 from keras_lowrank import (
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankModel,
     LowRankMultiHeadAttention,
     from_keras,
@@ -16,13 +16,15 @@ from keras_lowrank import (
 from keras_lowrank.convert.attention import projections
 from keras_lowrank.convert.inspection import kernels
 
+SECOND = {"query": 3, "attention_output": 2}
+
 
 @pytest.fixture(scope="module")
 def model():
     """Both kinds in one model; the projections of keys and values of the second are dense."""
     keras.utils.set_random_seed(0)
     first = LowRankMultiHeadAttention(**MULTI_HEAD, rank=3, name="first")
-    second = LowRankGroupedQueryAttention(**GROUPED, rank={"query": 3, "output": 2}, name="second")
+    second = LowRankGroupQueryAttention(**GROUPED, rank=SECOND, name="second")
     inputs, x = keras.Input((5, 8)), None
     x = inputs + first(inputs, inputs, use_causal_mask=True)
     model = LowRankModel(inputs, layers.Dense(3, name="head")(second(x, x)))
@@ -32,7 +34,8 @@ def model():
     return model
 
 
-RANKS = {**{f"first/{name}": 3 for name in NAMES}, "second/query": 3, "second/output": 2}
+RANKS = {f"first/{name}": 3 for name in NAMES}
+RANKS |= {f"second/{name}": rank for name, rank in SECOND.items()}
 
 
 def test_weights_load_across_ranks_and_a_whole_model_comes_back(model, tmp_path):
@@ -47,6 +50,8 @@ def test_weights_load_across_ranks_and_a_whole_model_comes_back(model, tmp_path)
             + [one.factors.read().S[:1, :1], one.factors.read().V[:, :1]]
         )
     assert again.ranks["first/key"] == 1
+    assert again.get_layer("first").rank == dict.fromkeys(NAMES, 1)
+    assert again.get_layer("first").get_config()["rank"] == 3  # what it started with
     model.save_weights(tmp_path / "model.weights.h5")
     again.load_weights(tmp_path / "model.weights.h5")
     assert again.ranks == RANKS
@@ -92,7 +97,7 @@ def full_model():
         ({"rank": 2, "include": "attend"}, {f"attend/{name}": 2 for name in NAMES}),
         ({"rank": 2, "exclude": layers.MultiHeadAttention}, {"head": 2}),
         ({"rank": 2, "include": ["key", "attend/value"]}, {"attend/key": 2, "attend/value": 2}),
-        ({"rank": {"attend": 3, "*/query": 2}, "exclude": "output"},
+        ({"rank": {"attend": 3, "*/query": 2}, "exclude": "attention_output"},
          {"attend/query": 2, "attend/key": 3, "attend/value": 3}),
         # Of 8 x 8 only ranks below 4 save anything; of 8 x 3 those below 2.2.
         ({"rank": {"query": 3, "key": 4, "head": 2}}, {"attend/query": 3, "head": 2}),
@@ -115,7 +120,8 @@ def test_from_keras_takes_the_projections_that_are_meant(full_model, arguments, 
 def test_projections_are_inspected_one_by_one(full_model, model):
     found = {one.path: one for one in kernels(full_model)}
     assert list(found) == [*(f"attend/{name}" for name in NAMES), "head"]
-    assert found["attend/output"].shape == (8, 8) and found["attend/output"].rank is None
+    outputs = found["attend/attention_output"]
+    assert outputs.shape == (8, 8) and outputs.rank is None
     ranks = {one.path: one.rank for one in kernels(model)}
     assert ranks == {**RANKS, "second/key": None, "second/value": None, "head": None}
     low_rank = {one.path for one in kernels(model) if one.kind == "LowRankEinsumDense"}
@@ -139,7 +145,7 @@ def test_trainable_flags_of_projections_stay():
     projections(full.get_layer("attend"))["key"].trainable = False
     low = from_keras(full, rank=2, include="attend")
     flags = {name: one.trainable for name, one in projections(low.get_layer("attend")).items()}
-    assert flags == {"query": True, "key": False, "value": True, "output": True}
+    assert flags == {"query": True, "key": False, "value": True, "attention_output": True}
 
 
 # Errors.
@@ -153,10 +159,15 @@ def test_trainable_flags_of_projections_stay():
         ({"rank": {"key": 2.5}}, "`rank` must be a positive integer.*rank=2.5"),
         (
             {"rank": {"qery": 2}},
-            r"dict with some of the keys \['query', 'key', 'value', 'output'\]",
+            r"dict with some of the keys \['query', 'key', 'value', 'attention_output'\]",
         ),
         ({"rank": {"gate": 2}}, "dict with some of the keys"),
         ({"rank": {}}, "dict with some of the keys"),
+        (
+            {"rank": {"key": 2}, "min_rank": {"value": 2}},
+            "`min_rank` must be for kernels that",
+        ),
+        ({"rank": 2, "truncation": {"output": 0.1}}, "`truncation` must be one value.*'output'"),
         ({"rank": 4, "max_rank": 3}, "min_rank <= rank <= max_rank"),
         ({"truncation": 1.5}, r"must be in \[0, 1\)"),
         ({"kernel_constraint": "non_neg"}, "`kernel_constraint` must be None in a low-rank layer"),
@@ -175,7 +186,7 @@ def test_rank_above_the_size_of_a_kernel_raises_when_built(low, plain, arguments
 
 
 def test_what_keras_refuses_is_refused_in_its_words():
-    for cls in (layers.GroupQueryAttention, LowRankGroupedQueryAttention):
+    for cls in (layers.GroupQueryAttention, LowRankGroupQueryAttention):
         with pytest.raises(ValueError, match="must be divisible by `num_key_value_heads`"):
             cls(4, 3, 2)
     for cls in (layers.MultiHeadAttention, LowRankMultiHeadAttention):

@@ -13,7 +13,7 @@ from keras_lowrank import (
     LowRankDense,
     LowRankEinsumDense,
     LowRankEmbedding,
-    LowRankGroupedQueryAttention,
+    LowRankGroupQueryAttention,
     LowRankGRU,
     LowRankLSTM,
     LowRankModel,
@@ -35,7 +35,7 @@ LAYERS = {
 }
 ATTENTION = {
     "mha": lambda: LowRankMultiHeadAttention(2, 3, rank=2),
-    "gqa": lambda: LowRankGroupedQueryAttention(3, 2, 1, rank=2),
+    "gqa": lambda: LowRankGroupQueryAttention(3, 2, 1, rank=2),
 }
 IDS = [[1, 2, 3], [4], [], [8, 0]]
 

@@ -63,7 +63,7 @@ def test_config_round_trip_keeps_every_argument():
     assert again.get_config() == config
     assert (again.kernel_size, again.strides, again.padding) == ((3, 2), (2, 2), "same")
     assert (again.data_format, again.use_bias, again.rank) == ("channels_first", False, 4)
-    assert again.truncation.tau == 0.2 and again.dtype_policy.name == "mixed_float16"
+    assert again.truncation.tolerance == 0.2 and again.dtype_policy.name == "mixed_float16"
     serialized = keras.saving.serialize_keras_object(layer)
     assert keras.saving.deserialize_keras_object(serialized).get_config() == config
 
@@ -171,7 +171,7 @@ def test_definite_kernel_starts_as_its_best_approximation():
 def test_rank_none_leaves_two_fifths_of_the_weights():
     layer = LowRankConv2D(50, 5)
     layer.build((None, 12, 12, 20))
-    n, m, rank = 500, 50, layer.factors.rank
+    n, m, rank = 500, 50, layer.rank
     assert rank * (n + m) <= 0.4 * n * m < (rank + 1) * (n + m)
 
 

@@ -62,7 +62,7 @@ def test_spatial_conv2d_basics():
     np.testing.assert_allclose(layer.losses, [0.01 * np.sum(np.square(layer.kernel))], rtol=1e-5)
     largest = spatial(6, 3)
     largest.build((None, 8, 8, 4))
-    n, m, rank = 12, 18, largest.factors.rank
+    n, m, rank = 12, 18, largest.rank
     assert rank * (n + m + rank) <= n * m < (rank + 1) * (n + m + rank + 1)
 
 

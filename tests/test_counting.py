@@ -72,7 +72,7 @@ def test_weights_are_counted_and_nothing_else(case):
     model = model_with(layer)
     if expected is None:
         low = [one for one in layer._flatten_layers() if isinstance(one, LowRankDense)]
-        expected = sum(one.factors.rank * (one.factors.n + one.factors.m) for one in low)
+        expected = sum(one.rank * (one.factors.n + one.factors.m) for one in low)
     assert model.compression().factored == LOW + expected
     model.compile(keras.optimizers.Adam(), "mse")
     held = model.compression().training

@@ -190,13 +190,13 @@ def test_what_the_loss_does_not_reach_stays_as_it_is(integrator, way):
     model = LowRankModel(inputs, [head(inputs) for head in heads])
     optimizer = keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.1)
     model.compile(optimizer, ["mse", None, None], integrator=integrator, truncation=0.5, **way)
-    rank, before = heads[0].factors.rank, [head.kernel.numpy() for head in heads]
+    rank, before = heads[0].rank, [head.kernel.numpy() for head in heads]
     with pytest.warns(UserWarning, match=r"Gradients do not exist for .*\['unused'\]"):
         model.fit(X, Y, batch_size=4, epochs=3, verbose=0)
     np.testing.assert_allclose(heads[1].kernel, before[1], atol=1e-6)
     # Its own regularizer is a loss that reaches it.
     assert np.linalg.norm(heads[2].kernel) < 0.9 * np.linalg.norm(before[2])
-    assert not integrator.adapts_rank or heads[0].factors.rank < rank
+    assert not integrator.adapts_rank or heads[0].rank < rank
 
 
 @pytest.mark.parametrize("model_class", [keras.Model, LowRankModel])

@@ -77,7 +77,7 @@ def test_config_round_trip_keeps_every_argument():
     again = LowRankDense.from_config(config)
     assert again.get_config() == config
     assert (again.units, again.rank, again.min_rank, again.max_rank) == (6, 3, 2, 4)
-    assert (again.truncation.tau, again.truncation.relative) == (0.2, False)
+    assert (again.truncation.tolerance, again.truncation.relative) == (0.2, False)
     assert (again.name, again.trainable, again.dtype_policy.name) == (
         "mine",
         False,
@@ -90,10 +90,16 @@ def test_config_round_trip_keeps_every_argument():
     assert keras.saving.deserialize_keras_object(serialized).get_config() == config
 
 
-def test_config_of_a_built_layer_keeps_the_rank_to_start_with():
-    layer = LowRankDense(6)
+@pytest.mark.parametrize("asked", [None, 4])
+def test_rank_is_the_present_one_and_the_config_keeps_the_one_asked_for(asked):
+    layer = LowRankDense(6, rank=asked)
+    assert layer.rank == asked
     layer.build((None, 8))
-    assert layer.get_config()["rank"] is None
+    assert layer.rank == layer.S.shape[0] and type(layer.rank) is int
+    u, s, v = layer.factors.read()
+    layer.factors.assign((u[:, :1], s[:1, :1], v[:, :1]))
+    assert layer.rank == 1
+    assert layer.get_config()["rank"] == asked
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64", "float16"])
@@ -224,7 +230,7 @@ def test_l1l2_without_l1_is_l2():
 def test_rank_none_leaves_two_fifths_of_the_weights(n, m):
     layer = LowRankDense(m)
     layer.build((None, n))
-    rank = layer.factors.rank
+    rank = layer.rank
     assert rank * (n + m) <= 0.4 * n * m < (rank + 1) * (n + m) or rank == 16
 
 
@@ -232,7 +238,7 @@ def test_rank_none_leaves_two_fifths_of_the_weights(n, m):
 def test_rank_none_leaves_of_a_small_kernel_as_many_numbers_as_it_has(n, m):
     layer = LowRankDense(m)
     layer.build((None, n))
-    rank = layer.factors.rank
+    rank = layer.rank
     # At n = 1 or m = 1 no rank saves anything, and there is no rank below 1.
     assert rank == 1 or rank * (n + m + rank) <= n * m < (rank + 1) * (n + m + rank + 1)
 
@@ -243,7 +249,7 @@ def test_rank_none_leaves_of_a_small_kernel_as_many_numbers_as_it_has(n, m):
 def test_rank_none_respects_the_bounds(bounds, expected):
     layer = LowRankDense(256, **bounds)
     layer.build((None, 256))
-    assert layer.factors.rank == expected
+    assert layer.rank == expected
 
 
 @pytest.mark.parametrize("rank", [0, -1, 2.0, "3", True])

@@ -84,7 +84,7 @@ def test_einsum_dense_basics():
     # Its bias has two axes and is none of the weights that are counted, nor is its momentum.
     model.compile(keras.optimizers.Adam(), "mse")
     model.optimizer.build([layer.bias])
-    count, rank = model.compression(), layer.factors.rank
+    count, rank = model.compression(), layer.rank
     assert (count.full, count.factored) == (8 * 12, rank * (8 + 12))
     state = [v.shape for v in model.optimizer.variables if len(v.shape) == 2]
     assert state.count((3, 4)) == 2
@@ -115,7 +115,7 @@ def test_config_round_trip_keeps_every_argument():
     again = LowRankEinsumDense.from_config(config)
     assert again.get_config() == config
     assert (again.equation, again.partial_output_shape) == ("abc,cde->abde", (None, 3, 4))
-    assert (again.bias_axes, again.rank, again.truncation.tau) == ("de", 4, 0.2)
+    assert (again.bias_axes, again.rank, again.truncation.tolerance) == ("de", 4, 0.2)
     serialized = keras.saving.serialize_keras_object(layer)
     assert keras.saving.deserialize_keras_object(serialized).get_config() == config
     arguments = keras.layers.EinsumDense("ab,bc->ac", 4).get_config()

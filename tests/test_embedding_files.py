@@ -82,7 +82,7 @@ def test_a_keras_model_is_cut_and_comes_back(plain_model):
     assert first.mask_zero and not second.use_bias
 
     layer = convert_layer(plain_model.get_layer("words"), rank=3)
-    assert isinstance(layer, LowRankEmbedding) and layer.factors.rank == 3
+    assert isinstance(layer, LowRankEmbedding) and layer.rank == 3
 
 
 def test_a_table_is_cut_for_the_indices_that_it_sees(plain_model):

@@ -199,7 +199,7 @@ def _report(seeds, accuracy=0.9, **settings):
         {
             "method": "parallel",
             "tolerance": None,
-            "compression": 90.0,
+            "compression": 0.9,
             "seed": seed,
             "accuracy": accuracy + 0.01 * seed,
             "ranks": [3, 3 + seed],
@@ -220,7 +220,7 @@ def test_merged_runs_are_one_row(example):
     (row,) = frontier.table(merged["runs"])
     assert row["test_accuracy_mean"] == pytest.approx(91.0)  # of a run made twice, the first
     assert row["test_accuracy_std"] == pytest.approx(1.0)
-    assert (row["seeds"], row["ranks"], row["evaluation_compression"]) == (3, [3, 4], 90.0)
+    assert (row["seeds"], row["ranks"], row["evaluation_compression"]) == (3, [3, 4], 0.9)
 
 
 def test_merging_other_settings_error(example):

@@ -108,7 +108,7 @@ def test_saved_model_serves_any_batch(trained):
 def test_saved_model_holds_the_folded_pair_or_one_kernel_and_nothing_else(trained):
     model, folder = trained
     conv, low = (model.get_layer(name).factors.rank for name in ("conv", "low"))
-    full_rank = model.get_layer("full").factors.rank
+    full_rank = model.get_layer("full").rank
     pair = [(32, full_rank), (full_rank, 6)]
     expected = [
         *((18, conv), (conv, 6), (6,)),

@@ -175,7 +175,7 @@ def test_targets_come_in_the_forms_that_keras_knows(model, labels, tmp_path, tar
             r"`check_data` must hold arrays of the",
         ),
         ({"class_labels": ["a"]}, "`class_labels` must be a list of str, one for each column"),
-        ({"class_labels": list("abcdefghij")}, "go with format='tf_saved_model' alone"),
+        ({"class_labels": list("abcdefghij")}, "goes with format='tf_saved_model' alone"),
         ({"preprocessing": np.sqrt}, "`preprocessing` must be a Keras layer"),
     ],
 )

@@ -152,7 +152,7 @@ def test_deepcopy_of_a_layer_still_resizes_and_shares_nothing():
     twin = copy.deepcopy(layer)
     np.testing.assert_array_equal(twin.kernel, layer.kernel)
     twin.factors.assign(triple(rank=3))
-    assert twin.factors.rank == 3 and layer.factors.rank == 2
+    assert twin.rank == 3 and layer.rank == 2
     assert twin.U is twin.factors.U
     # The layer's list of weights and its factors must be the same variables after the copy.
     assert [id(v) for v in twin.weights[:3]] == [id(v) for v in twin.factors.variables]
@@ -262,7 +262,7 @@ def test_checkpoint_restores_across_ranks(tmp_path, before_or_after):
         status = tf.train.Checkpoint(layer=other).restore(path)
         other.build((None, 5))
         status.assert_consumed()
-    assert other.factors.rank == 4
+    assert other.rank == 4
     np.testing.assert_array_equal(other.kernel, layer.kernel)
 
 

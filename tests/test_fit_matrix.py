@@ -218,9 +218,9 @@ def assert_trained(model, method, way, losses):
         for basis in (layer.U.numpy(), layer.V.numpy()):
             assert np.abs(basis.T @ basis - np.eye(basis.shape[1])).max() < 1e-5
     if method in ADAPTIVE:
-        assert all(layer.factors.rank < 6 for layer in layers(model))
+        assert all(layer.rank < 6 for layer in layers(model))
     else:
-        assert all(layer.factors.rank == 6 for layer in layers(model))
+        assert all(layer.rank == 6 for layer in layers(model))
 
 
 @pytest.mark.parametrize("kind, method, way", PRODUCT)

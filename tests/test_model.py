@@ -74,7 +74,7 @@ def test_functional_model_trains_and_names_its_ranks():
     model = functional()
     assert isinstance(model, LowRankModel) and isinstance(model, keras.Model)
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
-    assert (type(model.integrator), model.truncation.tau) == (RankAdaptive, 0.05)
+    assert (type(model.integrator), model.truncation.tolerance) == (RankAdaptive, 0.05)
     history = model.fit(X, Y, epochs=4, verbose=0, validation_data=(X, Y)).history
     assert set(history) == {"loss", "mae", "val_loss", "val_mae"}
     assert history["loss"][-1] < history["loss"][0]
@@ -245,7 +245,7 @@ def test_unknown_integrator_raises(given):
 
 @pytest.mark.parametrize("given", [-0.1, 1.0, 2, float("nan"), float("inf")])
 def test_tolerance_outside_its_range_raises(given):
-    with pytest.raises(ValueError, match=r"tolerance `tau` must be in \[0, 1\).*tau="):
+    with pytest.raises(ValueError, match=r"`tolerance` must be in \[0, 1\).*tolerance="):
         functional().compile("sgd", "mse", truncation=given)
 
 
@@ -343,7 +343,7 @@ def test_keras_model_trains_low_rank_layers_as_ordinary_weights():
     losses = model.fit(X, Y, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert all(np.any(new != old) for new, old in zip(model.get_weights(), before))
-    assert model.get_layer("low").factors.rank == 4
+    assert model.get_layer("low").rank == 4
 
 
 def test_summary_shows_the_present_shapes():

@@ -98,7 +98,7 @@ def test_the_step_is_the_literal_three_pass_step_of_a_network(float64):
         expected, biases = literal_step(model, layers, tf.constant(x), tf.constant(y), h, tau)
         model.fit(x, y, batch_size=32, verbose=0)
         for layer, factors, bias in zip(layers, expected, biases):
-            assert layer.factors.rank == len(factors[1])
+            assert layer.rank == len(factors[1])
             np.testing.assert_allclose(layer.kernel, matrix(factors), atol=1e-10)
             np.testing.assert_allclose(layer.bias, bias, atol=1e-10)
         ranks.append(tuple(model.ranks.values()))

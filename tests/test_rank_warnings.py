@@ -50,7 +50,7 @@ def late(step):
 @pytest.mark.parametrize(
     "truncation, words",
     [
-        (Budget(compression=50, steps=30000), "met after steps=30,000, and training has made 1"),
+        (Budget(compression=0.5, steps=30000), "met after steps=30,000, and training has made 1"),
         (Tolerance(late), "schedule of their tolerance was 0 at all of the 1 training steps"),
     ],
     ids=["budget", "schedule"],
@@ -81,7 +81,7 @@ def test_nothing_is_said_where_nothing_is_wrong(truncation):
 def test_nor_where_ranks_are_meant_to_stay():
     model = make(Tolerance(late), integrator="fixed_rank")
     assert fit(model) == []
-    model = make(Budget(compression=50, steps=300))
+    model = make(Budget(compression=0.5, steps=300))
     model.freeze_ranks()
     assert fit(model) == []
 
@@ -150,7 +150,7 @@ def test_layers_that_nobody_named_stay_dense_in_silence(plain):
 
 
 def test_it_is_said_under_a_strategy_too(monkeypatch):
-    model = make(Budget(compression=50, steps=30000))
+    model = make(Budget(compression=0.5, steps=30000))
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         steps = keras.Variable(9, dtype="int32", trainable=False)
     monkeypatch.setattr(keras_internals, "completed_steps", lambda optimizer: steps)

@@ -181,7 +181,7 @@ def test_a_definite_initializer_means_its_columns():
     whole = draw(N, 4 * UNITS)
     layer = LowRankLSTM(
         UNITS,
-        rank={"kernel": UNITS, "recurrent": 2},
+        rank={"kernel": UNITS, "recurrent_kernel": 2},
         stacked=False,
         kernel_initializer=lambda shape, dtype=None: keras.ops.cast(whole, dtype),
     )

@@ -68,7 +68,7 @@ def test_compile_arguments_come_back(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert type(again.integrator) is FixedRank
-    assert (again.truncation.tau, again.truncation.relative) == (0.3, False)
+    assert (again.truncation.tolerance, again.truncation.relative) == (0.3, False)
     assert float(again.optimizer.learning_rate) == float(model.optimizer.learning_rate)
     results = [m.evaluate(X, Y, verbose=0, return_dict=True) for m in (model, again)]
     assert results[0].keys() == {"loss", "mae"}
@@ -120,7 +120,7 @@ def test_own_truncation_and_bounds_of_a_layer_come_back(tmp_path):
     layer = LowRankConv2D(4, 3, rank=3, min_rank=2, max_rank=3, truncation=0.9, name="low")
     LowRankModel(inputs, layer(inputs)).save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras").get_layer("low")
-    assert (again.min_rank, again.max_rank, again.truncation.tau) == (2, 3, 0.9)
+    assert (again.min_rank, again.max_rank, again.truncation.tolerance) == (2, 3, 0.9)
 
 
 def test_model_that_was_never_compiled_comes_back(tmp_path):
@@ -167,7 +167,7 @@ def test_compile_from_config_restores_what_get_compile_config_gave():
     model.freeze_ranks()
     other = functional()
     other.compile_from_config(model.get_compile_config())
-    assert type(other.integrator) is FixedRank and other.truncation.tau == 0.25
+    assert type(other.integrator) is FixedRank and other.truncation.tolerance == 0.25
     assert other.get_compile_config() == model.get_compile_config()
 
 
@@ -259,7 +259,7 @@ def test_pickled_model_has_ranks_predictions_and_compile_arguments():
     again = pickle.loads(pickle.dumps(model))
     assert isinstance(again, LowRankModel) and again.ranks == model.ranks
     np.testing.assert_array_equal(again.predict(X, verbose=0), model.predict(X, verbose=0))
-    assert type(again.integrator) is FixedRank and again.truncation.tau == 0.3
+    assert type(again.integrator) is FixedRank and again.truncation.tolerance == 0.3
     again.fit(X, Y, verbose=0)
 
 

@@ -67,7 +67,7 @@ def test_a_schedule_is_asked_for_the_steps_that_were_completed():
         return 0.25
 
     (now,) = Tolerance(schedule).plan([None], tf.constant(3.0), (0, 0), [1])
-    assert asked == [2.0] and float(now.tau) == 0.25
+    assert asked == [2.0] and float(now.tolerance) == 0.25
     assert int(now.rank(tf.constant([1.0, 0.5, 0.1]), 3)) == 2
 
 
@@ -76,7 +76,7 @@ def test_a_scheduled_tolerance_is_saved_and_goes_on(tmp_path):
     before = ranks_in_fit(model, 4)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    assert again.truncation.tau.get_config() == RISING.get_config()
+    assert again.truncation.tolerance.get_config() == RISING.get_config()
     after = ranks_in_fit(again, 4)
     assert after["first"][-1] < before["first"][-1]
 
@@ -94,9 +94,7 @@ def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     twin.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=twin.truncation, **way)
     twin.set_weights(model.get_weights())
     twin.fit(X, Y, batch_size=8, shuffle=False, verbose=0)  # 0, 0.3, 0.6, 0.9: four steps are fine
-    words = (
-        r"in \[0, 1\), or a schedule of such numbers. Received: tau=1.2.* at training step 5, of"
-    )
+    words = r"in \[0, 1\), or a schedule .* Received: tolerance=1.2.* at training step 5, of"
     with pytest.raises(ValueError, match=words):
         model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     ours, theirs = ([*m.variables, *m.optimizer.variables] for m in (model, twin))
@@ -114,7 +112,7 @@ def test_a_schedule_outside_its_range_raises_under_loss_scaling_too(value, relat
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05))
     model.compile(optimizer, "mse", truncation=model.truncation, run_eagerly=True)
     before = model.get_weights()
-    with pytest.raises(ValueError, match="tolerance `tau` must be .* at training step 1, of which"):
+    with pytest.raises(ValueError, match="`tolerance` must be .* at training step 1, of which"):
         model.train_on_batch(X, Y)
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -163,7 +161,7 @@ def test_a_budget_falls_from_all_weights_to_its_own_by_the_cubic():
     assert ranks == [int(count // 60) for count in allowed]
 
 
-@pytest.mark.parametrize("goal", [{"compression": 60.0}, {"weights": 330}])
+@pytest.mark.parametrize("goal", [{"compression": 0.6}, {"weights": 330}])
 def test_a_model_meets_its_budget_with_all_other_kernels_counted(goal):
     model = make(Budget(**goal, steps=24))
     ranks = ranks_in_fit(model)
@@ -206,11 +204,11 @@ def test_policies_that_share_no_truncation_are_planned_apart():
 
 
 def test_a_budget_comes_back_from_its_config(tmp_path):
-    model = make(Budget(compression=60.0, steps=24))
+    model = make(Budget(compression=0.6, steps=24))
     ranks_in_fit(model, 1)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras").truncation
-    assert again.get_config() == {"weights": None, "compression": 60.0, "steps": 24}
+    assert again.get_config() == {"weights": None, "compression": 0.6, "steps": 24}
     copy = get_truncation(keras.saving.serialize_keras_object(Budget(weights=9, steps=2)))
     assert (copy.weights, copy.steps) == (9, 2)
 
@@ -219,15 +217,16 @@ def test_a_budget_comes_back_from_its_config(tmp_path):
     "arguments, words",
     [
         ({"steps": 5}, "either `weights` or `compression`.*weights=None"),
-        ({"weights": 5, "compression": 5, "steps": 5}, "either `weights` or `compression`"),
+        ({"weights": 5, "compression": 0.5, "steps": 5}, "either `weights` or `compression`"),
         ({"weights": 0, "steps": 5}, r"`weights`.*\[1, inf\).*weights=0"),
         ({"weights": "9", "steps": 5}, "`weights`.*weights='9'"),
-        ({"compression": 100, "steps": 5}, r"`compression`.*\[0, 100\).*compression=100"),
-        ({"compression": 0.9, "steps": 5}, "in percent.*compression=0.9"),
-        ({"compression": 90, "steps": 0}, "`steps`.*steps=0"),
-        ({"compression": 90, "steps": 5.5}, "`steps` .* an integer.*steps=5.5"),
-        ({"compression": 90, "steps": True}, "`steps`.*steps=True"),
-        ({"compression": 90, "steps": None}, "`steps`.*steps=None"),
+        ({"compression": 95, "steps": 5}, r"`compression`.*\[0, 1\), as 0.95 to.*compression=95"),
+        ({"compression": 1, "steps": 5}, r"`compression`.*\[0, 1\).*compression=1"),
+        ({"compression": -0.1, "steps": 5}, r"`compression`.*\[0, 1\).*compression=-0.1"),
+        ({"compression": 0.9, "steps": 0}, "`steps`.*steps=0"),
+        ({"compression": 0.9, "steps": 5.5}, "`steps` .* an integer.*steps=5.5"),
+        ({"compression": 0.9, "steps": True}, "`steps`.*steps=True"),
+        ({"compression": 0.9, "steps": None}, "`steps`.*steps=None"),
     ],
 )
 def test_a_budget_outside_its_range_is_refused(arguments, words):

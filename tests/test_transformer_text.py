@@ -22,7 +22,7 @@ def example():
 
 SMALL = {
     **{"train": 60, "test": 20, "length": 6, "width": 8, "heads": 2, "epochs": 1, "seeds": 1},
-    **{"batch_size": 20, "layers": 1, "compression": ["60"]},
+    **{"batch_size": 20, "layers": 1, "compression": ["0.6"]},
 }
 
 
@@ -150,4 +150,4 @@ def test_a_run_reports_accuracy_ranks_and_weights(run):
 
 def test_compression_that_is_no_share_is_refused(example):
     with pytest.raises(flags.IllegalFlagValueError, match="must be numbers"), flagsaver.flagsaver():
-        flags.FLAGS.compression = ["101"]
+        flags.FLAGS.compression = ["75"]

@@ -94,7 +94,7 @@ def test_policy_of_keep_rank_cannot_keep_more_than_there_is():
 def test_tolerance_refuses_what_is_no_relative_tolerance(tau):
     with pytest.raises(
         ValueError,
-        match=r"relative tolerance `tau` must be in \[0, 1\), or a schedule of .* Received: tau=",
+        match=r"relative `tolerance` must be in \[0, 1\), or a schedule of .* Received: tolerance=",
     ):
         Tolerance(tau)
 
@@ -103,15 +103,15 @@ def test_tolerance_refuses_what_is_no_relative_tolerance(tau):
 def test_tolerance_refuses_what_is_no_absolute_tolerance(tau):
     with pytest.raises(
         ValueError,
-        match=r"absolute .* must be a finite number >= 0, or a schedule of .* Received: tau=",
+        match=r"absolute .* must be a finite number >= 0, or a schedule of .* Received: tolerance=",
     ):
         Tolerance(tau, relative=False)
 
 
 def test_get_truncation_takes_numbers_objects_and_configs():
-    assert get_truncation(0.25).get_config() == {"tau": 0.25, "relative": True}
-    assert get_truncation(0).tau == 0.0
-    assert get_truncation(np.float32(0.5)).get_config() == {"tau": 0.5, "relative": True}
+    assert get_truncation(0.25).get_config() == {"tolerance": 0.25, "relative": True}
+    assert get_truncation(0).tolerance == 0.0
+    assert get_truncation(np.float32(0.5)).get_config() == {"tolerance": 0.5, "relative": True}
     own = Tolerance(3.0, relative=False)
     assert get_truncation(own) is own
     for truncation in (own, KeepRank()):
@@ -127,7 +127,7 @@ def test_get_truncation_refuses_anything_else(identifier):
 
 
 def test_get_truncation_refuses_a_number_outside_the_range():
-    with pytest.raises(ValueError, match=r"Received: tau=1\.5"):
+    with pytest.raises(ValueError, match=r"Received: tolerance=1\.5"):
         get_truncation(1.5)
 
 

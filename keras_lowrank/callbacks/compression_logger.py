@@ -11,8 +11,8 @@ class CompressionLogger(LowRankCallback):
     `EarlyStopping(monitor="compression", mode="max")` and every other callback see them, whatever
     the order of the callbacks. They are the values after the last step, not means over the epoch.
 
-    - `compression`: the weights that are saved, in percent, `100 (1 - factored / full)`, counted as
-      in `LowRankModel.compression`.
+    - `compression`: the share of the weights that is saved, `1 - factored / full`, counted as in
+      `LowRankModel.compression`.
     - `rank_` and the path of a layer, with `ranks=True`: its rank.
 
     Args:
@@ -26,7 +26,7 @@ class CompressionLogger(LowRankCallback):
     >>> x = np.ones((4, 8))
     >>> history = model.fit(x, x, verbose=0, callbacks=[callbacks.CompressionLogger(ranks=True)])
     >>> history.history["compression"], history.history["rank_low"]
-    ([50.0], [2.0])
+    ([0.5], [2.0])
     """
 
     def __init__(self, ranks=False):

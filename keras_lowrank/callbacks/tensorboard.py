@@ -15,8 +15,8 @@ class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
     """`keras.callbacks.TensorBoard` that writes the ranks, the compression and the spectra too.
 
     At the end of every epoch it writes the scalars `rank/` and the path of the layer, and
-    `compression/factored`, `compression/deployed` and `compression/training`, the weights saved in
-    percent, to the run `train`; every `histogram_freq` epochs also the histograms
+    `compression/factored`, `compression/deployed` and `compression/training`, the share of the
+    weights that each saves, to the run `train`; every `histogram_freq` epochs also the histograms
     `singular_values/` and the path of the layer, of the singular values of its kernel.
 
     Args:

@@ -6,7 +6,7 @@ from keras_lowrank import keras_internals, layers
 from keras_lowrank.convert.building import copy_own_state
 from keras_lowrank.convert.converter import Converter, copy_bias
 from keras_lowrank.convert.single_kernel import EINSUM_DENSE
-from keras_lowrank.layers.attention import PROJECTIONS
+from keras_lowrank.layers.attention import projections
 
 
 class AttentionConverter(Converter):
@@ -14,7 +14,7 @@ class AttentionConverter(Converter):
 
     classes = (
         (keras.layers.MultiHeadAttention, layers.LowRankMultiHeadAttention),
-        (keras.layers.GroupQueryAttention, layers.LowRankGroupedQueryAttention),
+        (keras.layers.GroupQueryAttention, layers.LowRankGroupQueryAttention),
     )
 
     def kernels(self, path, layer):
@@ -30,10 +30,3 @@ class AttentionConverter(Converter):
                 copy_own_state(one, other)
             else:
                 copy_bias(one, other)
-
-
-def projections(layer):
-    """`{name: projection}` of a built layer of attention, Keras's own or low-rank."""
-    kinds = (keras.layers.EinsumDense, layers.LowRankEinsumDense)
-    found = [one for one in keras_internals.sublayers(layer) if isinstance(one, kinds)]
-    return {PROJECTIONS.get(one.name, one.name): one for one in found}

@@ -173,7 +173,7 @@ class Converter:
     def unbuilt_low_rank(self, path, layer, factors):
         """The low-rank layer of `to_low_rank` before it is built, with the ranks of `factors`."""
         ranks = {
-            one.rpartition("/")[2].removesuffix("_kernel"): factors[one][1].shape[0]
+            one.rpartition("/")[2]: factors[one][1].shape[0]
             for one in self.kernels(path, layer)
             if one in factors
         }

@@ -24,8 +24,10 @@ class Exportable:
         preprocessing=None,
         class_labels=None,
         opset_version=None,
+        optimizations=None,
+        representative_dataset=None,
+        target_spec=None,
         report=False,
-        **converter_options,
     ):
         """Writes the model for inference, after a check against the model.
 
@@ -62,12 +64,14 @@ class Exportable:
             class_labels: list of str. A SavedModel then answers
                 `{"scores": outputs, "label": the label of the highest score}`.
             opset_version: int or None, for ONNX, the version of its operations.
+            optimizations: list of `tf.lite.Optimize` or None, for LiteRT: Keras's way to ask for
+                `quantization`. Pass one of the two.
+            representative_dataset: Keras's name for `representative_data`. Pass one of the two.
+            target_spec: dict or `tf.lite.TargetSpec` or None, for LiteRT: what the file may use, as
+                `{"supported_types": [tf.float16]}`.
             report: bool, or the path of a JSON file to write it to. Measure the artefact beside
                 the same model at full rank, a second export, and return the `ExportReport`.
                 Defaults to `False`.
-            **converter_options: for LiteRT, attributes of `tf.lite.TFLiteConverter` as
-                `keras.Model.export` takes them: `optimizations`, `representative_dataset`,
-                `target_spec`, ...
 
         Returns:
             `ExportReport` (size, parameters, multiply-adds, median time of an inference, largest
@@ -77,7 +81,6 @@ class Exportable:
             FileExistsError: something is at `filepath` and `overwrite` is `False`.
             ImportError: a package that ONNX needs is not installed.
             OSError: a folder that may not be written, or a full disk.
-            TypeError: further arguments with another format than LiteRT.
             ValueError: an argument outside its range; a model that fails on random input, or gives
                 NaN; an operation that the format has not; or an artefact that does not agree with
                 the model. In float, outputs may differ by `1e-4` (relative to outputs above 1).
@@ -111,6 +114,8 @@ class Exportable:
             preprocessing=preprocessing,
             class_labels=class_labels,
             opset_version=opset_version,
+            optimizations=optimizations,
+            representative_dataset=representative_dataset,
+            target_spec=target_spec,
             report=report,
-            **converter_options,
         )

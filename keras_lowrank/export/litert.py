@@ -29,7 +29,8 @@ def write(
     quantization=None,
     samples=None,
     inference_type="float32",
-    options=None,
+    optimizations=None,
+    target_spec=None,
 ):
     """Writes a function that `trace` has made to the file `path`.
 
@@ -40,7 +41,8 @@ def write(
         quantization: one of `QUANTIZATIONS`.
         samples: `Samples`, what the ranges of the activations are taken from, for `"int8"`.
         inference_type: one of `INFERENCE_TYPES`, the type of inputs and outputs for `"int8"`.
-        options: dict, attributes of `tf.lite.TFLiteConverter` as Keras's export takes them.
+        optimizations: as in `LowRankModel.export`.
+        target_spec: as in `LowRankModel.export`.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         saved_model.write(served, function, folder)
@@ -59,7 +61,9 @@ def write(
             converter._experimental_disable_per_channel_quantization_for_dense_layers = True
             converter.inference_input_type = tf.as_dtype(inference_type)
             converter.inference_output_type = tf.as_dtype(inference_type)
-        _set_options(converter, options or {})
+        if optimizations is not None:
+            converter.optimizations = optimizations
+        _set_target(converter, target_spec)
         try:
             content = converter.convert()
         except Exception as error:  # the converter has many, some with pages of MLIR in them
@@ -67,29 +71,26 @@ def write(
         path.write_bytes(content)
 
 
-def _set_options(converter, options):
-    """Sets attributes of a converter, as `keras.Model.export` does."""
-    options = dict(options)
-    parts = [(converter, options)]
-    if isinstance(options.get("target_spec"), dict):
-        parts.append((converter.target_spec, options.pop("target_spec")))
-    for target, attributes in parts:
-        for name, value in attributes.items():
-            if not hasattr(target, name):
-                raise ValueError(
-                    "Further arguments of an export to LiteRT must be attributes of "
-                    f"`tf.lite.{type(target).__name__}`. Received: {name}={value!r}"
-                )
-            setattr(target, name, value)
+def _set_target(converter, target_spec):
+    if not isinstance(target_spec, dict):
+        converter.target_spec = target_spec or converter.target_spec
+        return
+    for name, value in target_spec.items():
+        if not hasattr(converter.target_spec, name):
+            raise ValueError(
+                "`target_spec` must hold attributes of `tf.lite.TargetSpec`. "
+                f"Received: {name}={value!r}"
+            )
+        setattr(converter.target_spec, name, value)
 
 
-def rounding(quantization, samples, options):
-    """How a file is quantised, one of `QUANTIZATIONS`, by our argument or by Keras's options."""
-    if quantization is not None or not options.get("optimizations"):
+def rounding(quantization, samples, optimizations=None, target_spec=None):
+    """How a file is quantised, one of `QUANTIZATIONS`, by our argument or by Keras's."""
+    if quantization is not None or not optimizations:
         return quantization
     if samples is not None:
         return "int8"
-    target = options.get("target_spec") or {}
+    target = target_spec or {}
     given = target if isinstance(target, dict) else vars(target)
     return "float16" if tf.float16 in given.get("supported_types", ()) else "dynamic_int8"
 
@@ -139,12 +140,12 @@ def _dequantized(values, detail):
     return (values.astype("float32") - zero) * np.float32(scale) if scale else values
 
 
-def check_arguments(quantization, samples, inference_type, options):
+def check_arguments(quantization, samples, inference_type, optimizations=None, target_spec=None):
     """Raises ValueError where the arguments on quantisation do not fit together."""
-    if quantization is not None and options.get("optimizations"):
+    if quantization is not None and optimizations:
         raise ValueError(
             "`optimizations` is Keras's word for `quantization`: pass one of them. "
-            f"Received: quantization={quantization!r}, optimizations={options['optimizations']!r}"
+            f"Received: quantization={quantization!r}, optimizations={optimizations!r}"
         )
     if quantization not in QUANTIZATIONS:
         raise ValueError(
@@ -156,7 +157,8 @@ def check_arguments(quantization, samples, inference_type, options):
             f"`inference_type` must be one of {INFERENCE_TYPES}. "
             f"Received: inference_type={inference_type!r}"
         )
-    if (rounding(quantization, samples, options) == "int8") != (samples is not None):
+    by_ranges = rounding(quantization, samples, optimizations, target_spec) == "int8"
+    if by_ranges != (samples is not None):
         raise ValueError(
             "`representative_data`, some hundred typical inputs, goes with quantization='int8', "
             f"and with that alone. Received: quantization={quantization!r} "

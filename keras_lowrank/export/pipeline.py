@@ -41,8 +41,10 @@ def export_model(
     preprocessing=None,
     class_labels=None,
     opset_version=None,
+    optimizations=None,
+    representative_dataset=None,
+    target_spec=None,
     report=False,
-    **converter_options,
 ):
     """Writes a built Keras model for inference. See `LowRankModel.export`."""
     target = pathlib.Path(filepath)
@@ -54,27 +56,38 @@ def export_model(
             f"Received: an unbuilt model {model.name!r}"
         )
     served = Served(model, preprocessing, class_labels, input_signature, batch_size)
-    _check_arguments(kind, format, quantization, class_labels, opset_version, converter_options)
-    if "representative_dataset" in converter_options:
+    for_one = {
+        litert: {
+            "quantization": quantization,
+            "optimizations": optimizations,
+            "representative_dataset": representative_dataset,
+            "target_spec": target_spec,
+        },
+        onnx: {"opset_version": opset_version},
+        saved_model: {"class_labels": class_labels},
+    }
+    _check_format_of(for_one, kind, format)
+    if representative_dataset is not None:
         if representative_data is not None:
             raise ValueError(
                 "`representative_dataset` is Keras's word for `representative_data`: pass one of "
                 "them. Received: both"
             )
-        representative_data = converter_options.pop("representative_dataset")
+        representative_data = representative_dataset
+    converter = {"optimizations": optimizations, "target_spec": target_spec}
     data = {"example_inputs": example_inputs, "representative_data": representative_data}
     given = {name: Samples(x, served, name) for name, x in data.items() if x is not None}
     ranges = given.get("representative_data")
     if ranges:
         ranges.check_one_by_one()
-    litert.check_arguments(quantization, ranges, inference_type, converter_options)
+    litert.check_arguments(quantization, ranges, inference_type, **converter)
     labelled = None if check_data is None else parity.Labelled(served, check_data)
-    rounding = litert.rounding(quantization, ranges, converter_options)
+    rounding = litert.rounding(quantization, ranges, **converter)
     inputs = next(iter(given.values()), labelled and labelled.samples)
     options = {}
     if kind is litert:
         options = {"quantization": quantization, "samples": ranges}
-        options.update(inference_type=inference_type, options=converter_options)
+        options.update(inference_type=inference_type, **converter)
     if kind is onnx:
         options = {"opset_version": opset_version}
     with (
@@ -102,28 +115,22 @@ def export_model(
     return measured if report else None
 
 
-def _check_arguments(kind, format, quantization, class_labels, opset_version, converter_options):
-    """Raises where an argument goes with another format."""
-    if kind is not litert and quantization is not None:
-        raise ValueError(
-            "`quantization` goes with format='litert' alone. "
-            f"Received: format={format!r}, quantization={quantization!r}"
-        )
-    if kind is not litert and converter_options:
-        raise TypeError(
-            "Further arguments are attributes of LiteRT's converter, and go with format='litert' "
-            f"alone. Received: format={format!r}, {', '.join(converter_options)}"
-        )
-    if kind is not onnx and opset_version is not None:
-        raise ValueError(
-            "`opset_version` goes with format='onnx' alone. "
-            f"Received: format={format!r}, opset_version={opset_version}"
-        )
-    if kind is not saved_model and class_labels is not None:
-        raise ValueError(
-            "`class_labels` go with format='tf_saved_model' alone: other formats are for numbers. "
-            f"Received: format={format!r}"
-        )
+def _check_format_of(arguments, kind, format):
+    """Raises ValueError where an argument goes with another format.
+
+    Args:
+        arguments: dict from a format's module to its own arguments, by name; None is not given.
+        kind: the module of the format that was asked for.
+        format: str, its name.
+    """
+    for other, own in arguments.items():
+        for name, value in own.items():
+            if other is not kind and value is not None:
+                right = next(name for name, module in FORMATS.items() if module is other)
+                raise ValueError(
+                    f"`{name}` goes with format={right!r} alone. "
+                    f"Received: format={format!r}, {name}={value!r}"
+                )
 
 
 def _placed_report(report, target, overwrite):

@@ -1,13 +1,29 @@
-"""Time integrators of the gradient flow on the manifold of rank-r matrices."""
+"""Time integrators of the gradient flow on the manifold of rank-r matrices.
+
+For an integrator of your own: `augment`, `moved_core` and `truncate` are the stages that those here
+share, and a `Problem` is what an integrator sees of a step.
+"""
 
 import keras
 
+from keras_lowrank.integrators.augmentation import Augmented, augment, moved_core, truncate
 from keras_lowrank.integrators.fixed_rank import FixedRank
-from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.integrator import Integrator, Problem
 from keras_lowrank.integrators.parallel import Parallel
 from keras_lowrank.integrators.rank_adaptive import RankAdaptive
 
-__all__ = ["FixedRank", "Integrator", "Parallel", "RankAdaptive", "get"]
+__all__ = [
+    "Augmented",
+    "FixedRank",
+    "Integrator",
+    "Parallel",
+    "Problem",
+    "RankAdaptive",
+    "augment",
+    "get",
+    "moved_core",
+    "truncate",
+]
 
 _NAMES = {"parallel": Parallel, "rank_adaptive": RankAdaptive, "fixed_rank": FixedRank}
 

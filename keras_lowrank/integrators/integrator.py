@@ -15,8 +15,8 @@ ADAPT_EVERY = 16
 class Problem(Protocol):
     """One step `W - h D` as an integrator sees it; all lists are one entry a matrix.
 
-    Values may turn out not to be finite; the step is then discarded as a whole. Factorise with
-    `keras_lowrank.manifold.decompositions`, whose functions bear NaN.
+    Values may turn out not to be finite; the step is then discarded as a whole. Factorise with the
+    functions of `keras_lowrank.manifold`, which bear NaN.
 
     Attributes:
         factors: the matrices before the step, with orthonormal U and V.
@@ -57,6 +57,25 @@ class Integrator:
         needs_second_pass: bool. Whether `step` calls `problem.core_direction` or
             `problem.normal_blocks`.
         adapts_rank: bool. Whether ranks may change.
+
+    Example, the steps of `Parallel`, but for ranks, which never grow:
+
+    >>> class Shrinking(Integrator):
+    ...     def move(self, factors, direction, step_size, policy):
+    ...         augmented = integrators.augment(factors, direction)
+    ...         core = integrators.moved_core(augmented, step_size)
+    ...         most = policy.most(tf.shape(factors.S)[0])
+    ...         return integrators.truncate(augmented, core, policy._replace(max_rank=most))
+    ...     def step(self, problem):
+    ...         matrices = zip(problem.factors, problem.direction(), problem.policies)
+    ...         return [self.move(f, d, problem.step_size, policy) for f, d, policy in matrices]
+    >>> inputs = keras.Input((8,))
+    >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
+    >>> model.compile("sgd", "mse", integrator=Shrinking(adapt_every=1), truncation=0.0)
+    >>> x = np.random.default_rng(0).standard_normal((64, 8))
+    >>> history = model.fit(x, x[:, :4], epochs=5, verbose=0)
+    >>> model.ranks
+    {'low_rank_dense': 2}
     """
 
     needs_second_pass = False

@@ -1,6 +1,6 @@
 """Keras layers that hold the factors of their kernel and never the kernel."""
 
-from keras_lowrank.layers.attention import LowRankGroupedQueryAttention, LowRankMultiHeadAttention
+from keras_lowrank.layers.attention import LowRankGroupQueryAttention, LowRankMultiHeadAttention
 from keras_lowrank.layers.conv import LowRankConv1D, LowRankConv2D, LowRankConv3D
 from keras_lowrank.layers.conv_transpose import LowRankConv2DTranspose
 from keras_lowrank.layers.dense import LowRankDense
@@ -20,7 +20,7 @@ __all__ = [
     "LowRankEmbedding",
     "LowRankGRU",
     "LowRankGRUCell",
-    "LowRankGroupedQueryAttention",
+    "LowRankGroupQueryAttention",
     "LowRankLSTM",
     "LowRankLSTMCell",
     "LowRankLayer",

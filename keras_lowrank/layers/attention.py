@@ -2,22 +2,16 @@
 
 import keras
 
+from keras_lowrank import keras_internals
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
-from keras_lowrank.layers.low_rank_layer import AcrossRanks
-from keras_lowrank.ranks.truncation import get_truncation
+from keras_lowrank.layers.several_kernels import RankArguments, SeveralKernels
 
-# The names that Keras gives to the projections, and what they are called here.
-PROJECTIONS = {
-    "query": "query",
-    "key": "key",
-    "gate": "gate",
-    "value": "value",
-    "attention_output": "output",
-}
+# What Keras calls the projections; the gate is there with `use_gate` alone.
+_PROJECTIONS = ("query", "key", "gate", "value", "attention_output")
 
 
-class LowRankAttention(AcrossRanks, CompositeInputs):
+class LowRankAttention(SeveralKernels, CompositeInputs):
     """What the low-rank layers of attention share: a base beside the layer of Keras.
 
     In `build` that layer makes each of its projections, an `EinsumDense`, puts it into an
@@ -27,51 +21,26 @@ class LowRankAttention(AcrossRanks, CompositeInputs):
 
     def __init__(self, *args, rank=None, min_rank=1, max_rank=None, truncation=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.rank = dict(rank) if isinstance(rank, dict) else rank
-        self.min_rank = min_rank
-        self.max_rank = max_rank
-        self.truncation = None if truncation is None else get_truncation(truncation)
-        config = self.get_config()
-        names = [name for name in PROJECTIONS.values() if name != "gate" or config.get("use_gate")]
-        ranks = rank if isinstance(rank, dict) else dict.fromkeys(names, rank)
-        if not ranks or not set(ranks) <= set(names):
-            raise ValueError(
-                f"`rank` must be a number, None, or a dict with some of the keys {names}. "
-                f"Received: rank={rank}"
-            )
+        config = super(SeveralKernels, self).get_config()  # Keras's own: no ranks are known yet
+        names = [name for name in _PROJECTIONS if name != "gate" or config.get("use_gate")]
+        self.rank_arguments = RankArguments(names, rank, min_rank, max_rank, truncation)
         shared = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
         shared = {name: config[name] for name in shared}
-        for one in ranks.values():  # their own checks, with their own words
-            LowRankEinsumDense("ab,bc->ac", 1, name=self.name, **shared, **self._bounds(one))
-        self._projection_ranks = dict(ranks)
+        for own in filter(None, map(self.rank_arguments.of, names)):
+            # Its own checks, with its own words.
+            LowRankEinsumDense("ab,bc->ac", 1, name=self.name, **shared, **own)
 
     def __setattr__(self, name, value):
         if type(value) is keras.layers.EinsumDense:
-            projection = PROJECTIONS.get(value.name)
-            if projection in self._projection_ranks:
-                bounds = self._bounds(self._projection_ranks[projection])
-                plain, config = value, {**value.get_config(), **bounds, "name": projection}
-                value = LowRankEinsumDense(**config)
-                value.named_in_keras = plain.name
-                value.caps_rank = not isinstance(self.rank, dict)
+            arguments = self.rank_arguments.of(value.name)
+            if arguments:
+                value = LowRankEinsumDense(**value.get_config(), **arguments)
+                value.caps_rank = self.rank_arguments.one_rank
         super().__setattr__(name, value)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "rank": self.rank,
-            "min_rank": self.min_rank,
-            "max_rank": self.max_rank,
-            "truncation": keras.saving.serialize_keras_object(self.truncation),
-        }
-
-    def _bounds(self, rank):
-        return {
-            "rank": rank,
-            "min_rank": self.min_rank,
-            "max_rank": self.max_rank,
-            "truncation": self.truncation,
-        }
+    def low_rank_kernels(self):
+        """The projections that are low-rank."""
+        return [one for one in projections(self).values() if isinstance(one, LowRankEinsumDense)]
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -89,9 +58,10 @@ class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttentio
         num_heads, key_dim, value_dim: as in `keras.layers.MultiHeadAttention`.
         rank: int or None, the rank that each projection starts with, as in `LowRankLayer`, or
             `min(n, m)` where a projection has no more; or a dict from "query", "key", "value",
-            "output" (and "gate", with `use_gate`) to such, and the projections that it leaves out
-            stay dense.
-        min_rank, max_rank, truncation: as in `LowRankLayer`, for each low-rank projection.
+            "attention_output" (and "gate", with `use_gate`) to such, and the projections that it
+            leaves out stay dense. The attribute `rank` has the present ranks, as such a dict.
+        min_rank, max_rank, truncation: as in `LowRankLayer`, for each low-rank projection, or by
+            such a dict.
         **kwargs: all other arguments of `keras.layers.MultiHeadAttention`.
 
     Input shape:
@@ -114,12 +84,13 @@ class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttentio
     >>> inputs = keras.Input((10, 32))
     >>> LowRankModel(inputs, layer(inputs, inputs)).ranks  # doctest: +NORMALIZE_WHITESPACE
     {'low_rank_multi_head_attention/query': 6, 'low_rank_multi_head_attention/key': 6,
-     'low_rank_multi_head_attention/value': 6, 'low_rank_multi_head_attention/output': 6}
+     'low_rank_multi_head_attention/value': 6,
+     'low_rank_multi_head_attention/attention_output': 6}
     """
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class LowRankGroupedQueryAttention(LowRankAttention, keras.layers.GroupQueryAttention):
+class LowRankGroupQueryAttention(LowRankAttention, keras.layers.GroupQueryAttention):
     r"""`keras.layers.GroupQueryAttention` with low-rank projections.
 
     Several heads of queries share one of keys and values; attention itself is Keras's. The kernels
@@ -146,11 +117,18 @@ class LowRankGroupedQueryAttention(LowRankAttention, keras.layers.GroupQueryAtte
 
     Example:
 
-    >>> layer = LowRankGroupedQueryAttention(8, 4, 2, rank={"query": 6, "output": 6})
+    >>> ranks = {"query": 6, "attention_output": 4}
+    >>> layer = LowRankGroupQueryAttention(8, 4, 2, rank=ranks, min_rank={"query": 2})
     >>> x = tf.ones((2, 10, 32))
     >>> layer(x, x).shape.as_list()
     [2, 10, 32]
-    >>> inputs = keras.Input((10, 32))
-    >>> LowRankModel(inputs, layer(inputs, inputs)).ranks  # doctest: +NORMALIZE_WHITESPACE
-    {'low_rank_grouped_query_attention/query': 6, 'low_rank_grouped_query_attention/output': 6}
+    >>> layer.rank
+    {'query': 6, 'attention_output': 4}
     """
+
+
+def projections(layer):
+    """`{name: projection}` of a built layer of attention, Keras's own or low-rank."""
+    kinds = (keras.layers.EinsumDense, LowRankEinsumDense)
+    found = [one for one in keras_internals.sublayers(layer) if isinstance(one, kinds)]
+    return {one.name: one for one in found}

@@ -110,8 +110,9 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
 
     Args:
         units, activation, recurrent_activation, use_bias: as in `keras.layers.GRU`.
-        rank: int, None, or a dict with the keys `"kernel"` and `"recurrent"`: the ranks to start
-            with, as in `LowRankLayer`. A kernel that the dict leaves out is a plain one.
+        rank: int or None, the rank to start with, as in `LowRankLayer`; or a dict with the keys
+            `"kernel"` and `"recurrent_kernel"`, and a kernel that it leaves out is a plain one. The
+            attribute `rank` has the present ranks, by the names of the kernels.
         min_rank, max_rank, truncation: as in `LowRankLayer`; for both matrices, or by such a dict.
         stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
         use_cudnn: `"auto"` or `False`: cuDNN's GRU multiplies with whole kernels.

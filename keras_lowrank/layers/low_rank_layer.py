@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.kernels.kernel_maps import KernelMaps
-from keras_lowrank.kernels.kernel_override import low_rank_apply, squared_norm, whole_matrix
+from keras_lowrank.kernels.kernel_override import low_rank_apply, whole_matrix
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.arguments import (
     NO_LORA,
@@ -19,6 +19,7 @@ from keras_lowrank.layers.arguments import (
 )
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
+from keras_lowrank.layers.kernel_penalty import KernelPenalty
 from keras_lowrank.manifold.factors import Factors, RankVariable
 from keras_lowrank.ranks.truncation import Policy, get_truncation
 
@@ -71,6 +72,27 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
 
     Raises:
         ValueError: an argument outside its range.
+
+    Example, a layer of your own, a dense one with a scale for its outputs:
+
+    >>> @keras.saving.register_keras_serializable("my_package")
+    ... class Scaled(LowRankLayer):
+    ...     def __init__(self, units, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.units = units
+    ...     def build(self, input_shape):
+    ...         self.build_factors((input_shape[-1], self.units))
+    ...         self.scale = self.add_weight(name="scale", shape=(self.units,))
+    ...     def project(self, inputs, basis):
+    ...         return kernels.matmul_last(inputs, basis)
+    ...     def call(self, inputs):
+    ...         return self.scale * super().call(inputs)
+    ...     def get_config(self):
+    ...         return {**super().get_config(), "units": self.units}
+    >>> inputs = keras.Input((5, 8))
+    >>> model = LowRankModel(inputs, Scaled(4, rank=2)(inputs))
+    >>> model.output_shape, model.ranks
+    ((None, 5, 4), {'scaled': 2})
     """
 
     # What the weight is called in Keras, and its layer where that has another name there.
@@ -117,7 +139,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for name, value in (("lora_rank", lora_rank), ("lora_alpha", lora_alpha)):
             refuse(value, name, NO_LORA)
         refuse(quantization_config, "quantization_config", QUANTIZE)
-        self.rank = rank
+        self._rank = rank
         self.min_rank = min_rank
         self.max_rank = max_rank
         self.truncation = None if truncation is None else get_truncation(truncation)
@@ -171,7 +193,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
-            self.S.regularizer = _KernelPenalty(self.kernel_regularizer.l2, self.factors)
+            self.S.regularizer = KernelPenalty(self.kernel_regularizer.l2, self.factors)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -198,6 +220,14 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         return self.matricization.kernel(whole_matrix(self.factors))
 
     @property
+    def rank(self):
+        """The present rank, an int; before the layer is built, the `rank` that was asked for.
+
+        `get_config()["rank"]` stays what was asked for. Outside of traced functions only.
+        """
+        return self.factors.rank if self.built else self._rank
+
+    @property
     def weight_path(self):
         """What the path of the weight is in Keras, such as `dense/kernel`; once built."""
         # A layer whose factors were made outside of `build` has no scope.
@@ -207,7 +237,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     @property
     def policy(self):
         """The layer's bounds and its own truncation (None where it has none)."""
-        grown = self._starting_rank(self.factors.n, self.factors.m) if self.rank is None else None
+        grown = self._starting_rank(self.factors.n, self.factors.m) if self._rank is None else None
         return Policy(self.truncation, self.min_rank, self.max_rank, grown)
 
     def enable_lora(self, rank, *args, **kwargs):
@@ -226,7 +256,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     def get_config(self):
         config = super().get_config()
         config.update(
-            rank=self.rank,
+            rank=self._rank,
             min_rank=self.min_rank,
             max_rank=self.max_rank,
             truncation=keras.saving.serialize_keras_object(self.truncation),
@@ -243,13 +273,13 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
 
     def _starting_rank(self, n, m):
         largest = min(n, m)
-        rank = self.rank
+        rank = self._rank
         if rank is not None and self.caps_rank:
             rank = min(rank, largest)
         if max(rank or 1, self.min_rank) > largest:
             raise ValueError(
                 f"`rank` and `min_rank` of layer {self.name!r} must be at most min(n, m) = "
-                f"{largest} for its {n} x {m} kernel. Received: rank={self.rank}, "
+                f"{largest} for its {n} x {m} kernel. Received: rank={self._rank}, "
                 f"min_rank={self.min_rank}"
             )
         if rank is not None:
@@ -261,21 +291,23 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         return min(max(start, self.min_rank), self.max_rank or largest)
 
 
-class _KernelPenalty(keras.regularizers.Regularizer):
-    """`l2 ||W||_F^2`. Keras collects it from S, whatever kernel the present step has in place."""
-
-    def __init__(self, l2, factors):
-        self.l2, self.factors = l2, factors
-
-    def __call__(self, _):
-        return self.l2 * squared_norm(self.factors)
-
-
 def find_low_rank_layers(model):
     """Returns `{path: layer}` of all low-rank layers inside `model`, in order of attachment.
 
     A path is the names of the layers that hold it and its own, joined by "/", without the name of
-    `model` itself. A layer that is held in several places appears once.
+    `model` itself, as in `LowRankModel.ranks`. A layer that is held in several places appears once.
+
+    Args:
+        model: Keras model or layer.
+
+    Returns:
+        Dict from str to `LowRankLayer`, built or not.
+
+    Example:
+
+    >>> model = keras.Sequential([LowRankDense(8, rank=2, name="low"), keras.layers.Dense(1)])
+    >>> [(path, layer.rank) for path, layer in find_low_rank_layers(model).items()]
+    [('low', 2)]
     """
     found = {}
 
@@ -306,19 +338,6 @@ def _read(variable):
     return tf.convert_to_tensor(variable.value) if isinstance(variable, RankVariable) else variable
 
 
-def refuse_wrappers(model):
-    """Raises ValueError where a wrapper inside `model` writes to kernels that are never formed."""
-    for layer in keras_internals.all_layers(model):
-        if isinstance(layer, keras.layers.SpectralNormalization) and (
-            isinstance(layer.layer, LowRankLayer) or find_low_rank_layers(layer.layer)
-        ):
-            raise ValueError(
-                "SpectralNormalization divides a kernel by its largest singular value, in place, "
-                "and a low-rank layer never forms its kernel. Take the layer out of the wrapper. "
-                f"Received: layer {layer.layer.name!r} in {layer.name!r}"
-            )
-
-
 def set_weights(layer, weights):
     """`layer.set_weights(weights)` across ranks: sizes other than the rank must fit.
 
@@ -339,8 +358,8 @@ def set_weights(layer, weights):
     >>> layers = [keras.layers.Bidirectional(LowRankLSTM(8, rank=rank)) for rank in (2, 3)]
     >>> outputs = [layer(np.ones((1, 5, 8))) for layer in layers]
     >>> set_weights(layers[0], layers[1].get_weights())
-    >>> layers[0].forward_layer.cell.kernels[0].factors.rank
-    3
+    >>> layers[0].forward_layer.rank
+    {'kernel': 3, 'recurrent_kernel': 3}
     """
     variables = layer.weights
     if len(variables) != len(weights):

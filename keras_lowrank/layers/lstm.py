@@ -81,8 +81,9 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
 
     Args:
         units, activation, recurrent_activation, use_bias: as in `keras.layers.LSTM`.
-        rank: int, None, or a dict with the keys `"kernel"` and `"recurrent"`: the ranks to start
-            with, as in `LowRankLayer`. A kernel that the dict leaves out is a plain one.
+        rank: int or None, the rank to start with, as in `LowRankLayer`; or a dict with the keys
+            `"kernel"` and `"recurrent_kernel"`, and a kernel that it leaves out is a plain one. The
+            attribute `rank` has the present ranks, by the names of the kernels.
         min_rank, max_rank, truncation: as in `LowRankLayer`; for both matrices, or by such a dict.
         stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
         use_cudnn: `"auto"` or `False`: cuDNN's LSTM multiplies with whole kernels.
@@ -103,7 +104,7 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
     Example:
 
     >>> inputs = keras.Input((5, 16))
-    >>> outputs = LowRankLSTM(32, rank={"kernel": 4, "recurrent": 8})(inputs)
+    >>> outputs = LowRankLSTM(32, rank={"kernel": 4, "recurrent_kernel": 8})(inputs)
     >>> LowRankModel(inputs, outputs).ranks
     {'low_rank_lstm/lstm_cell/kernel': 4, 'low_rank_lstm/lstm_cell/recurrent_kernel': 8}
     """

@@ -11,13 +11,13 @@ from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.initial_factors import kernel_variance
-from keras_lowrank.layers.low_rank_layer import AcrossRanks
-from keras_lowrank.ranks.truncation import get_truncation
+from keras_lowrank.layers.several_kernels import RankArguments, SeveralKernels
 
-_MATRICES = "kernel", "recurrent"
+# What Keras calls the two kernels.
+_KERNELS = ("kernel", "recurrent_kernel")
 
 
-class GatedCell(AcrossRanks, CompositeInputs):
+class GatedCell(SeveralKernels, CompositeInputs):
     """A Keras cell whose two kernels are low-rank: goes before the Keras cell in a class's bases.
 
     The kernels are `LowRankDense` layers without a bias (or Keras's, where one stays plain): one
@@ -27,8 +27,8 @@ class GatedCell(AcrossRanks, CompositeInputs):
     Args:
         units, activation, recurrent_activation, use_bias: as in the Keras cell.
         rank, min_rank, max_rank, truncation: as in `LowRankLayer`, for both kernels, or a dict with
-            the keys `"kernel"` and `"recurrent"`. A kernel without a rank in a dict is a plain one.
-            One rank for both is `min(n, m)` where a kernel has no more.
+            the keys `"kernel"` and `"recurrent_kernel"`. A kernel that a dict of ranks leaves out
+            is a plain one. One rank for both is `min(n, m)` where a kernel has no more.
         stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
         **kwargs: all other arguments of the Keras cell.
     """
@@ -54,7 +54,7 @@ class GatedCell(AcrossRanks, CompositeInputs):
     ):
         units = positive_integer("units", units)
         kwargs = dict(by_name(self.keras_layer, 4, args), **kwargs)
-        for name in _MATRICES:
+        for name in ("kernel", "recurrent"):
             refuse(
                 kwargs.get(f"{name}_constraint"),
                 f"{name}_constraint",
@@ -69,17 +69,10 @@ class GatedCell(AcrossRanks, CompositeInputs):
             use_bias=use_bias,
             **kwargs,
         )
-        self.rank, self.min_rank, self.max_rank = rank, min_rank, max_rank
-        self._ranks = _by_matrix("rank", rank)
-        self._min_ranks = self._by_low_rank("min_rank", min_rank)
-        self._max_ranks = self._by_low_rank("max_rank", max_rank)
-        self.truncation = {
-            key: None if one is None else get_truncation(one)
-            for key, one in self._by_low_rank("truncation", truncation).items()
-        }
+        self.rank_arguments = RankArguments(_KERNELS, rank, min_rank, max_rank, truncation)
         self.stacked = stacked
         self.kernels = self._matrices("kernel", self.kernel_regularizer)
-        self.recurrent_kernels = self._matrices("recurrent", self.recurrent_regularizer)
+        self.recurrent_kernels = self._matrices("recurrent_kernel", self.recurrent_regularizer)
 
     def build(self, input_shape):
         for layers, initializer, n in (
@@ -125,50 +118,34 @@ class GatedCell(AcrossRanks, CompositeInputs):
         return self.advance(self.recurrent_product(states[0], training) + added, *rest, *states)
 
     def get_config(self):
-        truncation = keras.saving.serialize_keras_object(self.truncation)
-        own = {"rank": self.rank, "min_rank": self.min_rank, "max_rank": self.max_rank}
-        return {**super().get_config(), **own, "truncation": truncation, "stacked": self.stacked}
+        return {**super().get_config(), "stacked": self.stacked}
 
-    def _matrices(self, which, regularizer):
+    def low_rank_kernels(self):
+        """The layers of the kernels that are low-rank."""
+        layers = [*self.kernels, *self.recurrent_kernels]
+        return [layer for layer in layers if isinstance(layer, LowRankDense)]
+
+    def _matrices(self, kernel, regularizer):
         names, width = [""], len(self.gates) * self.units
         if not self.stacked:
             names, width = [f"_{gate}" for gate in self.gates], self.units
-        stem = "kernel" if which == "kernel" else "recurrent_kernel"
-        make = keras.layers.Dense
-        if which in self._ranks:
-            make = functools.partial(
-                LowRankDense,
-                rank=self._ranks[which],
-                min_rank=self._min_ranks.get(which, 1),
-                max_rank=self._max_ranks.get(which),
-                truncation=self.truncation.get(which),
-            )
+        arguments = self.rank_arguments.of(kernel)
+        make = functools.partial(LowRankDense, **arguments) if arguments else keras.layers.Dense
         layers = [
             make(
                 width,
                 use_bias=False,
                 kernel_regularizer=regularizer,
-                name=stem + name,
+                name=kernel + name,
                 dtype=self.dtype_policy,
                 trainable=self.trainable,
             )
             for name in names
         ]
         for layer in layers:  # there a weight of the cell itself
-            layer.named_in_keras, layer.replaces = stem, ""
-            layer.caps_rank = not isinstance(self.rank, dict)
+            layer.named_in_keras, layer.replaces = kernel, ""
+            layer.caps_rank = self.rank_arguments.one_rank
         return layers
-
-    def _by_low_rank(self, name, value):
-        """`_by_matrix` for the kernels that are low-rank; what is for another one is refused."""
-        by_matrix = _by_matrix(name, value)
-        plain = {key for key, one in by_matrix.items() if one is not None} - set(self._ranks)
-        if plain and by_matrix is value:
-            raise ValueError(
-                f"`{name}` must be for kernels that have a rank: the others are plain ones. "
-                f"Received: rank={self.rank!r}, {name}={value!r}"
-            )
-        return {key: by_matrix[key] for key in by_matrix if key in self._ranks}
 
     def _share_of(self, initializer, n, index):
         """What draws a gate's kernel as the initializer draws its columns of all gates' kernel."""
@@ -200,7 +177,7 @@ class GatedCell(AcrossRanks, CompositeInputs):
         return inputs * masks
 
 
-class GatedLayer(AcrossRanks, CompositeInputs):
+class GatedLayer(SeveralKernels, CompositeInputs):
     """A Keras recurrent layer around a `GatedCell`: goes before the Keras layer in a class's bases.
 
     The product with the inputs is one for the whole sequence, before the loop.
@@ -268,11 +245,17 @@ class GatedLayer(AcrossRanks, CompositeInputs):
                 return_all_outputs=self.return_sequences,
             )
 
+    @property
+    def rank_arguments(self):
+        """Those of the cell."""
+        return self.cell.rank_arguments
+
+    def low_rank_kernels(self):
+        """Those of the cell."""
+        return self.cell.low_rank_kernels()
+
     def get_config(self):
-        own = {name: getattr(self.cell, name) for name in ("rank", "min_rank", "max_rank")}
-        own["truncation"] = keras.saving.serialize_keras_object(self.cell.truncation)
-        own["stacked"] = self.cell.stacked
-        return {**super().get_config(), **own}
+        return {**super().get_config(), "stacked": self.cell.stacked}
 
 
 # What the Keras layers hand on to their cells, and what a `GatedCell` has beside it.
@@ -323,15 +306,3 @@ def _multiply(layer, inputs):
     if isinstance(layer, LowRankDense):
         return layer.apply_kernel(inputs)
     return keras.ops.matmul(inputs, layer.kernel)
-
-
-def _by_matrix(name, value):
-    """An argument by kernel, where it may be one for both: a dict of those that have one."""
-    if not isinstance(value, dict) or "class_name" in value:  # the config of a truncation
-        return dict.fromkeys(_MATRICES, value)
-    if not value or not set(value) <= set(_MATRICES):
-        raise ValueError(
-            f"`{name}` must be one value, or a dict with keys among {_MATRICES}. "
-            f"Received: {name}={value!r}"
-        )
-    return value

@@ -1,1 +1,19 @@
-"""The manifold of rank-r matrices: points, tangent vectors, and the linear algebra of both."""
+"""The manifold of rank-r matrices: points, tangent vectors, and the linear algebra of both.
+
+For an integrator or an optimizer rule of your own. All functions bear NaN: a step that is not
+finite is undone as a whole afterwards.
+"""
+
+from keras_lowrank.manifold.decompositions import signed_qr, signed_svd
+from keras_lowrank.manifold.orthonormalize import orthonormalized
+from keras_lowrank.manifold.point import Point, diagonalized
+from keras_lowrank.manifold.tangent_vector import TangentVector
+
+__all__ = [
+    "Point",
+    "TangentVector",
+    "diagonalized",
+    "orthonormalized",
+    "signed_qr",
+    "signed_svd",
+]

@@ -38,10 +38,11 @@ def signed_qr(matrix):
     Unlike a Gram-based basis it has all `b` columns whatever the rank of `matrix` is.
 
     Args:
-        matrix: float tensor, shape `(a, b)`, `a >= b`. Must be finite.
+        matrix: float tensor, shape `(a, b)`, `a >= b`.
 
     Returns:
-        Orthonormal tensor `Q`, shape `(a, b)`, with `range(matrix)` inside `range(Q)`.
+        Orthonormal tensor `Q`, shape `(a, b)`, with `range(matrix)` inside `range(Q)`; NaN where
+        `matrix` is not finite.
     """
     orthonormal, triangular = tf.linalg.qr(matrix)
     diagonal = tf.linalg.diag_part(triangular)

@@ -39,8 +39,8 @@ class Budget(Truncation):
     Args:
         weights: int or None, the number of weights of the whole model to arrive at, counted as
             `Compression.factored` does: `r (n + m)` a low-rank layer, and all other kernels.
-        compression: float or None, in its place: the share of the full-rank weights to save, in
-            percent, 0 or at least 1.
+        compression: float in `[0, 1)` or None, in its place: the share of the full-rank weights to
+            save. 0.95 saves 95% of them.
         steps: int, the number of training steps until it is met.
 
     Raises:
@@ -49,7 +49,7 @@ class Budget(Truncation):
 
     Example:
 
-    >>> truncation = Budget(compression=90.0, steps=2000)
+    >>> truncation = Budget(compression=0.9, steps=2000)
     """
 
     def __init__(self, *, weights=None, compression=None, steps):
@@ -59,22 +59,18 @@ class Budget(Truncation):
                 f"Received: weights={weights!r}, compression={compression!r}"
             )
         if compression is None:
-            _check_budget("weights", weights, 1, math.inf)
+            _check_budget("weights", weights, "a number in [1, inf)", 1, math.inf)
         else:
-            _check_budget("compression", compression, 0, 100)
-            if 0 < compression < 1:
-                raise ValueError(
-                    "`compression` of a budget is in percent: 90 saves nine tenths of the weights. "
-                    f"Received: compression={compression!r}"
-                )
-        _check_budget("steps", steps, 1, math.inf, kinds=int)
+            kind = "a share in [0, 1), as 0.95 to save 95% of the weights"
+            _check_budget("compression", compression, kind, 0, 1)
+        _check_budget("steps", steps, "an integer in [1, inf)", 1, math.inf, types=int)
         self.weights, self.compression, self.steps = weights, compression, steps
 
     def target(self, full):
         """The number of weights to arrive at, for a model of so many at full rank."""
         if self.weights is not None:
             return self.weights
-        return (1.0 - self.compression / 100.0) * full
+        return (1.0 - self.compression) * full
 
     def unmet(self, steps):
         if not 0 < steps < self.steps:
@@ -159,10 +155,7 @@ def spend(shares, sizes, allowed):
     return [tf.math.count_nonzero(paid == i, dtype=tf.int32) for i in range(len(shares))]
 
 
-def _check_budget(name, value, low, high, kinds=(int, float)):
-    number = isinstance(value, kinds) and not isinstance(value, bool)
+def _check_budget(name, value, kind, low, high, types=(int, float)):
+    number = isinstance(value, types) and not isinstance(value, bool)
     if not number or not low <= value < high:
-        raise ValueError(
-            f"`{name}` of a budget must be {'an integer' if kinds is int else 'a number'} in "
-            f"[{low}, {high}). Received: {name}={value!r}"
-        )
+        raise ValueError(f"`{name}` of a budget must be {kind}. Received: {name}={value!r}")

@@ -15,11 +15,28 @@ class Truncation:
     """Decides how many singular values of a layer are kept after a step.
 
     Subclass it for a rule of your own: implement `rank`, and `get_config` where there is
-    something to save.
+    something to save. `compile` takes it for all layers, and each layer for itself.
 
     Attributes:
         grows: bool. Whether ranks may become larger: then an integrator that can tries out more
             directions than `rank` asks for.
+
+    Example, a rule that keeps the singular values above a share of the largest:
+
+    >>> @keras.saving.register_keras_serializable("my_package")
+    ... class Above(Truncation):
+    ...     def __init__(self, share):
+    ...         self.share = share
+    ...     def rank(self, singular_values, current):
+    ...         kept = singular_values > self.share * singular_values[0]
+    ...         return tf.math.count_nonzero(kept, dtype=tf.int32)
+    ...     def get_config(self):
+    ...         return {"share": self.share}
+    >>> values = tf.constant([2.0, 1.0, 0.1])
+    >>> int(Above(0.1).rank(values, current=3))
+    2
+    >>> int(Policy(Above(0.1), min_rank=3).rank(values, current=3))
+    3
     """
 
     grows = True
@@ -85,19 +102,20 @@ class Tolerance(Truncation):
     r"""Keeps the smallest rank whose tail is within a tolerance.
 
     The smallest `r` with `||(s_{r+1}, s_{r+2}, ...)||_2 <= theta`, where `theta = tau ||s||_2`
-    (relative, so `||W_after - W_before||_F <= tau ||W_before||_F`) or `theta = tau` (absolute).
+    (relative, so `||W_after - W_before||_F <= tau ||W_before||_F`) or `theta = tau` (absolute),
+    with `tau = tolerance`.
     It is the rule of Algorithm 1 in arXiv:2205.13571.
 
     Args:
-        tau: float, the tolerance, without unit when relative. `0 <= tau < 1` when relative,
-            `tau >= 0` when absolute. 0 cuts exact zeros only. Or a schedule: a
-            `keras.optimizers.schedules.LearningRateSchedule`, or any callable from the number of
-            the step to a number. One that rises from 0 cuts nothing before it was learned.
+        tolerance: float, in `[0, 1)` when relative, at least 0 when absolute. 0 cuts exact zeros
+            only. Or a schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or any
+            callable from the number of the step to a number. One that rises from 0 cuts nothing
+            before it was learned.
         relative: bool. Measure the tail relative to `||W||_F`. Defaults to `True`.
 
     Raises:
-        ValueError: `tau` outside its range; of a schedule, in training, at the first step where it
-            is. Nothing of that step is kept.
+        ValueError: `tolerance` outside its range; of a schedule, in training, at the first step
+            where it is. Nothing of that step is kept.
 
     Example:
 
@@ -108,45 +126,46 @@ class Tolerance(Truncation):
 
     _planned_by = None  # the scheduled tolerance that this one is of one step
 
-    def __init__(self, tau, relative=True):
-        if isinstance(tau, dict):
-            tau = keras.saving.deserialize_keras_object(tau)
-        if not callable(tau):
-            number = isinstance(tau, numbers.Real) and not isinstance(tau, bool)
-            if not number or not math.isfinite(tau) or tau < 0 or (relative and tau >= 1):
-                raise _outside_its_range(relative, f"tau={tau!r}")
-            tau = float(tau)
-        self.tau = tau
+    def __init__(self, tolerance, relative=True):
+        if isinstance(tolerance, dict):
+            tolerance = keras.saving.deserialize_keras_object(tolerance)
+        if not callable(tolerance):
+            number = isinstance(tolerance, numbers.Real) and not isinstance(tolerance, bool)
+            within = number and math.isfinite(tolerance) and tolerance >= 0
+            if not within or (relative and tolerance >= 1):
+                raise _outside_its_range(relative, f"tolerance={tolerance!r}")
+            tolerance = float(tolerance)
+        self.tolerance = tolerance
         self.relative = bool(relative)
 
     def plan(self, matrices, step, others, min_ranks):
-        if not callable(self.tau):
+        if not callable(self.tolerance):
             return [self] * len(matrices)
         now = copy.copy(self)
         # As a learning rate, a schedule is asked for the number of steps that were completed.
-        now.tau = tf.convert_to_tensor(self.tau(step - 1.0))
+        now.tolerance = tf.convert_to_tensor(self.tolerance(step - 1.0))
         now._planned_by = self
         return [now] * len(matrices)
 
     def checks(self):
         if self._planned_by is None:
             return {}
-        tau = tf.cast(self.tau, tf.float64)
+        tau = tf.cast(self.tolerance, tf.float64)
         below = tau < 1.0 if self.relative else tf.math.is_finite(tau)
         return {self._planned_by._error_at: (tau >= 0.0) & below}
 
     def unmet(self, steps):
-        if not callable(self.tau) or not steps:
+        if not callable(self.tolerance) or not steps:
             return None
         looks = {index * (steps - 1) // _LOOKS for index in range(_LOOKS + 1)}
-        if any(float(self.tau(tf.constant(float(step)))) > 0.0 for step in sorted(looks)):
+        if any(float(self.tolerance(tf.constant(float(step)))) > 0.0 for step in sorted(looks)):
             return None
         return f"the schedule of their tolerance was 0 at all of the {steps:,} training steps"
 
     def _error_at(self, step):
-        tau = float(self.tau(tf.constant(step - 1.0)))
+        tau = float(self.tolerance(tf.constant(step - 1.0)))
         return _outside_its_range(
-            self.relative, f"tau={tau} at training step {step}, of which nothing was kept"
+            self.relative, f"tolerance={tau} at training step {step}, of which nothing was kept"
         )
 
     def rank(self, singular_values, current):
@@ -156,14 +175,17 @@ class Tolerance(Truncation):
         shares = tf.math.divide_no_nan(singular_values, unit)
         tails = tf.sqrt(tf.cumsum(tf.square(shares), reverse=True))
         # A number takes the type of a tensor exactly, and by `tf.cast` after a rounding to float32.
-        tau = tf.cast(self.tau, unit.dtype) if tf.is_tensor(self.tau) else self.tau
+        tau = self.tolerance
+        tau = tf.cast(tau, unit.dtype) if tf.is_tensor(tau) else tau
         theta = tau * tails[0] if self.relative else tau / unit
         # tails[i] is what is cut when i values are kept.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 
     def get_config(self):
-        tau = keras.saving.serialize_keras_object(self.tau) if callable(self.tau) else self.tau
-        return {"tau": tau, "relative": self.relative}
+        tolerance = self.tolerance
+        if callable(tolerance):
+            tolerance = keras.saving.serialize_keras_object(tolerance)
+        return {"tolerance": tolerance, "relative": self.relative}
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -177,9 +199,9 @@ class KeepRank(Truncation):
 
 
 def _outside_its_range(relative, received):
-    rule = "A relative tolerance `tau` must be in [0, 1)"
+    rule = "A relative `tolerance` must be in [0, 1)"
     if not relative:
-        rule = "An absolute tolerance `tau` must be a finite number >= 0"
+        rule = "An absolute `tolerance` must be a finite number >= 0"
     return ValueError(f"{rule}, or a schedule of such numbers. Received: {received}")
 
 
@@ -225,6 +247,7 @@ class Policy(NamedTuple):
         return self._replace(truncation=truncation, **tensors["bounds"])
 
     def rank(self, singular_values, current):
+        """`Truncation.rank`, inside the bounds."""
         rank = self.truncation.rank(singular_values, current)
         most = self.most(tf.shape(singular_values)[0])
         return tf.minimum(tf.maximum(rank, self.min_rank), most)

@@ -29,14 +29,14 @@ class Compression(NamedTuple):
     training: int
 
     def saved(self, count):
-        """The share of the full-rank weights that `count` saves, in percent."""
-        return 100.0 * (1.0 - count / self.full)
+        """The share of the full-rank weights that `count` saves: 0.9 for a tenth of them."""
+        return 1.0 - count / self.full
 
     def __str__(self):
         lines = [f"{'weights':<10} {'number':>12} {'saved':>8}", f"{'full':<10} {self.full:>12,}"]
         for name in ("factored", "deployed", "training"):
             count = getattr(self, name)
-            lines.append(f"{name:<10} {count:>12,} {self.saved(count):>7.2f}%")
+            lines.append(f"{name:<10} {count:>12,} {self.saved(count):>8.2%}")
         return "\n".join(lines)
 
 
@@ -47,8 +47,22 @@ def count_weights(model):
     not, but for the biases of layers, and what they normalize with; a low-rank layer counts as its
     matrix. Statistics do not count.
 
+    Args:
+        model: built `keras.Model`, a `LowRankModel` or not.
+
+    Returns:
+        `Compression`.
+
     Raises:
         ValueError: the model has not been built.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, LowRankDense(8, rank=2)(inputs))
+    >>> count = count_weights(model)
+    >>> count.full, count.factored, count.saved(count.factored)
+    (64, 32, 0.5)
     """
     if not model.built:
         raise ValueError(

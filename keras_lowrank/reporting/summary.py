@@ -31,11 +31,11 @@ def print_ranks(model, line_length=None, print_fn=None):
         table.add_column(name, justify="right")
     for path, factors in layers.items():
         n, m, rank = factors.n, factors.m, factors.rank
-        saved = 100.0 * (1.0 - rank * (n + m) / (n * m))
-        cells = f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2f}%"
+        saved = 1.0 - rank * (n + m) / (n * m)
+        cells = f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2%}"
         table.add_row(rich.markup.escape(path), *cells)
     total = count_weights(model)
-    saved = f"{total.saved(total.factored):.2f}%"
+    saved = f"{total.saved(total.factored):.2%}"
     table.add_section()
     table.add_row("all weights of the model", f"{total.full:,}", "", f"{total.factored:,}", saved)
     if print_fn is None and keras.config.is_interactive_logging_enabled():

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.layers.low_rank_layer import find_built_layers
-from keras_lowrank.optimizers import make_rule, rules_by_layer
+from keras_lowrank.optimizers.options import make_rule, rules_by_layer
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.ranks.truncation import KeepRank, Policy, plan
 from keras_lowrank.reporting.compression import count_others

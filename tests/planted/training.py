@@ -151,8 +151,8 @@ FAULTS = {
     ),
     "a schedule that is a step ahead": Fault(
         "ranks/truncation.py",
-        "self.tau(step - 1.0)",
-        "self.tau(step)",
+        "self.tolerance(step - 1.0)",
+        "self.tolerance(step)",
         "test_schedules_and_budgets.py",
         "schedule",
     ),

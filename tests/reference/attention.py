@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_lowrank import LowRankGroupedQueryAttention, LowRankMultiHeadAttention, convert_layer
+from keras_lowrank import LowRankGroupQueryAttention, LowRankMultiHeadAttention, convert_layer
 
 MULTI_HEAD = {"num_heads": 2, "key_dim": 4}
 GROUPED = {"head_dim": 4, "num_query_heads": 4, "num_key_value_heads": 2}
-NAMES = ["query", "key", "value", "output"]
+NAMES = ["query", "key", "value", "attention_output"]
 GATED = pytest.mark.skipif(
     "use_gate" not in layers.MultiHeadAttention(1, 1).get_config(), reason="this Keras has no gate"
 )
@@ -21,7 +21,7 @@ every = pytest.mark.parametrize(
     "low, plain, arguments",
     [
         (LowRankMultiHeadAttention, layers.MultiHeadAttention, MULTI_HEAD),
-        (LowRankGroupedQueryAttention, layers.GroupQueryAttention, GROUPED),
+        (LowRankGroupQueryAttention, layers.GroupQueryAttention, GROUPED),
     ],
     ids=["multi-head", "grouped"],
 )

@@ -41,7 +41,7 @@ def copy_kernels(cell, plain_cell):
 
 def ranks(stacked=True):
     width = UNITS if not stacked else 3 * UNITS
-    return {"kernel": min(N, width), "recurrent": UNITS}
+    return {"kernel": min(N, width), "recurrent_kernel": UNITS}
 
 
 def pair(kind, shape=X.shape, stacked=True, **options):
