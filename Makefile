@@ -32,8 +32,8 @@ test-between: .venv/installed  ## run the tests of what hangs on Keras's version
 		test -d .venv-between/$$version || .venv/bin/python -m pip install --quiet --no-deps \
 			--target .venv-between/$$version keras==$$version || exit 1; \
 		PYTHONPATH=.venv-between/$$version .venv/bin/python -m pytest -n 2 --dist worksteal tests/test_keras_internals.py tests/test_keras_graphs.py \
-			tests/test_saving.py tests/test_recomputed.py tests/test_optimizer_rules.py \
-			tests/test_custom_losses.py tests/test_fixed_rank.py || exit 1; \
+			tests/files/test_saving.py tests/training/test_recomputed.py tests/optimizers/test_optimizer_rules.py \
+			tests/training/test_custom_losses.py tests/integrators/test_fixed_rank.py || exit 1; \
 	done
 
 bench: .venv/installed  ## measure time and memory of training and of inference (5 minutes)

@@ -55,7 +55,7 @@ def test_a_fault_can_be_planted(fault):
 @pytest.mark.slow
 def test_it_is_the_copy_that_is_tested(copy):
     (copy / "keras_lowrank" / "__init__.py").write_text("raise ImportError('the copy')")
-    code, output = run_tests(copy, "tests/test_linalg.py")
+    code, output = run_tests(copy, "tests/manifold/test_linear_algebra.py")
     assert code != 0 and "the copy" in output
 
 

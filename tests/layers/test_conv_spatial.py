@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from reference.cases import partly_slow
+from reference.conversion import check_same
+from reference.exported import operations, path_for, predict_file
 from reference.full_rank import compare_step_by_step
-from test_convert import check_same
-from test_export import operations, path_for, predict_file
 
 from keras_lowrank import LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
 from keras_lowrank.manifold.point import Point

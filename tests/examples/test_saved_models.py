@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-FOLDER = pathlib.Path(__file__).parents[1] / "saved_models" / "digits"
+FOLDER = pathlib.Path(__file__).parents[2] / "saved_models" / "digits"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from reference.cases import partly_slow
+from reference.exported import operations, path_for, predict_file, run_lite
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankLSTM, LowRankModel
 
@@ -43,34 +44,11 @@ def dense_model(n, m, rank):
     return LowRankModel(inputs, LowRankDense(m, rank=rank, use_bias=False)(inputs))
 
 
-def path_for(tmp_path, format, name="model"):
-    return tmp_path / (name if format == "tf_saved_model" else f"{name}.tflite")
-
-
 def serve(path, inputs):
     loaded = tf.saved_model.load(str(path))  # held: it owns the variables
     named = {name: tf.constant(value) for name, value in inputs.items()}
     outputs = loaded.signatures["serving_default"](**named)
     return {name: value.numpy() for name, value in outputs.items()}
-
-
-def run_lite(interpreter, values):
-    """Outputs of a LiteRT file, by position."""
-    details = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
-    for detail, value in zip(details, values, strict=True):
-        interpreter.resize_tensor_input(detail["index"], value.shape)
-    interpreter.allocate_tensors()
-    for detail, value in zip(details, values):
-        interpreter.set_tensor(detail["index"], value)
-    interpreter.invoke()
-    return [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
-
-
-def predict_file(path, format, values):
-    if format == "tf_saved_model":
-        loaded = tf.saved_model.load(str(path))  # held: it owns the variables
-        return [t.numpy() for t in keras.tree.flatten(loaded.serve(*map(tf.constant, values)))]
-    return run_lite(Interpreter(model_path=str(path)), values)
 
 
 def stored_shapes(path):
@@ -164,11 +142,6 @@ def test_litert_file_runs_in_both_interpreters_at_any_batch(file):
             (outputs,) = run_lite(interpreter, [X[:batch]])
             expected = model.predict(X[:batch], verbose=0)
             np.testing.assert_allclose(outputs, expected, atol=1e-4)
-
-
-def operations(path):
-    # Not public, but the only list of the operations of a file.
-    return {op["op_name"] for op in tf.lite.Interpreter(str(path))._get_ops_details()}
 
 
 def test_litert_file_has_builtin_operations_only_and_no_variables(file):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference.cases import few, partly_slow, seeds
 from reference.embedding import built, cross_entropy, language_model
-from test_faults import Explodes, assert_kept, state
+from reference.explosions import Explodes, assert_kept, state
 
 from keras_lowrank import LowRankDense, LowRankEmbedding, LowRankModel, Parallel, RankAdaptive
 from keras_lowrank.manifold import row_sparse

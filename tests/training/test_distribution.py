@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_lowrank.training import replicas
 
-_PROGRAM = pathlib.Path(__file__).with_name("distributed_training.py")
+_PROGRAM = pathlib.Path(__file__).parents[1] / "distributed_training.py"
 
 
 def run(*arguments):

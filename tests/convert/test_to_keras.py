@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from test_convert import check_same, draw, full, functional, nested_and_shared, randomize
+from reference.conversion import check_same, draw, full, functional, nested_and_shared, randomize
 
 from keras_lowrank import LowRankConv2D, LowRankDense, LowRankLayer, LowRankModel, to_keras
 from keras_lowrank.keras_internals import all_layers

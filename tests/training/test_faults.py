@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference.cases import partly_slow
+from reference.explosions import Explodes, assert_kept, state
 
 from keras_lowrank import FixedRank, LowRankDense, LowRankModel, RankAdaptive
 
@@ -19,23 +20,6 @@ INTEGRATORS = pytest.mark.parametrize(
 )
 
 
-@keras.saving.register_keras_serializable("keras_lowrank_tests_faults")
-class Explodes(keras.layers.Layer):
-    """The identity, with a gradient that is not finite where an input is above 100."""
-
-    def __init__(self, value=np.inf, **kwargs):
-        super().__init__(**kwargs)
-        self.value = value
-
-    def call(self, inputs):
-        @tf.custom_gradient
-        def apply(x):
-            bad = tf.reduce_any(x > 100.0)
-            return tf.identity(x), lambda d: tf.where(bad, d * self.value, d)
-
-        return apply(inputs)
-
-
 def make(integrator="rank_adaptive", **compile_arguments):
     inputs = keras.Input((6,))
     x = LowRankDense(6, rank=3, name="low")(inputs)
@@ -44,21 +28,6 @@ def make(integrator="rank_adaptive", **compile_arguments):
     model = LowRankModel(inputs, keras.layers.Dense(3, name="head")(x))
     model.compile("sgd", "mse", integrator=integrator, **compile_arguments)
     return model
-
-
-def state(model):
-    """Everything that a step may change, bit for bit."""
-    return {
-        v.path: v.numpy().tobytes()
-        for v in (*model.variables, *model.optimizer.variables)
-        if not any(v is metric for metric in model.metrics_variables)
-    }
-
-
-def assert_kept(model, before):
-    after = state(model)
-    assert after.keys() == before.keys()
-    assert [path for path in before if after[path] != before[path]] == []
 
 
 def spoiled(rows=slice(None), value=np.nan):
