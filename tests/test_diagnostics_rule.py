@@ -10,7 +10,8 @@ from reference.two_layers import NEEDS_MUON
 
 from keras_lowrank import Parallel
 from keras_lowrank.diagnostics import check_rule
-from keras_lowrank.optimizers import Direction, Rule, make_rule
+from keras_lowrank.optimizers import Direction, Rule
+from keras_lowrank.optimizers.options import make_rule
 
 optimizers = keras.optimizers
 
