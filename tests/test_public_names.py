@@ -9,11 +9,11 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-NAMES = ["callbacks", "convert", "export", "integrators", "kernels", "layers", "manifold"]
-MODULES = {
-    name: importlib.import_module(name)
-    for name in ("keras_lowrank", *(f"keras_lowrank.{name}" for name in (*NAMES, "optimizers")))
-}
+BELOW = """
+    callbacks convert diagnostics export integrators kernels layers manifold optimizers
+"""
+NAMES = ["keras_lowrank", *(f"keras_lowrank.{name}" for name in BELOW.split())]
+MODULES = {name: importlib.import_module(name) for name in NAMES}
 PROGRAMS = [
     *ROOT.glob("examples/*.py"),
     *ROOT.glob("benchmarks/*.py"),
