@@ -129,6 +129,10 @@ class GatedCell(AcrossRanks, CompositeInputs):
         own = {"rank": self.rank, "min_rank": self.min_rank, "max_rank": self.max_rank}
         return {**super().get_config(), **own, "truncation": truncation, "stacked": self.stacked}
 
+    def _own_bias(self):
+        # Not by autocasting: a TimeDistributed calls its layer under its own policy.
+        return keras.ops.cast(self.bias, self.compute_dtype)
+
     def _matrices(self, which, regularizer):
         names, width = [""], len(self.gates) * self.units
         if not self.stacked:
