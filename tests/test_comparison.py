@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from reference import covering
+from reference.combinations import GRAPHS
 from reference.comparison import arrays, called, evaluated, in_graph, made, shapes, surroundings
 
 import keras_lowrank
@@ -37,19 +38,14 @@ class Found(NamedTuple):
     losses: list
 
 
-def found(thing, combination, values):
+def found(thing, model, combination, values):
     outputs = keras.tree.flatten(evaluated(thing, combination, values))
     losses = [] if combination.data in IN_GRAPHS else [*map(float, thing.losses)]
     masks = [getattr(one, "_keras_mask", None) for one in outputs]
-    symbolic = [
-        keras.KerasTensor(one, dtype=value.dtype.name)
-        for one, value in zip(shapes(combination), values)
-    ]
-    symbolic = keras.tree.flatten(called(thing, combination, symbolic))
+    symbolic = [(one.shape, one.dtype) for one in model.outputs]
     shape = None
     if combination.case.inputs == 1 and combination.data != "dict":
         shape = thing.compute_output_shape(shapes(combination)[0])
-    symbolic = [(one.shape, one.dtype) for one in symbolic]
     return Found(outputs, masks, symbolic, shape, losses)
 
 
@@ -90,7 +86,6 @@ def assert_same(mine, its, combination):
     # Keras takes the factor of a penalty in float32.
     rtol = 10 * max(tolerance, TOLERANCES["float32"])
     np.testing.assert_allclose(sorted(mine.losses), sorted(its.losses), rtol=rtol)
-
     for one, other in zip(mine.symbolic, its.symbolic, strict=True):
         assert one[1] == other[1] and is_as_exact(one[0], other[0])
     assert is_as_exact(mine.shape, its.shape)
@@ -112,16 +107,20 @@ def assert_same(mine, its, combination):
 def compare(combination, folder):
     with surroundings(combination):
         values = arrays(combination)
-        plain, low = (made(kind, combination, values) for kind in (False, True))
+        plain = made(False, combination, values)
         if combination.way == "from_keras":
             low = keras_lowrank.from_keras(plain, tolerance=0.0, only_smaller=False)
         else:
+            low = made(True, combination, values)
             give_weights(plain, low, combination)
-        both = [found(thing, combination, values) for thing in (low, plain)]
+        both = []
+        for kind, thing in ((True, low), (False, plain)):
+            whole = combination.way in GRAPHS
+            model = thing if whole else in_graph(kind, thing, combination)
+            both.append(found(thing, model, combination, values))
+            if kind:
+                assert_saved(model, combination, values, folder)
         assert_same(*both, combination)
-        plainly = combination._replace(data="tensor")
-        model = low if isinstance(low, keras.Model) else in_graph(True, low, plainly)
-        assert_saved(model, combination, values, folder)
 
 
 def assert_saved(model, combination, values, folder):
@@ -185,7 +184,7 @@ def some(table, count):
 def tried(low, combination):
     values = arrays(combination)
     with surroundings(combination):
-        return found(made(low, combination, values), combination, values)
+        return evaluated(made(low, combination, values), combination, values)
 
 
 def raises(low, combination):

@@ -11,7 +11,6 @@ import keras_lowrank
 from reference.combinations import GRAPHS, RECURRENT
 
 layers, ops = keras.layers, keras.ops
-rng = np.random.default_rng(0)
 saved = keras.saving.register_keras_serializable("comparison")
 
 
@@ -125,6 +124,7 @@ def shapes(combination):
 
 def arrays(combination):
     """A batch of inputs."""
+    rng = np.random.default_rng(0)
     whole = shapes(combination._replace(data="tensor"))
     if combination.case.layer == "Embedding":
         values = [rng.integers(0, 9, (3, *shape[1:])).astype("int32") for shape in whole]
@@ -164,7 +164,7 @@ def in_graph(low, thing, combination):
     dtype = arrays(combination)[0].dtype.name
     inputs = [keras.Input(batch_shape=shape, dtype=dtype) for shape in shapes(combination)]
     x = [layers.Masking()(x) for x in inputs] if combination.data == "masked" else inputs
-    outputs = called(thing, combination._replace(data="tensor"), x)
+    outputs = called(thing, combination, x)
     model = keras_lowrank.LowRankModel if low else keras.Model
     return model(structured(combination, inputs), outputs)
 
