@@ -211,11 +211,13 @@ def evaluated(thing, combination, values):
         specs = [
             tf.TensorSpec(shape, value.dtype) for shape, value in zip(shapes(combination), values)
         ]
-        traced = tf.function(lambda *x: called(thing, combination, x), input_signature=specs)
+        call = tf.function(input_signature=specs, autograph=False)
+        traced = call(lambda *x: called(thing, combination, x))
         return traced(*tensors)
     if data == "dataset":
         batches = tf.data.Dataset.from_tensor_slices(tuple(tensors)).batch(2)
         if isinstance(thing, keras.Model):
+            thing.run_eagerly = True  # to trace it takes a second
             return thing.predict(batches.map(lambda *x: (x if len(x) > 1 else x[0],)), verbose=0)
         return list(batches.map(lambda *x: called(thing, combination, x)))
     if data == "masked" and combination.way not in GRAPHS:
