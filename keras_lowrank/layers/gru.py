@@ -60,7 +60,7 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
         gates, candidate = projected[..., : 2 * self.units], projected[..., 2 * self.units :]
         if self.bias is None:
             return [tf.concat([gates, tf.zeros_like(candidate)], -1), candidate]
-        bias = keras.ops.convert_to_tensor(self.bias)[1]
+        bias = self._own_bias()[1]
         gates += bias[: 2 * self.units]
         return [
             tf.concat([gates, tf.zeros_like(candidate) + bias[2 * self.units :]], -1),
@@ -88,7 +88,7 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
         return self.bias_initializer(shape, dtype=dtype)
 
     def _input_bias(self):
-        bias = keras.ops.convert_to_tensor(self.bias)
+        bias = self._own_bias()
         return bias[0] if self.reset_after else bias
 
 

@@ -61,7 +61,7 @@ class LowRankLSTMCell(GatedCell, keras.layers.LSTMCell):
         return keras.ops.concatenate([draw[0], ones, draw[1]])
 
     def _input_bias(self):
-        return self.bias
+        return self._own_bias()
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
