@@ -120,20 +120,16 @@ class GatedCell(SeveralKernels, CompositeInputs):
     def get_config(self):
         return {**super().get_config(), "stacked": self.stacked}
 
-<<<<<<< HEAD
     def low_rank_kernels(self):
         """The layers of the kernels that are low-rank."""
         layers = [*self.kernels, *self.recurrent_kernels]
         return [layer for layer in layers if isinstance(layer, LowRankDense)]
 
-    def _matrices(self, kernel, regularizer):
-=======
     def _own_bias(self):
         # Not by autocasting: a TimeDistributed calls its layer under its own policy.
         return keras.ops.cast(self.bias, self.compute_dtype)
 
-    def _matrices(self, which, regularizer):
->>>>>>> helper-a
+    def _matrices(self, kernel, regularizer):
         names, width = [""], len(self.gates) * self.units
         if not self.stacked:
             names, width = [f"_{gate}" for gate in self.gates], self.units

@@ -83,8 +83,7 @@ def make_layer(low, combination):
         arguments.update((name, INITIALIZERS[initializer]()) for name in names)
     if low:
         arguments["rank"] = case.rank
-        name = case.layer.replace("GroupQuery", "GroupedQuery")
-        cls = getattr(keras_lowrank, f"LowRank{name}")
+        cls = getattr(keras_lowrank, f"LowRank{case.layer}")
     else:
         cls = getattr(layers, case.layer)
     if not case.layer.endswith("Cell"):
