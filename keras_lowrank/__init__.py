@@ -28,6 +28,7 @@ from keras_lowrank.layers import (
     LowRankMultiHeadAttention,
     find_low_rank_layers,
 )
+from keras_lowrank.layers.kernel_penalty import Conditioning
 from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.manifold import Point, TangentVector
 from keras_lowrank.manifold.plain_training import PlainTrainingWarning
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Compression",
+    "Conditioning",
     "FixedRank",
     "Integrator",
     "KeepRank",

@@ -90,17 +90,18 @@ def whole_matrix(factors):
     return tf.matmul(first, last[0], transpose_b=True) if last else first
 
 
-def squared_norm(factors):
-    r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
+def core_gram(factors):
+    r"""`U^T U S V^T V S^T`, shape `(r, r)`, without forming W, whatever the state of the factors.
 
-    `<U^T U S, S V^T V>`, in an override that has a core too: what a second pass adds to bases is
-    as long as the rule of the optimizer makes it, and need not be orthogonal to the rest.
+    Its eigenvalues are the squares of the singular values of W, and its trace is `||W||_F^2`. In an
+    override that has a core too: what a second pass adds to bases is as long as the rule of the
+    optimizer makes it, and need not be orthogonal to the rest.
     """
     kernel = overrides().get(factors)
     u, s, v = factors.read() if kernel is None or kernel.core is None else kernel.matrices
     left = tf.matmul(tf.matmul(u, u, transpose_a=True), s)
     right = tf.matmul(s, tf.matmul(v, v, transpose_a=True))
-    return tf.reduce_sum(left * right)
+    return tf.matmul(left, right, transpose_b=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ import operator
 
 import keras
 
+from keras_lowrank.layers.kernel_penalty import Conditioning
+
 
 def check_ranks(rank, min_rank, max_rank):
     """Returns the three as int, or None; raises ValueError where they are not in order."""
@@ -60,13 +62,13 @@ def refuse(value, name, reason):
 
 def check_regularizer(regularizer, name="kernel_regularizer"):
     """Returns a regularizer that a low-rank layer can compute; raises ValueError on another."""
-    kinds = (keras.regularizers.L2, keras.regularizers.L1L2)
+    kinds = (keras.regularizers.L2, keras.regularizers.L1L2, Conditioning)
     if regularizer is None or (
         isinstance(regularizer, kinds) and float(getattr(regularizer, "l1", 0.0)) == 0.0
     ):
         return regularizer
     raise ValueError(
-        f"`{name}` must be L2, which a low-rank layer computes as ||S||_F^2 without "
-        "forming its kernel; a sum over the entries of the kernel cannot be had without forming "
-        f"it. Received: {name}={regularizer}"
+        f"`{name}` must be L2 or `keras_lowrank.Conditioning`, functions of the singular values, "
+        "which a low-rank layer has without forming its kernel; a sum over the entries of the "
+        f"kernel cannot be had without forming it. Received: {name}={regularizer}"
     )

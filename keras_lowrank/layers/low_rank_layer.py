@@ -193,7 +193,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
-            self.S.regularizer = KernelPenalty(self.kernel_regularizer.l2, self.factors)
+            self.S.regularizer = KernelPenalty(self.kernel_regularizer, self.factors)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
