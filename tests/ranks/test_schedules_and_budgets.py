@@ -112,7 +112,7 @@ def test_a_schedule_outside_its_range_raises_under_loss_scaling_too(value, relat
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05))
     model.compile(optimizer, "mse", truncation=model.truncation, run_eagerly=True)
     before = model.get_weights()
-    with pytest.raises(ValueError, match="`tolerance` must be .* at training step 1, of which"):
+    with pytest.raises(ValueError, match="`tolerance` must be .* at training step 1, which"):
         model.train_on_batch(X, Y)
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -216,11 +216,17 @@ def test_a_budget_comes_back_from_its_config(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"steps": 5}, "either `weights` or `compression`.*weights=None"),
-        ({"weights": 5, "compression": 0.5, "steps": 5}, "either `weights` or `compression`"),
+        ({"steps": 5}, "exactly one of `weights` and `compression`.*weights=None"),
+        (
+            {"weights": 5, "compression": 0.5, "steps": 5},
+            "exactly one of `weights` and `compression`",
+        ),
         ({"weights": 0, "steps": 5}, r"`weights`.*\[1, inf\).*weights=0"),
         ({"weights": "9", "steps": 5}, "`weights`.*weights='9'"),
-        ({"compression": 95, "steps": 5}, r"`compression`.*\[0, 1\), as 0.95 to.*compression=95"),
+        (
+            {"compression": 95, "steps": 5},
+            r"`compression`.*\[0, 1\), such as 0.95 to.*compression=95",
+        ),
         ({"compression": 1, "steps": 5}, r"`compression`.*\[0, 1\).*compression=1"),
         ({"compression": -0.1, "steps": 5}, r"`compression`.*\[0, 1\).*compression=-0.1"),
         ({"compression": 0.9, "steps": 0}, "`steps`.*steps=0"),
@@ -259,7 +265,7 @@ def test_a_budget_reads_a_core_that_is_diagonal_up_to_a_rotation():
 
 def test_a_budget_below_rank_one_everywhere_is_refused():
     model = make(Budget(weights=20, steps=8))
-    with pytest.raises(ValueError, match=r"at least \d+ weights, which rank 1.*'weights': 20"):
+    with pytest.raises(ValueError, match=r"at least \d+ weights: rank 1.*'weights': 20"):
         ranks_in_fit(model, 1)
 
 
