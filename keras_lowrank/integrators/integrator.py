@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import tensorflow as tf
 
+from keras_lowrank.integrators.augmentation import Augmented
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.ranks.truncation import Policy
-
-if TYPE_CHECKING:
-    from keras_lowrank.integrators.augmentation import Augmented
 
 # Measured: benchmarks/README.md, "Full steps".
 ADAPT_EVERY = 16

@@ -94,7 +94,7 @@ def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     twin.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=twin.truncation, **way)
     twin.set_weights(model.get_weights())
     twin.fit(X, Y, batch_size=8, shuffle=False, verbose=0)  # 0, 0.3, 0.6, 0.9: four steps are fine
-    words = r"in \[0, 1\), or a schedule .* Received: tolerance=1.2.* at training step 5, of"
+    words = r"in \[0, 1\), or a schedule .* Received: tolerance=1.2.* at training step 5, which"
     with pytest.raises(ValueError, match=words):
         model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     ours, theirs = ([*m.variables, *m.optimizer.variables] for m in (model, twin))
