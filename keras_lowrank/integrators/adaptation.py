@@ -8,7 +8,7 @@ from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.complement import complement
 from keras_lowrank.manifold.point import Point, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 # Directions below this share of the largest get no trial.
 FAINT = 0.03

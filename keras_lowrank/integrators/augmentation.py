@@ -10,7 +10,7 @@ from keras_lowrank.manifold.decompositions import signed_svd
 from keras_lowrank.manifold.orthonormalize import orthonormalized
 from keras_lowrank.manifold.point import Point, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
 class Augmented(NamedTuple):

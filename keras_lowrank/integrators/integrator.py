@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_lowrank.integrators.augmentation import Augmented
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 # Measured: benchmarks/README.md, "Full steps".
 ADAPT_EVERY = 16

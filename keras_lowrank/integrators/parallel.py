@@ -8,7 +8,7 @@ from keras_lowrank.integrators.integrator import Integrator, Problem
 from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

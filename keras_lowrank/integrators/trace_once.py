@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.outlined import apart
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
 def trace_once(function: Callable[..., Any]) -> Callable[..., Any]:

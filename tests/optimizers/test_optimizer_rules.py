@@ -26,7 +26,10 @@ Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSp
 @pytest.mark.parametrize(
     "optimizer, words",
     [
-        (lambda: keras.optimizers.Lion(), "Lion has no rule.*sign of every entry.*Use one of.*SGD"),
+        (
+            lambda: keras.optimizers.Lion(),
+            "Lion has no rule.*signs of the entr.*Use one of.*SGD",
+        ),
         (lambda: keras.optimizers.Ftrl(), "Ftrl has no rule.*Use one of.*SGD"),
         (lambda: SGD(clipvalue=1.0), "`clipvalue`.*depends on the basis.*clipnorm"),
         (lambda: SGD(use_ema=True), "`use_ema`.*learning rate that falls"),

@@ -18,7 +18,8 @@ from keras_lowrank import (
     callbacks,
 )
 from keras_lowrank.manifold.point import Point
-from keras_lowrank.ranks.truncation import Policy, get_truncation, plan
+from keras_lowrank.ranks.policy import Policy, plan
+from keras_lowrank.ranks.truncation import get_truncation
 
 rng = np.random.default_rng(0)
 X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))
