@@ -105,7 +105,7 @@ def test_a_budget_that_the_least_ranks_exceed():
 def test_a_budget_that_a_layer_of_another_truncation_exceeds():
     model = make(Budget(weights=200, steps=1), own=KeepRank())
     (text,) = fit(model)
-    assert f"holds {model.compression().factored} weights, more than its `Budget` of 200" in text
+    assert f"has {model.compression().factored} weights, more than its `Budget` of 200" in text
     assert text.endswith("['first'].") and fit(model) == []
 
 
