@@ -101,7 +101,7 @@ class Chart:
         scale = factor * self._inverse
         core = tf.matmul(tf.matmul(self._left, g_s, transpose_a=True), self._right)
         both, neither = self._blocks
-        core *= both - neither  # S-parts of frozen columns are gradients of S itself
+        core *= both - neither  # frozen columns have only the term -U S V^T
         return TangentVector(
             row_sparse.with_values(g_u, row_sparse.values(g_u) * scale),
             factor * core,

@@ -184,7 +184,7 @@ class Tolerance(Truncation):
         unit = singular_values[0]
         shares = tf.math.divide_no_nan(singular_values, unit)
         tails = tf.sqrt(tf.cumsum(tf.square(shares), reverse=True))
-        # A Python number becomes float64 exactly; `tf.cast` would round it to float32 first.
+        # A Python number takes the type of a tensor exactly; `tf.cast` rounds it to float32 first.
         tau = self.tolerance
         tau = tf.cast(tau, unit.dtype) if tf.is_tensor(tau) else tau
         theta = tau * tails[0] if self.relative else tau / unit

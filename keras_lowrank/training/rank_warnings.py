@@ -40,7 +40,7 @@ def warn_before_training(model: keras.Model) -> None:
 
 def warn_after_training(model: keras.Model) -> None:
     """Warns of a truncation that training ended too early for, and of a `Budget` not met."""
-    # The sum or mean over all replicas, where each has its own variable.
+    # Under a strategy the counter has a copy for each replica; this reads one number.
     steps = int(tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer)))
     groups = _by_truncation(model)
     for truncation, paths in groups:
