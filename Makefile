@@ -18,7 +18,7 @@ help:  ## list the targets
 demo: .venv/installed  ## train digits at full rank and low-rank, compare, export (about a minute)
 	.venv/bin/python examples/digits.py
 
-test: lint  ## check the style and run all tests on the newest versions
+test: lint  ## check the style and the types, and run all tests on the newest versions
 	.venv/bin/python $(PYTEST)
 
 test-slow: .venv/installed  ## run the tests that take minutes (35 at most)
@@ -41,9 +41,10 @@ bench: .venv/installed  ## measure time and memory of training and of inference 
 	.venv/bin/python benchmarks/inference.py
 	.venv/bin/python benchmarks/memory.py --ranks 32
 
-lint: .venv/installed  ## check the style
+lint: .venv/installed  ## check the style and the types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 clean:  ## remove environments, caches and builds; results in out/ stay
 	rm -rf .venv .venv-oldest .venv-between build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,8 @@ from keras_lowrank.diagnostics.known_steps import (
 from keras_lowrank.diagnostics.report import Report
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.manifold.point import Point
-from keras_lowrank.ranks.truncation import KeepRank, Policy, Tolerance
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import KeepRank, Tolerance
 
 # Step sizes for directions of norm 1, and the order that their errors must have.
 _STEP_SIZES, _ORDER = 0.1 * 0.5 ** np.arange(5), 1.8

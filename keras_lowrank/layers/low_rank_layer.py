@@ -21,7 +21,8 @@ from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.kernel_penalty import KernelPenalty
 from keras_lowrank.manifold.factors import Factors, RankVariable
-from keras_lowrank.ranks.truncation import Policy, get_truncation
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import get_truncation
 
 # The share of the weights that `rank=None` leaves, and the directions that it leaves at least.
 _SHARE, _LEAST = 0.4, 16
