@@ -8,7 +8,7 @@ import tempfile
 
 import tensorflow as tf
 
-from keras_lowrank.export.reason import reason
+from keras_lowrank.error_reason import reason
 
 
 @contextlib.contextmanager
