@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.reporting.compression import count_weights
 from keras_lowrank.user_warnings import warn_user

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.optimizers.options import make_rule, rules_by_layer
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT
 from keras_lowrank.ranks.truncation import KeepRank, Policy, plan
