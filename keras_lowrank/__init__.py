@@ -28,8 +28,8 @@ from keras_lowrank.layers import (
     LowRankMultiHeadAttention,
     find_low_rank_layers,
 )
+from keras_lowrank.layers.across_ranks import set_weights
 from keras_lowrank.layers.kernel_penalty import Conditioning
-from keras_lowrank.layers.low_rank_layer import set_weights
 from keras_lowrank.manifold import Point, TangentVector
 from keras_lowrank.manifold.plain_training import PlainTrainingWarning
 from keras_lowrank.model import LowRankModel

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_lowrank.callbacks.rank_history import RankHistory
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 
 
 def plot_ranks(history, ax=None):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.layers import LowRankEmbedding
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 
 
 class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):

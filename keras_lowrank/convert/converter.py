@@ -9,7 +9,7 @@ from keras_lowrank.convert.building import build_like
 from keras_lowrank.convert.graph import copied_activation
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.layers.low_rank_layer import AcrossRanks
+from keras_lowrank.layers.across_ranks import AcrossRanks
 
 
 class Kernel(NamedTuple):

@@ -11,7 +11,7 @@ from keras_lowrank.convert.registry import PLAIN, converter_of
 from keras_lowrank.keras_graphs import is_graph
 from keras_lowrank.keras_internals import all_layers
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.reporting.compression import count_others
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)

@@ -9,7 +9,9 @@ import tensorflow as tf
 from keras_lowrank.diagnostics.maps import check_maps
 from keras_lowrank.diagnostics.report import Report
 from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
-from keras_lowrank.layers.low_rank_layer import LowRankLayer, find_built_layers, set_weights
+from keras_lowrank.layers.across_ranks import set_weights
+from keras_lowrank.layers.find_layers import find_built_layers
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold.point import Point
 
 

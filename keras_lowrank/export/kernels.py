@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from keras_lowrank.kernels.kernel_override import ProductKernel
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 
 
 def deployed_kernels(model):

@@ -4,9 +4,9 @@ import re
 
 import tensorflow as tf
 
+from keras_lowrank.error_reason import reason
 from keras_lowrank.export import signature
 from keras_lowrank.export.random_inputs import EXTENTS
-from keras_lowrank.export.reason import reason
 
 _OPERATION = re.compile(
     r"""'tf\.(\w+)' op|operation 'tf\.(\w+)'|current operation: .*"tf\.(\w+)\""""

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.error_reason import reason
 from keras_lowrank.export.onnx_operations import HANDLERS
-from keras_lowrank.export.reason import reason
 from keras_lowrank.export.served import position
 from keras_lowrank.kernels.kernel_override import override_kernels
 

@@ -7,11 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.error_reason import reason
 from keras_lowrank.export.random_inputs import RandomInputs
-from keras_lowrank.export.reason import reason
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import SCORES
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.training.snapshot import Snapshot
 
 # Largest difference between an artefact and the model, relative to outputs above 1.

@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.error_reason import reason
 from keras_lowrank.export import signature
-from keras_lowrank.export.reason import reason
 
 SCORES, LABEL = "scores", "label"
 

@@ -1,10 +1,13 @@
 """Penalties of a kernel that is never formed, as functions of its singular values."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.kernels.kernel_override import core_gram
+from keras_lowrank.manifold.factors import Factors
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -35,7 +38,7 @@ class Conditioning(keras.regularizers.Regularizer):
     ([1, 32], 1)
     """
 
-    def __init__(self, strength: float, l2: float = 0.0):
+    def __init__(self, strength: float, l2: float = 0.0) -> None:
         for name, value in (("strength", strength), ("l2", l2)):
             if not (isinstance(value, (int, float)) and value >= 0.0):
                 raise ValueError(
@@ -65,7 +68,7 @@ class Conditioning(keras.regularizers.Regularizer):
         spread = tf.where(clear, spread, tf.zeros_like(spread))
         return self.strength * spread + self.l2 * square
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {"strength": self.strength, "l2": self.l2}
 
 
@@ -77,10 +80,10 @@ class KernelPenalty(keras.regularizers.Regularizer):
         factors: `Factors`.
     """
 
-    def __init__(self, regularizer, factors):
+    def __init__(self, regularizer: keras.regularizers.Regularizer, factors: Factors) -> None:
         self.regularizer, self.factors = regularizer, factors
 
-    def __call__(self, _):
+    def __call__(self, _: Any) -> tf.Tensor:
         gram = core_gram(self.factors)
         if isinstance(self.regularizer, Conditioning):
             return self.regularizer.of_gram(gram, tf.shape(self.factors.S.value)[0])

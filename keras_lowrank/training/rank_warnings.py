@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import Truncation
 from keras_lowrank.reporting.compression import count_weights

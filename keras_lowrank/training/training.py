@@ -11,7 +11,8 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers.low_rank_layer import LowRankLayer, find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.optimizers.options import make_rule, rules_by_layer
 from keras_lowrank.optimizers.rule import ACCUMULATED, TANGENT, Rule

@@ -123,8 +123,11 @@ def test_sizes_that_are_no_positive_integers_raise(name, value):
         ({"embeddings_constraint": "non_neg"}, "`embeddings_constraint` must be None"),
         ({"embeddings_regularizer": "l1"}, "`embeddings_regularizer` must be L2"),
         ({"tie_weights": False}, "`tie_weights` must be True.*LowRankDense"),
-        ({"activation": "relu"}, "`activation` is no argument of an embedding"),
-        ({"kernel_initializer": "zeros"}, "`kernel_initializer` is no argument of an embedding"),
+        ({"activation": "relu"}, "`activation` must not be passed: an embedding"),
+        (
+            {"kernel_initializer": "zeros"},
+            "`kernel_initializer` must not be passed: an embedding",
+        ),
         ({"lora_rank": 4}, "`lora_rank` must be None"),
         ({"quantization_config": "int8"}, "`quantization_config` must be None"),
         ({"weights": np.ones((6, 9))}, r"`weights` must have the shape \(9, 6\).*\(6, 9\)"),
