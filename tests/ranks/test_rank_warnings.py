@@ -112,7 +112,7 @@ def test_a_budget_that_a_layer_of_another_truncation_exceeds():
 def test_ranks_that_were_to_be_frozen_later():
     model, freeze = make(0.1), callbacks.FreezeRanks
     (text,) = fit(model, callbacks=[freeze(epoch=5)])
-    assert "waits for epoch=5, and training has ended with epoch 0" in text
+    assert "waits for epoch=5, but training ended with epoch 0" in text
     assert fit(model, callbacks=[freeze(patience=9)]) == []
     assert fit(model, epochs=2, callbacks=[freeze(epoch=1)]) == []
 
