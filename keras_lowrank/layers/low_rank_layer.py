@@ -63,10 +63,11 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         max_rank: int or None, the largest. None is `min(n, m)`.
         truncation: `Truncation`, float (a relative tolerance) or None, the layer's own rule for
             its rank. None takes the model's.
-        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
-        bias_regularizer, activity_regularizer, bias_constraint: as in the Keras layer. The
-            kernel initializer is read as `initial_factors` says; the kernel regularizer must be
-            L2, which acts on `||W||_F` without forming W.
+        activation, use_bias, kernel_initializer, bias_initializer: as in the Keras layer. The
+            kernel initializer is read as `initial_factors` says.
+        kernel_regularizer, bias_regularizer, activity_regularizer, bias_constraint: as in the
+            Keras layer. The kernel regularizer must be L2, which acts on `||W||_F` without
+            forming W.
         kernel_constraint, lora_rank, lora_alpha, quantization_config: must be None, with an
             error that says why.
 

@@ -10,6 +10,7 @@ from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector, transport
 from keras_lowrank.optimizers.rule import ACCUMULATED
 from keras_lowrank.outlined import outlined
+from keras_lowrank.ranks.truncation import Truncation
 from keras_lowrank.training.faults import total
 
 # The square of the tangent of the largest angle that a chart is used up to.
@@ -110,7 +111,7 @@ def advance(integrator, rule, matrix, gradient, policy, numbers):
     def far():
         old, fresh = (chart.U, chart.V), chart.refreshed()
         there = transport(direction, old, fresh)
-        held = Held(policy, numbers.adapts)
+        held = _held(policy, numbers.adapts)
         factors = integrator.move(fresh, there, numbers.step_size, held)
         new = MatrixState.of(factors, transport_state(slots, old, factors, rule.decay))
         return new._replace(scale=frozen(new.scale, tf.math.count_nonzero(chart.scale)))
@@ -162,20 +163,21 @@ def _cond(condition, yes, no):
     return tf.nest.pack_sequence_as(kind[0], values)
 
 
-class Held(NamedTuple):
-    """A `Policy` that decides in the steps that adapt ranks; in others the rank stays."""
+class _Held(Truncation):
+    """A truncation that decides in the steps that adapt ranks; in others the rank stays."""
 
-    policy: object
-    adapts: tf.Tensor
-
-    @property
-    def keeps_rank(self):
-        return self.policy.keeps_rank
+    def __init__(self, truncation, adapts):
+        self._truncation, self._adapts = truncation, adapts
 
     def rank(self, singular_values, current):
-        if self.keeps_rank:  # the same number, but one that XLA knows ahead
-            return current
-        return tf.where(self.adapts, self.policy.rank(singular_values, current), current)
+        return tf.where(self._adapts, self._truncation.rank(singular_values, current), current)
+
+
+def _held(policy, adapts):
+    """The policy for a step that may be one that adapts ranks."""
+    if policy.keeps_rank:  # the same number, but one that XLA knows ahead
+        return policy
+    return policy._replace(truncation=_Held(policy.truncation, adapts))
 
 
 def transport_state(slots, old, new, factor=1.0):
