@@ -22,10 +22,10 @@ train, test = slice(None, 1300), slice(1300, None)
 
 inputs = keras.Input((8, 8), name="image")
 x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 16)(inputs))
-x = LowRankDense(256, rank=32, activation="relu", name="hidden")(x)
+x = LowRankDense(256, rank=16, activation="relu", name="hidden")(x)
 model = LowRankModel(inputs, keras.layers.Dense(10, activation="softmax", name="scores")(x))
 model.compile(
-    keras.optimizers.SGD(0.1),
+    keras.optimizers.SGD(0.05, momentum=0.9),
     "sparse_categorical_crossentropy",
     metrics=["accuracy"],
     truncation=0.2,

@@ -24,7 +24,7 @@ def network(**options):
 
 def train(model, truncation, *watching):
     model.compile(
-        keras.optimizers.SGD(0.2),
+        keras.optimizers.SGD(0.05, momentum=0.9),
         "sparse_categorical_crossentropy",
         truncation=truncation,
     )
@@ -40,8 +40,8 @@ def train(model, truncation, *watching):
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained", sharey=True)
 model = network()
 callbacks.plot_spectrum(model, ax=axes[0]).set_title("before training")
-history = train(model, 0.2)
-callbacks.plot_spectrum(model, ax=axes[1]).set_title("after, tolerance 0.2")
+history = train(model, 0.4)
+callbacks.plot_spectrum(model, ax=axes[1]).set_title("after, tolerance 0.4")
 plt.show()
 
 # %% [markdown]
@@ -51,8 +51,8 @@ plt.show()
 # model's.
 
 # %%
-bounded = network(min_rank=24, truncation=0.3)
-callbacks.plot_ranks(train(bounded, 0.2))
+bounded = network(min_rank=24, truncation=0.6)
+callbacks.plot_ranks(train(bounded, 0.4))
 plt.title("first: at least 24")
 plt.show()
 
@@ -62,7 +62,7 @@ plt.show()
 # Both leave high ranks to the first steps. The budget ends at a size that you know.
 
 # %%
-rising = keras.optimizers.schedules.PolynomialDecay(0.0, 150, 0.3)
+rising = keras.optimizers.schedules.PolynomialDecay(0.0, 150, 0.4)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained", sharey=True)
 for ax, truncation in zip(axes, (Tolerance(rising), Budget(compression=0.8, steps=150))):
     model = network()
@@ -79,6 +79,6 @@ plt.show()
 
 # %%
 model = network()
-train(model, 0.2, callbacks.FreezeRanks(patience=2))
+train(model, 0.4, callbacks.FreezeRanks(patience=2))
 print(model.ranks)
 model.unfreeze_ranks()

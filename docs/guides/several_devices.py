@@ -5,7 +5,12 @@
 # machine with GPUs leave out the next cell.
 
 # %%
+import keras
+import numpy as np
 import tensorflow as tf
+from sklearn.datasets import load_digits
+
+from keras_lowrank import LowRankDense, LowRankModel
 
 (cpu,) = tf.config.list_physical_devices("CPU")
 two = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -16,12 +21,6 @@ tf.config.set_logical_device_configuration(cpu, two)  # before anything else of 
 # batch size is that of all devices together.
 
 # %%
-import keras
-import numpy as np
-from sklearn.datasets import load_digits
-
-from keras_lowrank import LowRankDense, LowRankModel
-
 digits = load_digits()
 x, y = digits.data.astype("float32") / 16, digits.target
 
@@ -34,7 +33,7 @@ def train(strategy):
         outputs = keras.layers.Dense(10, activation="softmax", name="head")(hidden)
         model = LowRankModel(inputs, outputs)
         model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", truncation=0.2)
-    model.fit(x, y, batch_size=64, epochs=5, verbose=0)
+    model.fit(x, y, batch_size=128, epochs=2, verbose=0)
     return model
 
 
