@@ -226,15 +226,25 @@ def _converted(model, chosen, factors, make=keras.Model):
     return GraphCopy(replace).of(model, make), made
 
 
-def _moments(model, kernels, data):
-    """`{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
+def rank_one_copy(model, kernels):
+    """A low-rank copy of a model to put other kernels into, and `{path: kernel}` of what is new.
+
+    Args:
+        model: `keras.Model`.
+        kernels: dict from paths to `Kernel`, in whose place factors of rank 1 are put.
+    """
 
     def nothing(path):
-        # Only where factors are is anything put in their place: those of rank 1 are not read.
         n, m = kernels[path].matricization.shape
         return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
 
-    copy, made = _converted(model, kernels, nothing)
+    return _converted(model, kernels, nothing)
+
+
+def _moments(model, kernels, data):
+    """`{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
+    # Only where factors are is anything put in their place: those of rank 1 are not read.
+    copy, made = rank_one_copy(model, kernels)
     moments = {
         path: OutputMoment(keras.ops.convert_to_tensor(kernel.matrix()))
         for path, kernel in kernels.items()

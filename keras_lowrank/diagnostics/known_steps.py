@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
 class Steps:

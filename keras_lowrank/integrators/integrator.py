@@ -74,7 +74,7 @@ class Integrator:
     ...         return [self.move(f, d, problem.step_size, policy) for f, d, policy in matrices]
     >>> inputs = keras.Input((8,))
     >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
-    >>> model.compile("sgd", "mse", integrator=Shrinking(adapt_every=1), truncation=0.0)
+    >>> model.compile("sgd", "mse", integrator=Shrinking(), truncation=0.0)
     >>> x = np.random.default_rng(0).standard_normal((64, 8))
     >>> history = model.fit(x, x[:, :4], epochs=5, verbose=0)
     >>> model.ranks
