@@ -1,4 +1,4 @@
-"""One network by every method: a network is described once, and a method makes its layers.
+"""Describes a network once, and builds it with the layers of any method.
 
     def build(layers):
         inputs = keras.Input((784,))
@@ -15,7 +15,7 @@ from keras_lowrank import LowRankConv2D, LowRankDense, LowRankEmbedding, LowRank
 
 
 class FullRank:
-    """Layers of Keras, every kernel one matrix."""
+    """Keras's layers."""
 
     def __init__(self):
         self._count = 0
@@ -33,14 +33,14 @@ class FullRank:
         return keras.Model(inputs, outputs)
 
     def _name(self):
-        # The same in every method, and unlike the names that Keras gives: by them the weights of
-        # one network find their place in another.
+        # Equal names in all methods, unlike Keras's default names: they match the weights of one
+        # network to the layers of another.
         self._count += 1
         return f"matrix_{self._count}"
 
 
 class _Ranked(FullRank):
-    """What methods with ranks share: they hand them out, one a layer in order."""
+    """Base of the methods with ranks, which give each layer the next rank."""
 
     def __init__(self, ranks, factorization="matrix"):
         super().__init__()
@@ -48,7 +48,7 @@ class _Ranked(FullRank):
         self._factorization = factorization
 
     def _next_rank(self):
-        """The rank of the layer whose name is asked for next."""
+        """The rank of the next layer."""
         if not self._ranks:
             return None
         if self._count == len(self._ranks):
@@ -62,8 +62,7 @@ class LowRank(_Ranked):
     """Layers of keras_lowrank.
 
     Args:
-        ranks: list of int, the ranks to start with, one a layer; or none, for the largest that
-            each layer takes by default.
+        ranks: list of int, the starting rank of each layer, or empty for the defaults.
         factorization: str, of `LowRankConv2D`.
     """
 
@@ -84,16 +83,14 @@ class LowRank(_Ranked):
 
 
 class TwoFactor(_Ranked):
-    """Two plain layers of Keras in place of one: the kernel `A B`, and no basis in between.
+    """Two Keras layers instead of one, with the kernel `A B`.
 
-    They start balanced, `A = U_r sqrt(S_r)` and `B = sqrt(S_r) V_r^T`, from the singular value
-    decomposition of a kernel: the one that Keras would have drawn, or a trained one ("spectral
-    initialisation", arXiv:2105.01029).
+    They start balanced, `A = U_r sqrt(S_r)` and `B = sqrt(S_r) V_r^T`, from the truncated SVD of a
+    kernel: Keras's initial one, or a trained one ("spectral initialisation", arXiv:2105.01029).
 
     Args:
-        ranks: list of int, one a layer.
-        weights: dict from names of layers to their arrays, a `FullRank` network to begin with; or
-            None.
+        ranks: list of int, one for each layer.
+        weights: dict from names of layers to their arrays, those of a `FullRank` network, or None.
         factorization: str, "matrix" for k x k and then 1 x 1 convolutions, "spatial" for k x 1 and
             then 1 x k.
     """
@@ -129,7 +126,7 @@ class TwoFactor(_Ranked):
         model = keras.Model(inputs, outputs)
         for layer in model.layers if self._weights else []:
             given = self._weights.get(layer.name, [])
-            if layer.name.startswith("matrix_"):  # its kernel is in the pair, its bias is not
+            if layer.name.startswith("matrix_"):  # only its kernel is in the pair
                 given = given and [layer.kernel, *given[1:]]
             if given:
                 layer.set_weights(given)
@@ -163,12 +160,12 @@ class TwoFactor(_Ranked):
 
 
 def weights_by_name(model):
-    """The arrays of every layer of a network, for `TwoFactor`."""
+    """The arrays of every layer, by name, for `TwoFactor`."""
     return {layer.name: layer.get_weights() for layer in model.layers}
 
 
 def truncated_svd(kernel, rank):
-    """`(U, s, V)` of a kernel as the matrix `(all but the last axis, last axis)`, cut at a rank."""
+    """The truncated SVD `(U, s, V)` of a kernel, as a matrix with the kernel's last axis."""
     matrix = keras.ops.convert_to_numpy(kernel)
     matrix = matrix.reshape(-1, matrix.shape[-1]).astype("float64")
     left, values, right = np.linalg.svd(matrix, full_matrices=False)

@@ -28,7 +28,7 @@ trace = saved_model.trace
 
 def write(
     served: Served,
-    function: tf.types.experimental.PolymorphicFunction,
+    function: tf.types.experimental.GenericFunction,
     path: pathlib.Path,
     quantization: str | None = None,
     samples: Samples | None = None,
@@ -108,7 +108,7 @@ def rounding(
 
 
 def load(
-    served: Served, function: tf.types.experimental.PolymorphicFunction, path: pathlib.Path
+    served: Served, function: tf.types.experimental.GenericFunction, path: pathlib.Path
 ) -> Callable[..., list[np.ndarray]]:
     """Loads a file that `write` wrote.
 

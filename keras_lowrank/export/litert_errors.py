@@ -24,7 +24,7 @@ _OTHER_OPERATIONS = (
 
 
 def explained(
-    error: Exception, served: Served, function: tf.types.experimental.PolymorphicFunction
+    error: Exception, served: Served, function: tf.types.experimental.GenericFunction
 ) -> str:
     """Returns the error text for a failed conversion.
 
@@ -43,7 +43,7 @@ def explained(
     )
 
 
-def explained_run(error: Exception, function: tf.types.experimental.PolymorphicFunction) -> str:
+def explained_run(error: Exception, function: tf.types.experimental.GenericFunction) -> str:
     """Returns the error text for a converted file that the interpreter cannot run."""
     complex_numbers = _types(function.get_concrete_function().graph) & _COMPLEX
     return (
@@ -57,7 +57,7 @@ def _remedy(
     operations: str,
     kinds: set,
     served: Served,
-    function: tf.types.experimental.PolymorphicFunction,
+    function: tf.types.experimental.GenericFunction,
 ) -> str:
     if any(name in operations for name in _LOOP):
         return "It has none for loops: recurrent layers need `unroll=True`"
@@ -82,7 +82,7 @@ def _remedy(
     return _OTHER_OPERATIONS
 
 
-def _converts(function: tf.types.experimental.PolymorphicFunction, arguments: Iterable) -> bool:
+def _converts(function: tf.types.experimental.GenericFunction, arguments: Iterable) -> bool:
     """Whether the function converts, in float, with arguments of these shapes."""
     try:
         traced = tf.function(function.python_function, input_signature=arguments, autograph=False)

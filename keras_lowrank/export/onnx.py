@@ -25,7 +25,7 @@ SUFFIX = ".onnx"
 
 def trace(
     served: Served, kernels: dict[Factors, ProductKernel]
-) -> tf.types.experimental.PolymorphicFunction:
+) -> tf.types.experimental.GenericFunction:
     """Traces the exported function, with `kernels` instead of the factors.
 
     Returns:
@@ -46,7 +46,7 @@ def trace(
 
 def write(
     served: Served,
-    function: tf.types.experimental.PolymorphicFunction,
+    function: tf.types.experimental.GenericFunction,
     path: pathlib.Path,
     opset_version: int | None = None,
 ) -> None:
@@ -123,7 +123,7 @@ def _check_operations(model: Any, onnx: Any) -> None:
 
 
 def load(
-    served: Served, function: tf.types.experimental.PolymorphicFunction, path: pathlib.Path
+    served: Served, function: tf.types.experimental.GenericFunction, path: pathlib.Path
 ) -> Callable[..., list[np.ndarray]]:
     """Loads a file that `write` wrote.
 

@@ -23,7 +23,7 @@ SUFFIX = ""
 
 def trace(
     served: Served, kernels: dict[Factors, ProductKernel]
-) -> tf.types.experimental.PolymorphicFunction:
+) -> tf.types.experimental.GenericFunction:
     """Traces the exported function, with `kernels` instead of the factors.
 
     Returns:
@@ -40,7 +40,7 @@ def trace(
 
 
 def write(
-    served: Served, function: tf.types.experimental.PolymorphicFunction, path: str | os.PathLike
+    served: Served, function: tf.types.experimental.GenericFunction, path: str | os.PathLike
 ) -> None:
     """Writes a traced function to a folder.
 
@@ -86,7 +86,7 @@ def _tables(served: Served, graph: tf.Graph) -> Iterable[TrackableResource]:
 
 
 def load(
-    served: Served, function: tf.types.experimental.PolymorphicFunction, path: str | os.PathLike
+    served: Served, function: tf.types.experimental.GenericFunction, path: str | os.PathLike
 ) -> Callable[..., list[np.ndarray]]:
     """Loads a folder that `write` wrote.
 

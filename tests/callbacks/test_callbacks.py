@@ -98,7 +98,7 @@ def test_missing_packages_are_named(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match="needs pandas"):
         watch.to_dataframe()
-    with pytest.raises(ImportError, match="needs matplotlib"):
+    with pytest.raises(ImportError, match="Plots need matplotlib"):
         callbacks.plot_ranks(watch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs the package tensorboard"):

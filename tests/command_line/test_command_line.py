@@ -169,7 +169,7 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
         (["inspect", "missing.keras"], "There is no such file: .*missing.keras"),
         (["inspect", "damaged.keras"], "must be a file that Keras wrote.*Received: damaged"),
         (["inspect", "half.keras"], "must be a file that Keras wrote.*Received: half"),
-        (["inspect", "none.keras"], "must hold a layer that is, or can be, low-rank"),
+        (["inspect", "none.keras"], "must have a layer that is, or can be, low-rank"),
         (["convert", "model.keras", "new.keras"], "Exactly one of `rank`, `tolerance`"),
         (["convert", "model.keras", "new.h5", "--rank=2"], "must end in .keras"),
         (["convert", "model.keras", "no/new.keras", "--rank=2"], "folder must exist. Received: no"),
@@ -305,7 +305,7 @@ def test_inspect_says_layer_by_layer_why_nothing_converts(own, tmp_path, capsys,
     assert "no low-rank layer for its class" in rows["depthwise"]
     assert "kernel_constraint" in rows["bound"] and "kernel_constraint" in rows["both"]
     assert "no low-rank layer for its class" in rows["simple"]
-    assert "must hold a layer that is, or can be, low-rank" in printed.err
+    assert "must have a layer that is, or can be, low-rank" in printed.err
     monkeypatch.chdir(own)
     with pytest.raises(SystemExit):
         call("inspect", own / "Net.keras", "--import=own_layers")

@@ -128,7 +128,10 @@ WRONG_LAYERS = {
         "`call` uses `apply_kernel`",
     ),
     "unbuilt": ({"build": lambda self, shape: None}, "has called `build_factors`"),
-    "shape": ({"compute_output_shape": lambda self, shape: shape}, "as `compute_output_shape`"),
+    "shape": (
+        {"compute_output_shape": lambda self, shape: shape},
+        "have the shape of `compute_output",
+    ),
     "type": (
         {"call": lambda self, x: tf.cast(Times.call(self, x), "float64")},
         "The outputs have .* and the dtype of the policy",

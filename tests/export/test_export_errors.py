@@ -55,7 +55,7 @@ def test_unbuilt_model_raises(tmp_path):
         def call(self, inputs):
             return self.low(inputs)
 
-    with pytest.raises(ValueError, match="exported once it is built"):
+    with pytest.raises(ValueError, match="must be built before it is exported"):
         Subclassed().export(tmp_path / "model")
     assert contents(tmp_path) == {}
 
