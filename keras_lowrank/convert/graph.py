@@ -285,9 +285,7 @@ def _copy_state(layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
     for source, target in zip(sources, targets, strict=True):
-        if (
-            source.weights and not target.built
-        ):  # an activation layer: a symbolic call does not build it
+        if source.weights and not target.built:  # a symbolic call does not build activations
             build_like(target, source)
         copy_own_state(source, target)
 

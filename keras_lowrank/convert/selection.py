@@ -85,14 +85,15 @@ def _listed(paths: list[str]) -> str:
     return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
 
 
-def _select(layers, include, exclude):
+def _select(layers: dict[str, Any], include: Any, exclude: Any) -> dict[str, Any]:
     """Those of `{path: layer}` that are included and not excluded."""
     chosen = layers if include is None else _matching(layers, "include", include)
     dropped = {} if exclude is None else _matching(layers, "exclude", exclude)
     return {path: layer for path, layer in chosen.items() if path not in dropped}
 
 
-def _matching(layers, argument, items):
+def _matching(layers: dict[str, Any], argument: str, items: Any) -> dict[str, Any]:
+    """Returns those of `{path: layer}` that some items mean, and all inside them."""
     items = items if isinstance(items, (list, tuple, set)) else [items]
     found = {}
     for item in items:

@@ -95,7 +95,7 @@ def _batch_of(iterator: Any) -> Any:
 class DistributedTrainer(_Base):
     """Corrects `fit` of a `LowRankModel` under `tf.distribute`."""
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras would build the optimizer on all trainable variables here. It would also draw a
         # batch and average it over the replicas, which fails where each host has one of them.
         if self._distribute_strategy is not None:
