@@ -150,8 +150,8 @@ class Converter:
         """Returns why a layer cannot become low-rank, or None."""
         if not self.is_plain(layer):
             return (
-                f"What a {type(layer).__name__} does with the layers that it holds only its code "
-                "says; write its low-rank twin with `keras_lowrank.convert_layer`, or exclude it"
+                f"Only its code says how a {type(layer).__name__} uses the layers inside it; write "
+                "its low-rank twin with `keras_lowrank.convert_layer`, or exclude it"
             )
         try:
             self.with_rank(layer, 1)
