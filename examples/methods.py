@@ -11,7 +11,7 @@ A module of the examples, not a program.
 import keras
 import numpy as np
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankEmbedding, LowRankModel
 
 
 class FullRank:
@@ -25,6 +25,9 @@ class FullRank:
 
     def dense(self, units, **options):
         return keras.layers.Dense(units, name=self._name(), **options)
+
+    def embedding(self, count, width):
+        return keras.layers.Embedding(count, width, name=self._name())
 
     def model(self, inputs, outputs):
         return keras.Model(inputs, outputs)
@@ -72,6 +75,10 @@ class LowRank(_Ranked):
         rank = self._next_rank()
         return LowRankDense(units, rank=rank, name=self._name(), **options)
 
+    def embedding(self, count, width):
+        rank = self._next_rank()
+        return LowRankEmbedding(count, width, rank=rank, name=self._name())
+
     def model(self, inputs, outputs):
         return LowRankModel(inputs, outputs)
 
@@ -113,6 +120,11 @@ class TwoFactor(_Ranked):
         second = keras.layers.Dense(units, activation=activation, use_bias=use_bias, name=name)
         return self._pair(first, second)
 
+    def embedding(self, count, width):
+        rank, name = self._next_rank(), self._name()
+        first = keras.layers.Embedding(count, rank, name=f"{name}_a")
+        return self._pair(first, keras.layers.Dense(width, use_bias=False, name=name))
+
     def model(self, inputs, outputs):
         model = keras.Model(inputs, outputs)
         for layer in model.layers if self._weights else []:
@@ -124,23 +136,27 @@ class TwoFactor(_Ranked):
         return model
 
     def _pair(self, first, second):
+        table = isinstance(first, keras.layers.Embedding)
+
         def apply(inputs):
             outputs = second(first(inputs))
+            left, right = first.embeddings if table else first.kernel, second.kernel
             if self._weights:
                 kernel = self._weights[second.name][0]
             else:
-                *sizes, channels, _ = first.kernel.shape
-                sizes = [size * other for size, other in zip(sizes, second.kernel.shape)]
-                kernel = first.kernel_initializer((*sizes, channels, second.kernel.shape[-1]))
+                *sizes, channels, _ = left.shape
+                sizes = [size * other for size, other in zip(sizes, right.shape)] * (not table)
+                draw = first.embeddings_initializer if table else first.kernel_initializer
+                kernel = draw((*sizes, channels, right.shape[-1]))
             kernel = keras.ops.convert_to_numpy(kernel)
             spatial = self._factorization == "spatial" and kernel.ndim == 4
             if spatial:  # as (kh c, kw f)
                 kernel = kernel.swapaxes(1, 2).reshape(-1, kernel.shape[1] * kernel.shape[3])
-            a, b = balanced_factors(*truncated_svd(kernel, first.kernel.shape[-1]))
-            first.kernel.assign(a.reshape(first.kernel.shape))
+            a, b = balanced_factors(*truncated_svd(kernel, left.shape[-1]))
+            left.assign(a.reshape(left.shape))
             if spatial:
-                b = b.reshape(len(b), second.kernel.shape[1], -1).swapaxes(0, 1)
-            second.kernel.assign(b.reshape(second.kernel.shape))
+                b = b.reshape(len(b), right.shape[1], -1).swapaxes(0, 1)
+            right.assign(b.reshape(right.shape))
             return outputs
 
         return apply

@@ -201,13 +201,13 @@ class LowRankModel(
 
     def get_metrics_result(self) -> dict[str, Any]:
         if self._training is not None and tf.executing_eagerly():  # an epoch of `fit` ends here
-            self._training.check_last()
+            self._training.fault_check.check_last()
         return super().get_metrics_result()
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
-        with nullcontext() if self._training is None else self._training.seen_by(callbacks):
+        with nullcontext() if self._training is None else self._training.during_fit(callbacks):
             return super().fit(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Callable[..., Any]:
@@ -235,7 +235,7 @@ class LowRankModel(
                     return self.make_train_function(force=True)(iterator)
             with self._training.execution():
                 logs = run(iterator)
-            return self._training.check_execution(logs)
+            return self._training.fault_check.check_execution(logs)
 
         self.train_function = train_function
         return self.train_function

@@ -1,4 +1,7 @@
-"""Imports of the package go one way: down the list of its folders, and in no circle of files."""
+"""Imports of the package go one way: down the list of its folders, and in no circle of files.
+
+Imports for annotations alone (`if TYPE_CHECKING`) do not count: nothing runs them.
+"""
 
 import ast
 import pathlib
@@ -38,10 +41,18 @@ def module_name(path):
 MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
+def nodes(tree):
+    """All nodes of a syntax tree, without those under `if TYPE_CHECKING`."""
+    yield tree
+    for_types = isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING"
+    for child in tree.orelse if for_types else ast.iter_child_nodes(tree):
+        yield from nodes(child)
+
+
 def imported(path):
     """The modules of the package that a file imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(one.name for one in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -247,15 +247,27 @@ def _converted(
     return GraphCopy(replace).of(model, make), made
 
 
-def _moments(model: keras.Model, kernels: dict[str, Any], data: Any) -> dict[str, Any]:
-    """Returns `{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
+def rank_one_copy(
+    model: keras.Model, kernels: dict[str, Any]
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Returns a low-rank copy of a model to put other kernels into, and its new layers by path.
+
+    Args:
+        model: `keras.Model`.
+        kernels: dict from paths to `Kernel`, which become factors of rank 1.
+    """
 
     def nothing(path):
-        # Placeholders of rank 1: the moments take the place of factors, and these are not read.
         n, m = kernels[path].matricization.shape
         return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
 
-    copy, made = _converted(model, kernels, nothing)
+    return _converted(model, kernels, nothing)
+
+
+def _moments(model: keras.Model, kernels: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Returns `{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
+    # The moments take the place of the factors of rank 1, which are not read.
+    copy, made = rank_one_copy(model, kernels)
     moments = {
         path: OutputMoment(keras.ops.convert_to_tensor(kernel.matrix()))
         for path, kernel in kernels.items()

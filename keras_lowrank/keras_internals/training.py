@@ -170,6 +170,6 @@ def train_writer(tensorboard: keras.callbacks.TensorBoard) -> Any:
     return tensorboard._train_writer
 
 
-def start_at_epoch(model: keras.Model, epoch: int) -> None:
+def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
     """Makes the `fit` that is beginning start at `epoch`; callbacks have no public way to."""
     model._initial_epoch = epoch

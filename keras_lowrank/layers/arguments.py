@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import keras
 
+from keras_lowrank.layers.kernel_penalty import Conditioning
 from keras_lowrank.ranks.truncation import Truncation
 
 # What Keras accepts for each: a name, a config or the object itself.
@@ -85,17 +86,18 @@ def refuse(value: Any, name: str, reason: str) -> None:
 def check_regularizer(
     regularizer: keras.regularizers.Regularizer | None, name: str = "kernel_regularizer"
 ) -> keras.regularizers.Regularizer | None:
-    """Returns a regularizer that a low-rank layer can compute: L2, or None.
+    """Returns a regularizer that a low-rank layer can compute: L2, `Conditioning` or None.
 
     Raises:
         ValueError: another regularizer.
     """
-    kinds = (keras.regularizers.L2, keras.regularizers.L1L2)
+    kinds = (keras.regularizers.L2, keras.regularizers.L1L2, Conditioning)
     if regularizer is None or (
         isinstance(regularizer, kinds) and float(getattr(regularizer, "l1", 0.0)) == 0.0
     ):
         return regularizer
     raise ValueError(
-        f"`{name}` must be L2, which a low-rank layer computes from its factors. Other penalties "
-        f"need the entries of the kernel, which is never formed. Received: {name}={regularizer}"
+        f"`{name}` must be L2 or `keras_lowrank.Conditioning`, which a layer computes from its "
+        "factors. Other penalties need the entries of the kernel, which is never formed. "
+        f"Received: {name}={regularizer}"
     )

@@ -27,7 +27,8 @@ from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.kernel_penalty import KernelPenalty
 from keras_lowrank.layers.starting_rank import default_rank
 from keras_lowrank.manifold.factors import Factors, RankVariable
-from keras_lowrank.ranks.truncation import Policy, Truncation, get_truncation
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import Truncation, get_truncation
 
 
 class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
@@ -218,7 +219,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
-            self.S.regularizer = KernelPenalty(self.kernel_regularizer.l2, self.factors)
+            self.S.regularizer = KernelPenalty(self.kernel_regularizer, self.factors)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(

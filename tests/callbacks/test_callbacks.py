@@ -324,5 +324,5 @@ def test_a_callback_that_reads_ranks_refuses_a_model_without(kind):
 
 
 def test_a_plot_of_ranks_refuses_what_is_no_history():
-    with pytest.raises(ValueError, match="drawn from a `RankHistory`.*LowRankModel"):
+    with pytest.raises(ValueError, match="must be a `RankHistory`.*LowRankModel"):
         callbacks.plot_ranks(make())

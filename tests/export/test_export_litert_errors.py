@@ -142,6 +142,6 @@ def test_options_that_do_not_fit_are_refused(small, tmp_path):
         with pytest.raises(ValueError, match=message):
             small.export(tmp_path / "m.tflite", "litert", verbose=False, **options)
     for format, name in (("tf_saved_model", "1"), ("onnx", "m.onnx")):
-        with pytest.raises(ValueError, match="`optimizations` goes with format='litert' alone"):
+        with pytest.raises(ValueError, match="`optimizations` needs format='litert'"):
             small.export(tmp_path / name, format, optimizations=default)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_lowrank import KeepRank, LowRankDense, LowRankModel, Tolerance
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 from reference.closed_form import matrix
 from reference.truncation import RelativeTolerance
 
