@@ -128,7 +128,7 @@ WRONG_LAYERS = {
         "`call` uses `apply_kernel`",
     ),
     "unbuilt": ({"build": lambda self, shape: None}, "has called `build_factors`"),
-    "shape": ({"compute_output_shape": lambda self, shape: shape}, "as `compute_output_shape`"),
+    "shape": ({"compute_output_shape": lambda self, shape: shape}, "of `compute_output_shape`"),
     "type": (
         {"call": lambda self, x: tf.cast(Times.call(self, x), "float64")},
         "The outputs have .* and the dtype of the policy",
