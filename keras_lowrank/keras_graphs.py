@@ -110,7 +110,7 @@ def signed_as_functional(init: _Function) -> _Function:
     return init
 
 
-def _optional(parameter):
+def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
     required = parameter.default is parameter.empty
     if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
         return parameter.replace(default=None)

@@ -1,4 +1,7 @@
-"""Imports of the package go one way: down the list of its folders, and in no circle of files."""
+"""Imports of the package go one way: down the list of its folders, and in no circle of files.
+
+Imports for annotations alone (`if TYPE_CHECKING`) do not count: nothing runs them.
+"""
 
 import ast
 import pathlib
@@ -21,7 +24,7 @@ LEVELS = [
     ("export", "callbacks", "saving"),
     ("model",),
     ("convert",),
-    ("diagnostics", "command_line"),
+    ("adapters", "diagnostics", "command_line"),
     ("__init__", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -37,12 +40,18 @@ def module_name(path):
 MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
+def nodes(tree):
+    """All nodes of a syntax tree, without those under `if TYPE_CHECKING`."""
+    yield tree
+    for_types = isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING"
+    for child in tree.orelse if for_types else ast.iter_child_nodes(tree):
+        yield from nodes(child)
+
+
 def imported(path):
-    """The modules of the package that a file imports, anywhere in it but for types alone."""
-    found, tree = set(), ast.parse(path.read_text())
-    for_types = [one for one in tree.body if ast.unparse(one).startswith("if TYPE_CHECKING")]
-    tree.body = [one for one in tree.body if one not in for_types]
-    for node in ast.walk(tree):
+    """The modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(one.name for one in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,4 +1,6 @@
-"""Conversion of embeddings."""
+"""The converter of embeddings."""
+
+from typing import Any
 
 import keras
 
@@ -19,14 +21,14 @@ class EmbeddingConverter(SingleKernelConverter):
     kernel_name = "embeddings"
     second_class = keras.layers.Dense
 
-    def two_layers(self, layer):
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"output_dim": layer.factors.rank}, {"units": layer.output_dim, "use_bias": False}
 
-    def can_be_factored(self, layer):
+    def can_be_factored(self, layer: keras.layers.Layer) -> bool:
         calls = keras_graphs.calls_in_graphs(layer)
         return all(kind_of_composite(value) != "ragged" for call in calls for value in call)
 
-    def to_plain(self, layer, style):
+    def to_plain(self, layer: keras.layers.Layer, style: str) -> keras.layers.Layer:
         if keras_internals.is_called_with(layer, "reverse"):
             raise ValueError(
                 "`to_keras` has no Keras layer for an embedding that is called with "

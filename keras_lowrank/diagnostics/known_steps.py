@@ -64,7 +64,9 @@ class Steps:
         Returns:
             List of `Point`, the new matrices.
         """
-        problem = _Problem(self, policies, h, points or self.points, directions or self.directions)
+        problem = _Problem(
+            self, list(policies), h, points or self.points, directions or self.directions
+        )
         if self.full_steps:
             return [Point(*point) for point in self.integrator.step(problem)]
         steps = zip(problem.factors, problem.direction(), policies)
@@ -86,7 +88,7 @@ class _Problem:
     def __init__(
         self,
         steps: Steps,
-        policies: Sequence[Policy],
+        policies: list[Policy],
         h: Any,
         points: list[Point],
         directions: list[Any],

@@ -51,8 +51,8 @@ def disk_errors(target: pathlib.Path) -> Iterator[None]:
     except (OSError, tf.errors.OpError) as error:
         kind = type(error) if isinstance(error, OSError) else OSError
         raise kind(
-            f"{target} could not be written; what was there is unchanged. Choose a writable "
-            f"folder with room on its disk and in {tempfile.gettempdir()}. "
+            f"{target} could not be written; what was there is unchanged. Choose a folder that is "
+            f"writable, with room on its disk and in {tempfile.gettempdir()}. "
             f"Received: {reason(error)}"
         ) from error
 

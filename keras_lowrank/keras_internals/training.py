@@ -95,7 +95,7 @@ def _batch_of(iterator: Any) -> Any:
 class DistributedTrainer(_Base):
     """Corrects `fit` of a `LowRankModel` under `tf.distribute`."""
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras would build the optimizer on all trainable variables here. It would also draw a
         # batch and average it over the replicas, which fails where each host has one of them.
         if self._distribute_strategy is not None:
@@ -170,6 +170,6 @@ def train_writer(tensorboard: keras.callbacks.TensorBoard) -> Any:
     return tensorboard._train_writer
 
 
-def start_at_epoch(model: keras.Model, epoch: int) -> None:
+def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
     """Makes the `fit` that is beginning start at `epoch`; callbacks have no public way to."""
     model._initial_epoch = epoch

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import tensorflow as tf
 
@@ -16,6 +17,8 @@ from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.products import matmul_last
 from keras_lowrank.manifold.factors import Factors
 from keras_lowrank.manifold.point import Point
+
+_Kernel = TypeVar("_Kernel", bound="ProductKernel")
 
 
 class ProductKernel:
@@ -32,7 +35,7 @@ class ProductKernel:
         self.core = core
 
     @classmethod
-    def of(cls, point: Point) -> ProductKernel:
+    def of(cls: type[_Kernel], point: Point) -> _Kernel:
         """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
         return cls(*point, core=point.S)
 
@@ -114,7 +117,7 @@ def core_gram(factors: Factors) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def override_kernels(kernels: dict[Factors, ProductKernel]) -> Iterator[None]:
+def override_kernels(kernels: Mapping[Factors, ProductKernel]) -> Iterator[None]:
     """While open, `low_rank_apply` uses `kernels[factors]` instead of the layer's variables.
 
     Args:

@@ -174,7 +174,7 @@ class LowRankConv2D(LowRankConv):
             )
         self.factorization = factorization
 
-    def build_kernel(self, channels: int | None) -> None:
+    def build_kernel(self, channels: int) -> None:
         kernel_shape = (*self.kernel_size, channels, self.filters)
         if self.factorization == "matrix":
             self.build_factors(kernel_shape)

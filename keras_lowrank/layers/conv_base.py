@@ -49,7 +49,7 @@ class LowRankConvBase(LowRankLayer):
         self.input_spec = reference.input_spec
         self._taken = tuple(arguments)
 
-    def build_kernel(self, channels: int | None) -> None:
+    def build_kernel(self, channels: int) -> None:
         """Calls `build_factors` for inputs with so many channels.
 
         Args:
@@ -60,7 +60,8 @@ class LowRankConvBase(LowRankLayer):
     def build(self, input_shape: Shape) -> None:
         axis = 1 if self.data_format == "channels_first" else -1
         self.compute_output_shape(input_shape)  # raises where the outputs would be empty
-        self.build_kernel(input_shape[axis])
+        channels: Any = input_shape[axis]  # `build_factors` refuses an unknown number
+        self.build_kernel(channels)
         axes = {axis: input_shape[axis]}
         self.input_spec = keras.layers.InputSpec(min_ndim=len(input_shape), axes=axes)
 

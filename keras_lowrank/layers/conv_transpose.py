@@ -12,7 +12,6 @@ from keras_lowrank.layers.arguments import (
     Constraint,
     Initializer,
     Regularizer,
-    Shape,
     TruncationLike,
 )
 from keras_lowrank.layers.conv_base import LowRankConvBase
@@ -116,11 +115,11 @@ class LowRankConv2DTranspose(LowRankConvBase):
         )
 
     @staticmethod
-    def matricization_of(kernel_shape: Shape) -> Matricization:
+    def matricization_of(kernel_shape: tuple[int, ...]) -> Matricization:
         """Returns the matricization whose columns are the last axis but one, Keras's outputs."""
         return Matricization(tuple(kernel_shape), rows=(0, 1, 3), columns=(2,))
 
-    def build_kernel(self, channels: int | None) -> None:
+    def build_kernel(self, channels: int) -> None:
         kernel_shape = (*self.kernel_size, self.filters, channels)
         self.build_factors(kernel_shape, self.matricization_of(kernel_shape))
 

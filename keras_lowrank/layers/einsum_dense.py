@@ -131,7 +131,7 @@ class LowRankEinsumDense(LowRankLayer):
         output_shape = self.compute_output_shape(input_shape)
         axes = self._equation.expanded(len(input_shape))
         extents = {**dict(zip(axes.outputs, output_shape)), **dict(zip(axes.inputs, input_shape))}
-        kernel_shape = tuple(extents[axis] for axis in axes.kernel)
+        kernel_shape: Any = tuple(extents[axis] for axis in axes.kernel)
         matricization = axes.matricization(kernel_shape)
         bias_shape = None
         if self.bias_axes is not None:

@@ -81,7 +81,7 @@ class EinsumEquation(NamedTuple):
             sides = self.inputs + elided, self.outputs + elided
         return EinsumEquation(sides[0], self.kernel, sides[1], "")
 
-    def matricization(self, kernel_shape: Sequence[int | None]) -> Matricization:
+    def matricization(self, kernel_shape: Sequence[int]) -> Matricization:
         """Returns the matricization of a kernel of that shape."""
         rows, columns = (
             tuple(self.kernel.index(axis) for axis in axes) for axes in (self.rows, self.columns)

@@ -26,9 +26,14 @@ def find_low_rank_layers(model: keras.layers.Layer) -> dict[str, LowRankLayer]:
     >>> [(path, layer.rank) for path, layer in find_low_rank_layers(model).items()]
     [('low', 2)]
     """
-    found: dict[str, LowRankLayer] = {}
+    layers = layers_by_path(model).items()
+    return {path: layer for path, layer in layers if isinstance(layer, LowRankLayer)}
+
+
+def layers_by_path(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
+    """Returns `{path: layer}` of all layers inside `model`, with the same paths, at every depth."""
+    found: dict[str, keras.layers.Layer] = {}
     seen: set[int] = set()
-    taken: set[str] = set()
 
     def search(parent, prefix):
         for layer in keras_internals.sublayers(parent):
@@ -36,11 +41,9 @@ def find_low_rank_layers(model: keras.layers.Layer) -> dict[str, LowRankLayer]:
                 continue
             seen.add(id(layer))
             path = prefix + layer.name
-            if path in taken:  # names need not be unique in a subclassed model
-                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in taken)
-            taken.add(path)
-            if isinstance(layer, LowRankLayer):
-                found[path] = layer
+            if path in found:  # names need not be unique in a subclassed model
+                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in found)
+            found[path] = layer
             search(layer, path + "/")
 
     search(model, "")

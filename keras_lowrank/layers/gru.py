@@ -108,7 +108,7 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
 
     where W (n x 3 units) and R (units x 3 units) hold the gates' columns side by side. Each is one
     low-rank matrix or, with `stacked=False`, one for each gate. With `reset_after=False`, `q_h` is
-    the product of `r h_{t-1}`, and there is no `b'`. `LowRankModel.ranks` has them under
+    the product of `r h_{t-1}`, and there is no `b'`. `LowRankModel.ranks` has the ranks under
     `.../gru_cell/kernel` and `.../gru_cell/recurrent_kernel`; with `stacked=False` these paths end
     in `_z`, `_r` and `_h`.
 

@@ -77,9 +77,9 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
         c_t = sigma(s_f) c_{t-1} + sigma(s_i) tanh(s_c),    h_t = sigma(s_o) tanh(c_t),
 
     where W (n x 4 units) and R (units x 4 units) hold the gates' columns side by side. Each is one
-    low-rank matrix or, with `stacked=False`, one for each gate. `LowRankModel.ranks` has them under
-    `.../lstm_cell/kernel` and `.../lstm_cell/recurrent_kernel`; with `stacked=False` these paths
-    end in `_i`, `_f`, `_c` and `_o`.
+    low-rank matrix or, with `stacked=False`, one for each gate. `LowRankModel.ranks` has the ranks
+    under `.../lstm_cell/kernel` and `.../lstm_cell/recurrent_kernel`; with `stacked=False` these
+    paths end in `_i`, `_f`, `_c` and `_o`.
 
     The layer multiplies with W for the whole sequence at once.
 

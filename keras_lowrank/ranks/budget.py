@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from keras_lowrank.manifold.point import Point
 from keras_lowrank.ranks.truncation import Truncation
+
+if TYPE_CHECKING:
+    from keras_lowrank.manifold.point import Point
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")

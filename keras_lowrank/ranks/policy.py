@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_lowrank.manifold.point import Point
 from keras_lowrank.ranks.truncation import KeepRank, Truncation
+
+if TYPE_CHECKING:
+    from keras_lowrank.manifold.point import Point
 
 
 class Policy(NamedTuple):

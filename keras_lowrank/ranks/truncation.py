@@ -6,12 +6,14 @@ import copy
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from keras_lowrank.manifold.point import Point
+if TYPE_CHECKING:
+    from keras_lowrank.manifold.point import Point
+
 
 _SAMPLES = 32  # of a schedule, to see whether it was ever more than 0
 

@@ -40,9 +40,9 @@ def print_ranks(
         cells = f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2%}"
         table.add_row(rich.markup.escape(path), *cells)
     total = count_weights(model)
-    saved = f"{total.saved(total.factored):.2%}"
+    share = f"{total.saved(total.factored):.2%}"
     table.add_section()
-    table.add_row("all weights of the model", f"{total.full:,}", "", f"{total.factored:,}", saved)
+    table.add_row("all weights of the model", f"{total.full:,}", "", f"{total.factored:,}", share)
     if print_fn is None and keras.config.is_interactive_logging_enabled():
         Console(highlight=False).print(table)
         return

@@ -142,11 +142,11 @@ REFUSED = {
     ),
     "what only its code says": (
         lambda c: c.way == "from_keras" and c.wrapper in ("Holder", "Twice"),
-        r"What a (Holder|Twice) does .* only its code says; .*`keras_lowrank.convert_layer`",
+        r"Only its code says how a (Holder|Twice) uses .*`keras_lowrank.convert_layer`",
     ),
     "cells": (
         lambda c: c.way == "from_keras" and c.case.layer.endswith("Cell"),
-        "needs a layer to convert, .*Received: ",
+        "needs a layer to convert .*Received: ",
     ),
 }
 
