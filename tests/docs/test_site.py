@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks/README.md",
     ROOT / "saved_models/digits/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
