@@ -11,6 +11,7 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 
 from keras_lowrank import LowRankDense, LowRankModel
@@ -65,11 +66,10 @@ for quantization in (None, "dynamic_int8", "int8"):
     )
 
 # %% [markdown]
-# The file runs with LiteRT alone. On a device that is the package `ai-edge-litert`; TensorFlow
-# has the same interpreter:
+# The file runs with LiteRT alone, the package `ai-edge-litert`:
 
 # %%
-runner = tf.lite.Interpreter(str(folder / "digits_int8.tflite")).get_signature_runner()
+runner = Interpreter(str(folder / "digits_int8.tflite")).get_signature_runner()
 (scores,) = runner(image=images[test][:5]).values()
 print(np.argmax(scores, axis=-1), labels[test][:5])
 

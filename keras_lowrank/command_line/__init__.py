@@ -1,6 +1,7 @@
 """Inspects, converts and exports Keras models on the command line.
 
     python -m keras_lowrank inspect MODEL.keras
+    python -m keras_lowrank inspect MODEL.keras --html report.html
     python -m keras_lowrank convert MODEL.keras --tolerance=0.1
     python -m keras_lowrank convert MODEL.keras LOW_RANK.keras --budget=100000 --exclude=head
     python -m keras_lowrank convert LOW_RANK.keras PLAIN.keras --style=smaller

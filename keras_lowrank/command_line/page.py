@@ -16,9 +16,11 @@ _SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, *(round(0.05 * k, 2) for k in range(2, 
 _START = 0.1  # the tolerance that the page opens with
 
 _COLUMNS = ["layer", "class", "n x m", "rank", "weights", "of full rank", "multiply-adds", "bytes"]
+_ALIGN = ["left", "left", "right"]
 _WIDTHS = [3, 2, 1.5, 1, 1.5, 1.2, 1.7, 1.5]
 _ROW, _PLOTS, _SLIDERS, _MARGIN = 28, 340, 240, 40  # pixels
 _POINTS = 300  # of a line
+_SUBTITLE = "Multiply-adds: of these kernels, one inference. Bytes: of all numbers in float32."
 
 # The command is text of the page, which can be copied, and not part of the picture.
 _SHOW_COMMAND = """
@@ -66,9 +68,9 @@ def write(model, name, target, track=iter, overwrite=False):
         raise ImportError(
             "A page needs plotly: `pip install plotly`, or 'keras_lowrank[report]'."
         ) from error
-    merge = bool(find_low_rank_layers(model))
-    forecast = Forecast(to_keras(model, "merged") if merge else model, track)
-    sliders = cuts(forecast, name, merge)
+    plain = merged(model)
+    forecast = Forecast(plain, track)
+    sliders = cuts(forecast, name, plain is not model)
     start = next(index for index, cut in enumerate(sliders[0]) if cut.label == f"{_START}")
     table = _ROW * (len(forecast.kernels) + 4)
     height = _PLOTS + _SLIDERS + table
@@ -81,16 +83,15 @@ def write(model, name, target, track=iter, overwrite=False):
         subplot_titles=["Singular values", "Error of the kernel, by rank"],
     )
     figure.add_traces(*_traces(forecast, sliders[0][start].ranks))
-    figure.update_xaxes(title_text="index", row=1, col=1)
-    figure.update_xaxes(title_text="rank", row=1, col=2)
+    figure.update_xaxes(title_text="rank", type="log", dtick="D2")
     figure.update_yaxes(
-        title_text="singular value", type="log", exponentformat="power", row=1, col=1
+        title_text="singular value", type="log", dtick=1, exponentformat="power", row=1, col=1
     )
     figure.update_yaxes(title_text="||W - W_r|| / ||W||", range=[0, 1.02], row=1, col=2)
     figure.update_layout(
-        title=f"{name}: what a conversion leaves",
+        title={"text": f"{name}: what a conversion leaves", "subtitle": {"text": _SUBTITLE}},
         height=height + 2 * _MARGIN,
-        margin={"t": 2 * _MARGIN, "b": 0},
+        margin={"t": 3 * _MARGIN, "b": 0},
         template="plotly_white",
         sliders=_sliders(forecast, sliders, start, _PLOTS / height, height),
     )
@@ -100,6 +101,11 @@ def write(model, name, target, track=iter, overwrite=False):
     )
     with placed(target, overwrite) as made, disk_errors(target):
         made.write_text(page, encoding="utf-8")
+
+
+def merged(model):
+    """The model itself, or its plain twin where it has low-rank layers, which stay as they are."""
+    return to_keras(model, "merged") if find_low_rank_layers(model) else model
 
 
 def cuts(forecast, name, merge):
@@ -138,21 +144,20 @@ def _traces(forecast, ranks):
     for (path, values), color in zip(forecast.values.items(), colors):
         at = np.unique(np.geomspace(1, len(values), _POINTS).round().astype(int))
         common = {"name": path, "legendgroup": path, "line": {"color": color}}
+        common["mode"] = "lines"
         # What is 0 has no place on a logarithmic axis.
         lines.append(go.Scatter(x=at, y=np.where(values > 0, values, np.nan)[at - 1], **common))
-        ranks_of = [0, *at]
-        errors = _errors(values)[ranks_of]
-        lines.append(go.Scatter(x=ranks_of, y=errors, showlegend=False, **common))
+        lines.append(go.Scatter(x=at, y=_errors(values)[at], showlegend=False, **common))
     markers = [
         go.Scatter(x=x, y=y, mode="markers", showlegend=False, marker={"color": colors, "size": 10})
         for x, y in zip(*_marked(forecast, ranks))
     ]
     table = go.Table(
         columnwidth=_WIDTHS,
-        header={"values": _COLUMNS, "align": "left", "height": _ROW},
+        header={"values": _COLUMNS, "align": _ALIGN, "height": _ROW},
         cells={
             "values": _cells(forecast, ranks),
-            "align": ["left", "left", "right"],
+            "align": _ALIGN,
             "height": _ROW,
         },
     )

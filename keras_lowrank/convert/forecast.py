@@ -3,8 +3,10 @@
 import math
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
+from keras_lowrank import keras_internals
 from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.low_rank import rank_one_copy
 from keras_lowrank.convert.ranks import Rule
@@ -108,6 +110,9 @@ class _Uses(ProductKernel):
 def _uses(model, kernels):
     """`{path: _Uses}` of one inference at batch 1."""
     copy, made = rank_one_copy(model, kernels)
+    for layer in keras_internals.all_layers(copy):
+        if isinstance(layer, keras.layers.RNN):
+            layer.unroll = True  # in a loop, Keras takes the first step twice
     uses = {path: _Uses(*kernel.factors.read()) for path, kernel in made.items()}
     arguments = RandomInputs(Served(model)).arguments(1)
     with override_kernels({made[path].factors: one for path, one in uses.items()}):

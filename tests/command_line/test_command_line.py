@@ -253,7 +253,7 @@ def test_without_a_command_and_by_help_all_of_them_are_listed(capsys, monkeypatc
 @pytest.mark.parametrize(
     "name, own, others",
     [
-        ("inspect", ["--import", "--no_safe_mode"], ["--rank", "--format", "--overwrite"]),
+        ("inspect", ["--import", "--html", "--overwrite"], ["--rank", "--format"]),
         ("convert", ["--import", "--rank", "--overwrite"], ["--format"]),
         ("export", ["--import", "--format", "--overwrite"], ["--rank"]),
     ],
