@@ -41,7 +41,7 @@ bench: .venv/installed  ## measure time and memory of training and of inference 
 	.venv/bin/python benchmarks/inference.py
 	.venv/bin/python benchmarks/memory.py --ranks 32
 
-docs: .venv/docs-installed  ## build the site into out/site; the guides run (3 minutes)
+docs: .venv/docs-installed  ## build the site into out/site; the guides run (minutes)
 	.venv/bin/python -m mkdocs build
 
 docs-serve: .venv/docs-installed  ## show the site at http://localhost:8000; the guides do not run

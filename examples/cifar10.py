@@ -29,7 +29,7 @@ import training
 flags.adopt_module_key_flags(frontier)
 flags.adopt_module_key_flags(image_data)
 flags.adopt_module_key_flags(training)
-flags.set_default(training.COMPRESSION, ["60", "85"])
+flags.set_default(training.COMPRESSION, ["0.6", "0.85"])
 flags.set_default(training.SEEDS, 1)
 flags.set_default(training.MOMENTUM, 0.9)
 flags.set_default(training.SCHEDULE, "cosine")

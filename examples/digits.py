@@ -119,12 +119,12 @@ def export(model, folder, name):
         # A LowRankModel without low-rank layers: both networks are then exported in one way.
         model = LowRankModel(model.inputs, model.outputs)
     sizes = []
-    for path, form in (
-        (folder / name / "1", "tf_saved_model"),
-        (folder / f"{name}.tflite", "litert"),
+    for path, form, batch_size in (
+        (folder / name / "1", "tf_saved_model", None),
+        (folder / f"{name}.tflite", "litert", 1),  # fixed, which LiteRT in a browser needs
     ):
         replaced = path.exists()
-        model.export(path, format=form, verbose=False, overwrite=True)
+        model.export(path, format=form, verbose=False, overwrite=True, batch_size=batch_size)
         results.say(f"{'Replaced' if replaced else 'Wrote'} {path}")
         sizes.append(size(path))
     return sizes

@@ -54,7 +54,7 @@ plt.show()
 # ## Cut
 #
 # A `budget` is a number of weights for the whole model. `data` weighs the error by what the layers
-# see, which keeps more accuracy at the same size.
+# see.
 
 # %%
 budget = 8_000

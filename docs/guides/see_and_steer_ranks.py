@@ -48,13 +48,14 @@ plt.show()
 # ## Bounds of one layer
 #
 # `min_rank` and `max_rank` hold in training; `truncation` of a layer takes the place of the
-# model's.
+# model's. Between full steps a rank holds some directions more, on trial; `fit` ends without them.
 
 # %%
 bounded = network(min_rank=24, truncation=0.6)
 callbacks.plot_ranks(train(bounded, 0.4))
 plt.title("first: at least 24")
 plt.show()
+print(bounded.ranks)
 
 # %% [markdown]
 # ## A tolerance that rises, a budget that is met

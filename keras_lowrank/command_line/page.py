@@ -18,7 +18,7 @@ _START = 0.1  # the tolerance that the page opens with
 _COLUMNS = ["layer", "class", "n x m", "rank", "weights", "of full rank", "multiply-adds", "bytes"]
 _ALIGN = ["left", "left", "right"]
 _WIDTHS = [3, 2, 1.5, 1, 1.5, 1.2, 1.7, 1.5]
-_ROW, _PLOTS, _SLIDERS, _MARGIN = 28, 340, 240, 40  # pixels
+_ROW, _PLOTS, _SLIDERS, _MARGIN = 28, 340, 260, 40  # pixels
 _POINTS = 300  # of a line
 _SUBTITLE = "Multiply-adds: of these kernels, one inference. Bytes: of all numbers in float32."
 

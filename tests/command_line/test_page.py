@@ -1,13 +1,13 @@
 """The page of `inspect --html`: its numbers are those of the conversions that it names."""
 
 import shlex
-import shutil
 import sys
 
 import keras
 import numpy as np
 import pytest
 
+from browser import opened
 from keras_lowrank import LowRankDense, from_keras
 from keras_lowrank.command_line import main, page
 from keras_lowrank.convert.forecast import Forecast
@@ -15,17 +15,6 @@ from keras_lowrank.export.kernels import deployed_kernels
 from keras_lowrank.export.random_inputs import RandomInputs
 from keras_lowrank.export.report import count_multiply_adds
 from keras_lowrank.export.served import Served
-
-BARE = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def decaying(model):
@@ -119,41 +108,31 @@ def test_a_page_needs_an_extra_that_the_error_names(model, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_in_a_browser_the_sliders_show_the_numbers_of_convert(model, tmp_path, monkeypatch):
     pytest.importorskip("plotly", reason="pages need the extra `report`")
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser")
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), 0)
-    if not browser:
-        pytest.skip("there is no Chromium")
     monkeypatch.chdir(tmp_path)
     model.save("model.keras")
     main(["inspect", "model.keras", "--html", "page.html"])
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=browser, args=BARE
-        )
-        try:
-            tab = context.new_page()
-            errors = []
-            tab.on("pageerror", lambda error: errors.append(error))
-            tab.on("request", lambda one: one.url.startswith("http") and errors.append(one.url))
-            tab.goto((tmp_path / "page.html").as_uri())
-            for slider in (0, 1):
-                rail = tab.locator(".slider-rail-touch-rect").nth(slider).bounding_box()
-                y = rail["y"] + rail["height"] / 2
-                tab.mouse.click(rail["x"] + 0.5 * rail["width"], y)
-                tab.wait_for_timeout(1500)
-                command = tab.locator("#command").inner_text()
-                rows = _rows(tab)
-                main([*shlex.split(command)[3:], "--overwrite"])
-                low = keras.saving.load_model("model_low_rank.keras")
-                assert ("--tolerance", "--budget")[slider] in command
-                count = low.compression()
-                assert rows["in all"][4] == f"{count.factored:,}"
-                assert rows["in all"][5] == f"{count.factored / count.full:.1%}"
-                for path, rank in low.ranks.items():
-                    assert rows[path][3] == str(rank)
-            assert not errors
-        finally:
-            context.close()
+    with opened(tmp_path) as tab:
+        errors = []
+        tab.on("pageerror", lambda error: errors.append(error))
+        tab.on("request", lambda one: one.url.startswith("http") and errors.append(one.url))
+        tab.goto((tmp_path / "page.html").as_uri())
+        for slider, rule in enumerate(("--tolerance", "--budget")):
+            rail = tab.locator(".slider-rail-touch-rect").nth(slider).bounding_box()
+            middle = rail["x"] + 0.5 * rail["width"], rail["y"] + 0.5 * rail["height"]
+            tab.mouse.click(*middle)
+            tab.wait_for_function(
+                f"document.getElementById('command').textContent.includes('{rule}')"
+            )
+            tab.wait_for_timeout(1500)  # the markers move for a while
+            rows = _rows(tab)
+            main([*shlex.split(tab.locator("#command").inner_text())[3:], "--overwrite"])
+            low = keras.saving.load_model("model_low_rank.keras")
+            count = low.compression()
+            assert rows["in all"][4] == f"{count.factored:,}"
+            assert rows["in all"][5] == f"{count.factored / count.full:.1%}"
+            for path, rank in low.ranks.items():
+                assert rows[path][3] == str(rank)
+        assert not errors
 
 
 def _rows(tab):
