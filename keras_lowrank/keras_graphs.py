@@ -45,7 +45,9 @@ def is_saved_as_graph(model):
     """Whether the config of `model` is its graph of layers, and not what its `__init__` takes."""
     if isinstance(model, keras.Sequential):
         return type(model) is keras.Sequential and is_graph(model)
-    return is_graph(model) and functional_like_constructor(type(model))
+    # One of a class that makes itself from something else has another config.
+    revived = type(model).from_config.__func__ is keras.Model.from_config.__func__
+    return is_graph(model) and revived and functional_like_constructor(type(model))
 
 
 def called_with(layer):
@@ -111,6 +113,11 @@ def _optional(parameter):
     if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
         return parameter.replace(default=None)
     return parameter
+
+
+def register_as(cls, other):
+    """Has Keras save instances of a class under the name of another, which is registered."""
+    GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[other]
 
 
 def become_functional(model):

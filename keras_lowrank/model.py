@@ -299,9 +299,13 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
 
     @keras_internals.default
     def get_config(self):
+        self.refuse_hdf5()
+        return super().get_config()
+
+    def refuse_hdf5(self):
+        """Raises ValueError while Keras writes a file in its older format."""
         if keras_internals.is_saving_hdf5():  # by `keras.saving.save_model`, which calls no `save`
             raise ValueError(_NO_HDF5.format(f"model={self.name!r}"))
-        return super().get_config()
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -317,10 +321,14 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
             # Keras warns that it cannot know the arguments, and leaves the model as it is.
             super().compile_from_config(config)
             return
+        self.compile_loaded(config, self.compile)
+
+    def compile_loaded(self, config, compile):
+        """Calls `compile` with the arguments in a config of `get_compile_config`."""
         config = keras.saving.deserialize_keras_object(config)
         # Before `compile`, which would warn that XLA is not for ranks that may change.
         self._ranks_frozen |= config.pop("ranks_frozen", False)
-        self.compile(**config)
+        compile(**config)
 
     def _tell_layers_of_jit(self):
         static = self._ranks_frozen or not self.integrator.adapts_rank

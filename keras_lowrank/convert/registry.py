@@ -1,7 +1,7 @@
 """The converters of all families of layers: to convert another family, write one and list it."""
 
 from keras_lowrank.convert.attention import AttentionConverter
-from keras_lowrank.convert.converter import Converter
+from keras_lowrank.convert.converter import Converter, undecorated_class
 from keras_lowrank.convert.embedding import EmbeddingConverter
 from keras_lowrank.convert.recurrent import GATED, BidirectionalConverter
 from keras_lowrank.convert.single_kernel import (
@@ -32,4 +32,4 @@ NAMES = ", ".join(plain.__name__ for plain in PLAIN)
 
 def converter_of(layer):
     """The `Converter` of a layer, plain or low-rank or of a class that is not converted."""
-    return _BY_CLASS.get(type(layer), _OF_OTHERS)
+    return _BY_CLASS.get(undecorated_class(layer), _OF_OTHERS)

@@ -9,6 +9,7 @@ from keras_lowrank.kernels.kernel_maps import PLAIN
 from keras_lowrank.kernels.kernel_override import low_rank_apply
 from keras_lowrank.layers.arguments import by_name, check_regularizer, positive_integer, refuse
 from keras_lowrank.layers.composite import kind_of_composite
+from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 
 
@@ -35,8 +36,10 @@ class LowRankEmbedding(LowRankLayer):
             approximation of rank r (SVD).
         reverse_dtype: str or None, the type to compute logits in. None is the `compute_dtype`.
         logit_soft_cap: float or None, the bound on the size of logits.
-        tie_weights: `True` only. An output projection of its own is a `LowRankDense`.
+        tie_weights: bool, whether `reverse` projects by the one table. With `False` it has a matrix
+            of its own, in the layer `reverse_embeddings`, a `LowRankDense` without a bias.
         rank: int or None, the rank to start with. See `LowRankLayer`.
+        reverse_rank: int or None, the same for a matrix of its own. None is `rank`.
         **kwargs: all other arguments of `LowRankLayer` that are not about bias and activation, and
             of `keras.layers.Embedding`.
 
@@ -82,6 +85,7 @@ class LowRankEmbedding(LowRankLayer):
         logit_soft_cap=None,
         tie_weights=True,
         rank=None,
+        reverse_rank=None,
         **kwargs,
     ):
         kwargs = dict(by_name(keras.layers.Embedding, 7, args), **kwargs)
@@ -92,11 +96,10 @@ class LowRankEmbedding(LowRankLayer):
             "embeddings_constraint",
             "a constraint acts on the entries of a table that is never formed",
         )
-        if not tie_weights:
+        if tie_weights and reverse_rank is not None:
             raise ValueError(
-                "`tie_weights` must be True: called with `reverse=True`, the layer projects back "
-                "by the one table. For a table of its own use a LowRankDense. "
-                f"Received: tie_weights={tie_weights!r}"
+                "`reverse_rank` is for a matrix of its own, with tie_weights=False. "
+                f"Received: reverse_rank={reverse_rank!r}, tie_weights={tie_weights!r}"
             )
         for name in _OF_OTHER_LAYERS & set(kwargs):
             raise ValueError(f"`{name}` is no argument of an embedding. Received: {kwargs[name]!r}")
@@ -113,6 +116,8 @@ class LowRankEmbedding(LowRankLayer):
         self.mask_zero = mask_zero
         self.reverse_dtype = reverse_dtype
         self.logit_soft_cap = logit_soft_cap
+        self.tie_weights, self.reverse_rank = tie_weights, reverse_rank
+        self.reverse_embeddings = None if tie_weights else self._own_projection()
         self.supports_masking = mask_zero
         self.autocast = False  # indices may come as floats, and half precision would round them
         if weights is not None:
@@ -122,6 +127,8 @@ class LowRankEmbedding(LowRankLayer):
 
     def build(self, input_shape=None):
         self.build_factors((self.input_dim, self.output_dim))
+        if self.reverse_embeddings is not None:
+            self.reverse_embeddings.build((None, self.output_dim))
 
     def project(self, inputs, basis):
         return keras.ops.take(basis, inputs, axis=0)
@@ -149,7 +156,11 @@ class LowRankEmbedding(LowRankLayer):
             self._refuse_composite(kind)
         dtype = self.reverse_dtype or self.compute_dtype
         vectors = keras.ops.cast(vectors, dtype)
-        logits = low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
+        own = self.reverse_embeddings
+        if own is None:
+            logits = low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
+        else:
+            logits = low_rank_apply(own.kernel_maps, own.factors, vectors, dtype)
         if self.logit_soft_cap is None:
             return logits
         return self.logit_soft_cap * keras.ops.tanh(logits / self.logit_soft_cap)
@@ -199,8 +210,23 @@ class LowRankEmbedding(LowRankLayer):
             mask_zero=self.mask_zero,
             reverse_dtype=self.reverse_dtype,
             logit_soft_cap=self.logit_soft_cap,
+            tie_weights=self.tie_weights,
+            reverse_rank=self.reverse_rank,
         )
         return config
+
+    def _own_projection(self):
+        return LowRankDense(
+            self.input_dim,
+            use_bias=False,
+            kernel_initializer=self.kernel_initializer,
+            rank=self._rank if self.reverse_rank is None else self.reverse_rank,
+            min_rank=self.min_rank,
+            max_rank=self.max_rank,
+            truncation=self.truncation,
+            dtype=self.dtype_policy,
+            name="reverse_embeddings",
+        )
 
     def _given(self, weights):
         table = weights[0] if isinstance(weights, list) and len(weights) == 1 else weights

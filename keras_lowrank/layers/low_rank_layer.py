@@ -309,7 +309,16 @@ def find_low_rank_layers(model):
     >>> [(path, layer.rank) for path, layer in find_low_rank_layers(model).items()]
     [('low', 2)]
     """
-    found = {}
+    layers = layers_by_path(model).items()
+    return {path: layer for path, layer in layers if isinstance(layer, LowRankLayer)}
+
+
+def layers_by_path(model):
+    """Returns `{path: layer}` of all layers inside `model`, low-rank or not, at every depth.
+
+    Paths are those of `find_low_rank_layers`.
+    """
+    found, seen = {}, set()
 
     def search(parent, prefix):
         for layer in keras_internals.sublayers(parent):
@@ -317,14 +326,11 @@ def find_low_rank_layers(model):
                 continue
             seen.add(id(layer))
             path = prefix + layer.name
-            if path in taken:  # names need not be unique in a subclassed model
-                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in taken)
-            taken.add(path)
-            if isinstance(layer, LowRankLayer):
-                found[path] = layer
+            if path in found:  # names need not be unique in a subclassed model
+                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in found)
+            found[path] = layer
             search(layer, path + "/")
 
-    seen, taken = set(), set()
     search(model, "")
     return found
 

@@ -94,11 +94,11 @@ def count_others(model, layers):
 
 def _count_dense(model, layers):
     factors = {id(variable) for layer in layers for variable in layer.factors.variables}
-    return sum(math.prod(v.shape) for v in _weights(model) if id(v) not in factors)
+    return sum(math.prod(v.shape) for v in counted_weights(model) if id(v) not in factors)
 
 
-def _weights(model):
-    """What counts as a weight: told by what a variable is for, and not by its name."""
+def counted_weights(model):
+    """The variables that count as weights: told by what they are for, and not by their names."""
     added = _added(model)
     made = {id(v): v for v in keras_internals.made_to_train(model)}
     return [v for key, v in made.items() if key not in added and len(v.shape) >= 2]

@@ -122,7 +122,7 @@ def test_sizes_that_are_no_positive_integers_raise(name, value):
     [
         ({"embeddings_constraint": "non_neg"}, "`embeddings_constraint` must be None"),
         ({"embeddings_regularizer": "l1"}, "`embeddings_regularizer` must be L2"),
-        ({"tie_weights": False}, "`tie_weights` must be True.*LowRankDense"),
+        ({"reverse_rank": 2}, "`reverse_rank` is for a matrix of its own"),
         ({"activation": "relu"}, "`activation` is no argument of an embedding"),
         ({"kernel_initializer": "zeros"}, "`kernel_initializer` is no argument of an embedding"),
         ({"lora_rank": 4}, "`lora_rank` must be None"),

@@ -1,0 +1,189 @@
+"""What a model becomes whose layers were made low-rank in place: itself, and a `LowRankModel`."""
+
+import contextlib
+import copy
+import functools
+import warnings
+
+import keras
+
+from keras_lowrank import keras_graphs, keras_internals
+from keras_lowrank.convert.building import build_like, copy_own_state
+from keras_lowrank.convert.registry import converter_of
+from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.layers.low_rank_layer import layers_by_path
+from keras_lowrank.model import LowRankModel
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class ConvertedModel:
+    """A base, before the class that a model had and `LowRankModel`: how the two are saved as one.
+
+    The config is that of the model before, and what to make low-rank in it: a layer that holds
+    others makes plain ones when it is loaded, and knows of no low-rank ones.
+    """
+
+    def get_config(self):
+        self.refuse_hdf5()
+        with _as_before([self]):
+            config = keras.saving.serialize_keras_object(self)
+        config.pop("compile_config", None)
+        return {"model": config, "low_rank": _recipes(self)}
+
+    @classmethod
+    def from_config(cls, config):
+        model = keras.saving.deserialize_keras_object(copy.deepcopy(config["model"]))
+        _restore(model, config["low_rank"])
+        return model
+
+    def compile_from_config(self, config):
+        if type(self).compile is LowRankModel.compile or not self.compiled:
+            super().compile_from_config(config)
+            return
+        # Its own `compile` has run when it was made, and what that sets is there.
+        self.compile_loaded(config, functools.partial(LowRankModel.compile, self))
+
+
+class _InPresets:
+    """A base of those that KerasHub can save as presets."""
+
+    def save_to_preset(self, preset_dir, *args, **kwargs):
+        """Saves a preset as KerasHub does, of the model before: each kernel whole, `U S V^T`.
+
+        It loads without this package, as any other preset does, and `make_low_rank` with a small
+        tolerance finds the ranks again. To keep the factors, `save` in a file `.keras`.
+
+        Args:
+            preset_dir: str, a folder.
+            *args: as in KerasHub.
+            **kwargs: as in KerasHub.
+        """
+        plain_twin(self).save_to_preset(preset_dir, *args, **kwargs)
+
+
+@functools.cache
+def converted_class(cls):
+    """The class of a converted model that was of `cls`, whose own methods come first in it.
+
+    So what it has of its own (a `compile` that fills in defaults, a `fit` that takes texts) calls
+    that of `LowRankModel`, where it called that of `keras.Model`.
+    """
+    before = (_InPresets,) if hasattr(cls, "save_to_preset") else ()
+    behind = () if issubclass(cls, LowRankModel) else (LowRankModel,)
+    made = type(
+        f"LowRank{cls.__name__}", (ConvertedModel, *before, cls, *behind), {"plain_class": cls}
+    )
+    made.__module__ = cls.__module__
+    keras_graphs.register_as(made, ConvertedModel)
+    return made
+
+
+def convert_class(model):
+    """Makes a model, and every model in it that holds a low-rank layer, a `LowRankModel`."""
+    for one in (*keras_internals.all_layers(model), model):
+        if not isinstance(one, keras.Model) or isinstance(one, ConvertedModel):
+            continue
+        if any(isinstance(layer, LowRankLayer) for layer in keras_internals.all_layers(one)):
+            one.__dict__.setdefault("_ranks_frozen", False)
+            object.__setattr__(one, "__class__", converted_class(type(one)))
+
+
+def plain_twin(model):
+    """A model of the class before, made from its config, with whole kernels.
+
+    Args:
+        model: `ConvertedModel`.
+
+    Raises:
+        ValueError: its config does not make it without low-rank layers.
+    """
+    models = [one for one in (model, *keras_internals.all_layers(model)) if _is_converted(one)]
+    with _as_before(models), keras_graphs.names_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        twin = keras.saving.deserialize_keras_object(copy.deepcopy(config))
+    layers = {"": model, **layers_by_path(model)}
+    for path, other in {"": twin, **layers_by_path(twin)}.items():
+        layer = layers.get(path)
+        converter = converter_of(layer)
+        if isinstance(other, LowRankLayer) or layer is None:
+            raise ValueError(
+                "A model is saved with whole kernels where its config makes plain layers. Use "
+                f"`save`, or `to_keras`. Received: the layer {path!r} of {model.name!r}"
+            )
+        if _is_unit(layer):
+            before = converter.kernels(path, layer)
+            for one, kernel in converter.kernels(path, other).items():
+                kernel.variable.assign(converter.merged(before, one))
+            converter.copy_rest(layer, other)
+        elif not any(path.startswith(f"{one}/") for one, at in layers.items() if _is_unit(at)):
+            copy_own_state(layer, other)
+    return twin
+
+
+def _is_converted(layer):
+    return isinstance(layer, ConvertedModel)
+
+
+def _is_unit(layer):
+    """Whether a layer is one that was converted as a whole, with all that it holds."""
+    return converter_of(layer).is_low_rank(layer)
+
+
+@contextlib.contextmanager
+def _as_before(models):
+    """While open, models are of the classes that they had."""
+    classes = [type(model) for model in models]
+    for model, cls in zip(models, classes):
+        object.__setattr__(model, "__class__", cls.plain_class)
+    try:
+        yield
+    finally:
+        for model, cls in zip(models, classes):
+            object.__setattr__(model, "__class__", cls)
+
+
+def _recipes(model):
+    """`{path: arguments}` of the low-rank layers in a model that no other one holds."""
+    found = {}
+    for path, layer in layers_by_path(model).items():
+        names = path.split("/")
+        if _is_unit(layer) and not any("/".join(names[:i]) in found for i in range(1, len(names))):
+            config = layer.get_config()
+            arguments = converter_of(layer).low_rank_arguments
+            found[path] = {name: config[name] for name in arguments if name in config}
+    return found
+
+
+def _restore(model, recipes):
+    """Makes the layers low-rank that were, with any weights: those of the file follow."""
+    layers = layers_by_path(model)
+    for path, arguments in recipes.items():
+        layer = layers.get(path)
+        if layer is None or not layer.built:
+            raise ValueError(
+                "A model must make and build its layers from its config, to be loaded with "
+                f"low-rank ones. Received: no built layer {path!r} in {model.name!r}"
+            )
+        if not _is_unit(layer):
+            twin = converter_of(layer).with_rank(layer, **arguments)
+            build_like(twin, layer)
+            keras_internals.become(layer, twin)
+    convert_class(model)
+    compile_again(model)
+
+
+def compile_again(model):
+    """Compiles a model as it was compiled, with an optimizer that has no state."""
+    keras_internals.forget_traces(model)
+    arguments = keras_internals.compile_arguments(model)
+    if arguments is not None:
+        for name in {"integrator", "truncation"} & set(vars(model)):
+            arguments[name] = getattr(model, name)
+        LowRankModel.compile(model, **{**arguments, "optimizer": fresh(arguments["optimizer"])})
+
+
+def fresh(optimizer):
+    """An optimizer of the same arguments, which moves no variables yet; or None."""
+    return optimizer and type(optimizer).from_config(optimizer.get_config())
