@@ -101,16 +101,43 @@ def _difference(one, other):
 
 def _children(layer):
     """What a layer holds itself, by the attributes under which Keras saves it."""
-    if keras_graphs.is_graph(layer):
-        return dict(enumerate(layer.layers))
+    return dict(enumerate(_in_graph(layer))) or _in_attributes(layer)
+
+
+def _in_attributes(layer):
     found = {}
     for name, value in sorted(vars(layer).items()):
         values = value.values() if isinstance(value, dict) else value
         held = list(values) if isinstance(value, (dict, list, tuple)) else [value]
         # Beside attributes, lists of all of them that Keras and TensorFlow keep for themselves.
-        if name != "_layers" and not name.startswith("_self_"):
+        if name != "_layers" and not name.startswith("_self_unconditional_"):
             found.update({(name, i): x for i, x in enumerate(held) if _is_layer(x)})
     return found
+
+
+def layers_by_attribute(model):
+    """Returns `{key: layer}` of all layers inside `model`, at every depth.
+
+    A key is made of the attributes that lead to the layer, and of places in graphs: it is the same
+    in a model that is made again, where Keras may number the names of layers otherwise.
+    """
+    found, seen = {}, set()
+
+    def search(parent, prefix):
+        held = {(index,): one for index, one in enumerate(_in_graph(parent))}
+        for part, layer in {**held, **_in_attributes(parent)}.items():
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                key = prefix + ".".join(map(str, part))
+                found[key] = layer
+                search(layer, f"{key}/")
+
+    search(model, "")
+    return found
+
+
+def _in_graph(layer):
+    return layer.layers if keras_graphs.is_graph(layer) else []
 
 
 def _is_layer(value):

@@ -11,8 +11,8 @@ from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.convert.building import build_like, copy_own_state
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.layers.low_rank_layer import layers_by_path
 from keras_lowrank.model import LowRankModel
+from keras_lowrank.reloading import layers_by_attribute
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -39,9 +39,12 @@ class ConvertedModel:
     def compile_from_config(self, config):
         if type(self).compile is LowRankModel.compile or not self.compiled:
             super().compile_from_config(config)
-            return
-        # Its own `compile` has run when it was made, and what that sets is there.
-        self.compile_loaded(config, functools.partial(LowRankModel.compile, self))
+        else:
+            # Its own `compile` has run when it was made, and what that sets is there.
+            self.compile_loaded(config, functools.partial(LowRankModel.compile, self))
+        if self._training is not None and self._training.state is None:
+            # For the state in the file: layers that nobody calls are not waited for.
+            self._training.build_optimizer()
 
 
 class _InPresets:
@@ -103,21 +106,22 @@ def plain_twin(model):
         config = keras.saving.serialize_keras_object(model)
         config.pop("compile_config", None)
         twin = keras.saving.deserialize_keras_object(copy.deepcopy(config))
-    layers = {"": model, **layers_by_path(model)}
-    for path, other in {"": twin, **layers_by_path(twin)}.items():
-        layer = layers.get(path)
-        converter = converter_of(layer)
+    layers = {"": model, **layers_by_attribute(model)}
+    units = tuple(f"{key}/" for key, layer in layers.items() if _is_unit(layer))
+    for key, other in {"": twin, **layers_by_attribute(twin)}.items():
+        layer = layers.get(key)
         if isinstance(other, LowRankLayer) or layer is None:
             raise ValueError(
                 "A model is saved with whole kernels where its config makes plain layers. Use "
-                f"`save`, or `to_keras`. Received: the layer {path!r} of {model.name!r}"
+                f"`save`, or `to_keras`. Received: the layer {other.name!r} of {model.name!r}"
             )
         if _is_unit(layer):
-            before = converter.kernels(path, layer)
-            for one, kernel in converter.kernels(path, other).items():
+            converter = converter_of(layer)
+            before = converter.kernels(key, layer)
+            for one, kernel in converter.kernels(key, other).items():
                 kernel.variable.assign(converter.merged(before, one))
             converter.copy_rest(layer, other)
-        elif not any(path.startswith(f"{one}/") for one, at in layers.items() if _is_unit(at)):
+        elif not key.startswith(units):
             copy_own_state(layer, other)
     return twin
 
@@ -145,26 +149,25 @@ def _as_before(models):
 
 
 def _recipes(model):
-    """`{path: arguments}` of the low-rank layers in a model that no other one holds."""
+    """`{key: arguments}` of the low-rank layers in a model that no other one holds."""
     found = {}
-    for path, layer in layers_by_path(model).items():
-        names = path.split("/")
-        if _is_unit(layer) and not any("/".join(names[:i]) in found for i in range(1, len(names))):
+    for key, layer in layers_by_attribute(model).items():
+        if _is_unit(layer) and not key.startswith(tuple(f"{one}/" for one in found)):
             config = layer.get_config()
             arguments = converter_of(layer).low_rank_arguments
-            found[path] = {name: config[name] for name in arguments if name in config}
+            found[key] = {name: config[name] for name in arguments if name in config}
     return found
 
 
 def _restore(model, recipes):
     """Makes the layers low-rank that were, with any weights: those of the file follow."""
-    layers = layers_by_path(model)
-    for path, arguments in recipes.items():
-        layer = layers.get(path)
+    layers = layers_by_attribute(model)
+    for key, arguments in recipes.items():
+        layer = layers.get(key)
         if layer is None or not layer.built:
             raise ValueError(
                 "A model must make and build its layers from its config, to be loaded with "
-                f"low-rank ones. Received: no built layer {path!r} in {model.name!r}"
+                f"low-rank ones. Received: no built layer at {key!r} in {model.name!r}"
             )
         if not _is_unit(layer):
             twin = converter_of(layer).with_rank(layer, **arguments)

@@ -84,7 +84,7 @@ def make_low_rank(
     rule = Rule(rank, tolerance, energy, budget)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`make_low_rank` takes a `keras.Model`. Received: {type(model).__name__}")
-    if not keras_internals.is_built(model):
+    if not model.built:
         raise ValueError(
             "`make_low_rank` needs a model with weights. Build it, or call it on a batch. "
             f"Received: an unbuilt model {model.name!r}"

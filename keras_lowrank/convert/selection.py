@@ -66,7 +66,7 @@ def select_in_place(layers, include, exclude):
     candidates, kernels = {}, {}
     for path, layer in layers.items():
         converter = converter_of(layer)
-        found = converter.convertible_kernels(path, layer).items()
+        found = converter.convertible_kernels(path, layer).items() if layer.built else ()
         # Those of layers that this one holds are found there.
         own = {one: kernel for one, kernel in found if kernel.layer is layer}
         kernels.update(own)

@@ -8,6 +8,7 @@ matrices.
 import contextlib
 import threading
 
+import keras
 import tensorflow as tf
 
 from keras_lowrank.kernels.products import matmul_last
@@ -68,7 +69,8 @@ def low_rank_apply(maps, factors, inputs, dtype, transposed=False):
         Tensor of shape `(..., m)`, or `(..., n)`.
     """
     kernel = overrides().get(factors)
-    if not tf.is_tensor(inputs):  # by a direct call of `call`, as `stateless_call` makes one
+    # By a direct call of `call`, as `stateless_call` makes one; indices that a layer holds.
+    if isinstance(inputs, keras.Variable) or not tf.is_tensor(inputs):
         inputs = tf.convert_to_tensor(inputs)
     if kernel is None:
         u, s, v = factors.read()
