@@ -67,6 +67,8 @@ def _fault(part):
 
 def _made_again(part):
     classes = {type(one) for one in (part, *keras_internals.all_layers(part))}
+    # What was converted in place is saved as what it was.
+    classes |= {cls.plain_class for cls in classes if hasattr(cls, "plain_class")}
     config = keras.saving.serialize_keras_object(part)
     config.pop("compile_config", None)
     try:
@@ -148,7 +150,7 @@ def _outline(layer, inside):
     """What a layer and its copy have in common; ranks may differ."""
     held = {id(weight) for one in inside.values() for weight in one.weights}
     own = [tuple(weight.shape) for weight in layer.weights if id(weight) not in held]
-    return type(layer), len(own) if isinstance(layer, LowRankLayer) else own
+    return type(layer), len(layer.weights) if isinstance(layer, LowRankLayer) else own
 
 
 def _described(layer):

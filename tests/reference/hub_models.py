@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_lowrank import make_low_rank
+
 _VOCABULARY, _LENGTH, _IMAGE = 400, 12, (32, 32, 3)
 _SIZES = {"vocabulary_size": _VOCABULARY, "num_layers": 2, "hidden_dim": 64}
 _WIDE = {**_SIZES, "intermediate_dim": 128}
@@ -141,3 +143,27 @@ def inputs_of(model, batch=2):
         return rng.standard_normal(shape).astype(tensor.dtype)
 
     return keras.tree.map_structure(draw, model.input)
+
+
+def at_full_rank(model):
+    """Makes a model low-rank in all that can be, and cuts nothing."""
+    return make_low_rank(model, tolerance=0.0, only_smaller=False)
+
+
+def row(name, report):
+    """The row of an architecture in the table of the guide: what was converted, and what is left.
+
+    Args:
+        name: str.
+        report: `Conversion` at rank 16.
+    """
+    left = [f"{path.rpartition('/')[2]} ({one.weights:,})" for path, one in report.left()[:2]]
+    share = f"{report.share:.1%}"
+    return f"| {name} | {report.before:,} | {share} | {report.after:,} | {', '.join(left)} |"
+
+
+if __name__ == "__main__":  # writes the rows of docs/transformers.md
+    import keras_hub
+
+    for _name, _make in MODELS.items():
+        print(row(_name, make_low_rank(_make(keras_hub.models), rank=16)), flush=True)
