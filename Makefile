@@ -10,7 +10,7 @@ PYTEST = -m pytest -n 2 --dist worksteal --doctest-modules
 # The last of every minor version in between, on the TensorFlow of .venv.
 BETWEEN = 3.9.2 3.10.0 3.11.3 3.12.4 3.13.2 3.14.1
 
-.PHONY: help demo test test-slow test-oldest test-between bench lint clean
+.PHONY: help demo test test-slow test-oldest test-between bench docs docs-serve lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -18,7 +18,7 @@ help:  ## list the targets
 demo: .venv/installed  ## train digits at full rank and low-rank, compare, export (about a minute)
 	.venv/bin/python examples/digits.py
 
-test: lint  ## check the style and run all tests on the newest versions
+test: lint  ## check the style and the types, and run all tests on the newest versions
 	.venv/bin/python $(PYTEST)
 
 test-slow: .venv/installed  ## run the tests that take minutes (35 at most)
@@ -41,9 +41,16 @@ bench: .venv/installed  ## measure time and memory of training and of inference 
 	.venv/bin/python benchmarks/inference.py
 	.venv/bin/python benchmarks/memory.py --ranks 32
 
-lint: .venv/installed  ## check the style
+docs: .venv/docs-installed  ## build the site into out/site; the guides run (3 minutes)
+	.venv/bin/python -m mkdocs build
+
+docs-serve: .venv/docs-installed  ## show the site at http://localhost:8000; the guides do not run
+	DOCS_EXECUTE=false .venv/bin/python -m mkdocs serve
+
+lint: .venv/installed  ## check the style and the types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 clean:  ## remove environments, caches and builds; results in out/ stay
 	rm -rf .venv .venv-oldest .venv-between build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -53,6 +60,10 @@ clean:  ## remove environments, caches and builds; results in out/ stay
 .venv/installed: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -e '.[examples,test]'
+	touch $@
+
+.venv/docs-installed: .venv/installed
+	.venv/bin/python -m pip install -e '.[docs]'
 	touch $@
 
 .venv-oldest/installed: pyproject.toml

@@ -1,11 +1,11 @@
-"""What every test, and every `Example:` in a docstring, starts from."""
+"""The setup of all tests and of the examples in docstrings."""
 
 import gc
 import os
 import pathlib
 import tempfile
 
-# Before TensorFlow is imported, which reads it once.
+# TensorFlow reads it once, on import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -15,18 +15,18 @@ import tensorflow as tf
 
 import keras_lowrank
 
-# Whenever Python collects garbage, it need not look through all of TensorFlow; and it need not do
-# so while a graph is made, hundreds of thousands of objects of which none is garbage yet.
+# The garbage collector then skips TensorFlow's own objects, and runs less often while a graph is
+# traced, which makes hundreds of thousands of objects and no garbage.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_configure(config):
-    """Leaves the tuning of pipelines to processes of their own, that of graphs to the slow tests.
+    """Turns off the tuning of pipelines and, in quick tests, the optimisation of graphs.
 
-    Most graphs run a few times here, and to optimise them takes a tenth of all the time. The slow
-    tests run the graphs that users run, and trainings in processes of their own everything.
+    Most graphs run only a few times here, and optimising them takes a tenth of the time. The slow
+    tests and the subprocesses run with TensorFlow's defaults.
     """
     tf.data.Dataset._apply_debug_options = _untuned
     if config.option.markexpr == "not slow":
@@ -34,10 +34,9 @@ def pytest_configure(config):
 
 
 def _untuned(data):
-    """A data set whose iterators have no thread that tunes them.
+    """Returns the data set without autotuning.
 
-    An iterator that TensorFlow deletes may wait for that thread to wake up, and the longer it has
-    lived the longer it sleeps, up to a minute: what a failed `fit` left behind is old by then.
+    To delete an iterator, TensorFlow may wait for its tuning thread, which sleeps up to a minute.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -46,8 +45,8 @@ def _untuned(data):
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Layer names, random numbers and the precision policy do not depend on the test before."""
-    # No collection before every test; Python's own come when there is garbage.
+    """Resets layer names, random numbers and the dtype policy for each test."""
+    # Without a garbage collection, which would take time in every test.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     before = keras.config.dtype_policy()
@@ -57,14 +56,14 @@ def fresh_keras():
 
 @pytest.fixture(autouse=True, scope="module")
 def collected():
-    """Graphs go with the module that made them, before gigabytes have gathered."""
+    """Frees the graphs of each module, which would add up to gigabytes."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def float64():
-    """Keras computes in float64 by default while the test runs."""
+    """Makes float64 Keras's default while the test runs."""
     before = keras.config.floatx()
     keras.config.set_floatx("float64")
     yield
@@ -73,6 +72,6 @@ def float64():
 
 @pytest.fixture(autouse=True, scope="session")
 def public_names(doctest_namespace):
-    """The docstrings' examples are written as after `from keras_lowrank import *`."""
+    """Runs the examples in docstrings as after `from keras_lowrank import *`."""
     doctest_namespace.update(np=np, tf=tf, keras=keras, pathlib=pathlib, tempfile=tempfile)
     doctest_namespace.update({name: getattr(keras_lowrank, name) for name in keras_lowrank.__all__})

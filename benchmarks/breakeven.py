@@ -1,8 +1,8 @@
-"""From which rank on does low-rank stop paying, in training and in inference, on this machine?
+"""Up to which rank is low-rank faster, in training and in inference?
 
-One network of four hidden layers of equal width, a training step of `parallel` and a prediction of
-Keras against those of full rank. The break-even rank is where the ratio crosses 1, interpolated in
-the logarithm of both; the counts of weights cross at half the width.
+A network with four hidden layers of equal width. A training step of `parallel` and a prediction of
+Keras are compared with full rank. The break-even rank is where the ratio crosses 1, interpolated in
+the logarithms. The numbers of weights cross at half the width.
 
     python benchmarks/breakeven.py
 """
@@ -44,7 +44,7 @@ def main(_):
 
 
 def _crossing(ranks, ratios):
-    """Where the ratio first reaches 1, or a text that says on which side it stays."""
+    """The rank where the ratio first reaches 1, or a text if it never does."""
     if ratios[0] >= 1:
         return f"below {ranks[0]}"
     for i in range(1, len(ranks)):

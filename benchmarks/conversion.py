@@ -1,13 +1,12 @@
-"""How long does conversion take, and how much memory? How fast and how good is the decomposition?
+"""How much time and memory does conversion take, and how good is the decomposition?
 
-First `from_keras` on whole networks of keras.applications with random weights, by an energy and by
-a rank, each in a process of its own: its time without the start of Python and the making of the
-network, and the peak memory of the process with all of that. The time of the processors is that of
-all cores together: the time by the clock is no longer where no other program wants one.
+First, `from_keras` on networks of keras.applications with random weights, by an energy and by a
+rank, each in its own process. The time excludes the start of Python and building the network; the
+peak memory includes both. The processor time is that of all cores together.
 
-Then single kernels beside numpy's full singular value decomposition, in turns: the eigenvectors of
-the Gram matrix, which serve every rank, and the randomised way, which serves one. The error is that
-of the approximation, beside the least one that there is at that rank.
+Then single kernels, in turns with NumPy's full SVD: the eigenvectors of the Gram matrix, for every
+rank, and the randomised decomposition, for one rank. The error is that of the approximation, beside
+the least possible one at that rank.
 
     python benchmarks/conversion.py
     python benchmarks/conversion.py --networks= --shapes 4096x4096 --ranks 32,128,512
@@ -33,12 +32,12 @@ RANKS = reporting.define_numbers("ranks", ["16", "64", "256"], "Ranks; each give
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; in each, all once.", lower_bound=1)
 _CHILD = flags.DEFINE_string("child", None, "For its own processes: what to measure, as JSON.")
 
-# Singular values i^-decay; without one, the entries are independent, as initializers draw them.
+# Singular values i^-decay; without a decay, independent entries as from initializers.
 _DECAYS = {"random": None, "1 / sqrt(i)": 0.5, "1 / i": 1.0}
 
 
 def convert_here(network, rule):
-    """Converts a network and prints what it took."""
+    """Converts a network and prints the time and memory."""
     model = getattr(keras.applications, network)(weights=None)
     seconds, processors = time.perf_counter(), time.process_time()
     low_rank = keras_lowrank.from_keras(model, **rule)

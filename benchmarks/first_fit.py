@@ -1,8 +1,8 @@
-"""What does a first `fit` give, with nothing changed but the class names?
+"""How good is a first `fit` after changing only the class names?
 
-Plain Keras, and low-rank layers by their defaults (starting rank, integrator, tolerance): MNIST by
-networks of 4 x 784 and 4 x 2048 dense layers and by LeNet5, and the digits of scikit-learn. Batches
-of 32, as `fit` has them. Test accuracy after the fit, seconds of all of it, weights saved.
+Plain Keras beside low-rank layers with their defaults (starting rank, integrator, tolerance), on
+MNIST with 4 x 784 and 4 x 2048 dense layers and with LeNet5, and on scikit-learn's digits. Batches
+of 32, Keras's default. The table has test accuracy, seconds of the whole `fit`, and weights saved.
 
     python benchmarks/first_fit.py --network digits,mlp784 --optimizer momentum,adam
 """
@@ -41,7 +41,7 @@ def data(name):
 
 
 def network(name, low_rank):
-    """A model of plain layers, or of low-rank ones in their places."""
+    """A model of plain layers, or of low-rank ones."""
     dense = LowRankDense if low_rank else layers.Dense
     conv = LowRankConv2D if low_rank else layers.Conv2D
     inputs = x = keras.Input((64,) if name == "digits" else (28, 28, 1))
@@ -57,7 +57,7 @@ def network(name, low_rank):
 
 
 def fitted(name, optimizer, low_rank, train, test):
-    """`(accuracy, seconds, model)`."""
+    """Trains a model; returns `(accuracy, seconds, model)`."""
     keras.utils.set_random_seed(0)
     model = network(name, low_rank)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

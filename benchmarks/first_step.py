@@ -1,10 +1,10 @@
-"""How long does `fit` take to its first step, and how many operations is a step?
+"""How long does `fit` take to its first step, and how many operations has a step?
 
-TensorFlow traces a step and optimises its graph before it runs for the first time. ResNet20 on 32 x
-32 images, ResNet50 on 64 x 64, an encoder as in BERT (6 layers of width 256 on 128 positions) and
-4 x 2048 dense: plain Keras, and `from_keras(rank=...)` of it. The seconds of a first `fit` of two
-steps, models made anew in every round, medians; ratios are those of the same round. Operations are
-those of the traced step and of the functions that it calls.
+TensorFlow traces a step and optimises its graph before the first run. The networks are ResNet20 on
+32 x 32 images, ResNet50 on 64 x 64, an encoder as in BERT (6 layers of width 256 on 128 positions)
+and 4 x 2048 dense layers, each as plain Keras and after `from_keras(rank=...)`. The seconds are the
+medians of a first `fit` of two steps with new models in every round; ratios are within a round.
+Operations are those of the traced step and of the functions that it calls.
 
     python benchmarks/first_step.py
     python benchmarks/first_step.py --optimizer adam --network bert,resnet20
@@ -45,7 +45,7 @@ def compiled(name, low_rank):
 
 
 def seconds_to_first_step(name, low_rank):
-    """`(seconds, model)` of one model."""
+    """Builds and fits one model; returns `(seconds, model)`."""
     keras.utils.clear_session()
     gc.collect()
     model = compiled(name, low_rank)
@@ -55,7 +55,7 @@ def seconds_to_first_step(name, low_rank):
 
 
 def operations(model):
-    """The operations of a traced step, those of the functions that it calls included."""
+    """The operations of a traced step, including the functions that it calls."""
     shape = (_BATCH, *model.input_shape[1:])
     batch = tf.zeros(shape, model.inputs[0].dtype), tf.zeros(_BATCH, "int64")
     graph = (
@@ -67,7 +67,7 @@ def operations(model):
 
 
 def main(_):
-    seconds_to_first_step("dense", False)  # what TensorFlow does once in a process
+    seconds_to_first_step("dense", False)  # warms up TensorFlow
     keys = [(name, low_rank) for name in NETWORKS.value for low_rank in (False, True)]
     seconds, counts = {key: [] for key in keys}, {}
     for _ in range(ROUNDS.value):

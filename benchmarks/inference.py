@@ -1,8 +1,8 @@
 """How long is one inference: Keras, SavedModel and LiteRT, full-rank and low-rank, in one process?
 
-784-5120-5120-5120-5120-10 with random weights. Every method is exported as a user would do it;
-`litert int8` is the same network with weights quantised to 8 bits (dynamic range). All candidates
-take turns; ratios to full rank are those of the same round.
+784-5120-5120-5120-5120-10 with random weights. Every method is exported as a user would export it.
+`litert int8` has weights quantised to 8 bits (dynamic range). All candidates take turns; ratios to
+full rank are within a round.
 
     python benchmarks/inference.py
     python benchmarks/inference.py --widths 2048,2048,2048 --batches 1
@@ -27,7 +27,7 @@ CALLS = flags.DEFINE_integer("calls", 5, "Inferences in a round.", lower_bound=1
 
 
 def export(model, folder):
-    """Returns `{form: path}` of everything that the model is shipped as."""
+    """Exports a model to all formats; returns `{format: path}`."""
     saved, float_file, int8_file = (folder / n for n in ("saved", "float.tflite", "int8.tflite"))
     model.export(str(saved), verbose=False)
     model.export(str(float_file), format="litert", verbose=False)
@@ -44,11 +44,11 @@ def size(path):
 
 
 def inference(form, model, path, rows):
-    """A callable that does one inference."""
+    """Returns a callable for one inference."""
     if form == "keras":
         return lambda: model.predict_on_batch(rows)
     if form == "SavedModel":
-        loaded = tf.saved_model.load(str(path))  # kept alive by the closure
+        loaded = tf.saved_model.load(str(path))  # the closure keeps it alive
         serve = loaded.signatures["serving_default"]
         name = next(iter(serve.structured_input_signature[1]))
         tensor = tf.constant(rows)

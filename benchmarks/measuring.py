@@ -1,4 +1,4 @@
-"""Time, in turns: what else the machine does meets all candidates alike. Memory, by process."""
+"""Measures time in turns, so that other load affects all alike, and memory by process."""
 
 import gc
 import json
@@ -17,11 +17,11 @@ from keras_lowrank import find_low_rank_layers
 
 
 class TrainingSteps:
-    """Training steps of one model, by the train function that `fit` runs.
+    """Training steps of one model, with the train function of `fit`.
 
     Args:
         model: compiled Keras model.
-        batch: int, rows in its batch of random numbers.
+        batch: int, the batch size of random numbers.
     """
 
     def __init__(self, model, batch):
@@ -39,7 +39,7 @@ class TrainingSteps:
 
     def __call__(self):
         logs = self.model.train_function(self._batches)
-        return float(logs["loss"])  # waits for a device that runs ahead
+        return float(logs["loss"])  # waits for the device
 
 
 def seconds_in_turns(candidates, rounds, calls):
@@ -47,9 +47,9 @@ def seconds_in_turns(candidates, rounds, calls):
 
     Args:
         candidates: dict from a key to a callable.
-        rounds: int; in each, every candidate has its turn.
-        calls: int, or dict from a key to one: calls of a turn. One more before them is not
-            counted, since the candidate before has just emptied the caches.
+        rounds: int. Every candidate has one turn in each round.
+        calls: int, or dict from a key to an int, the calls of a turn. One more call before them is
+            not counted, because the previous candidate has emptied the caches.
     """
     seconds = {key: [] for key in candidates}
     gc.collect()
@@ -73,7 +73,7 @@ def progress():
 
 
 def check_ranks(model, rank):
-    """Ends the benchmark where a rank has left the one that is measured, or the largest."""
+    """Exits if a rank is neither the measured one nor the largest possible."""
     layers = find_low_rank_layers(model)
     for path, found in getattr(model, "ranks", {}).items():
         if found != min(rank, layers[path].max_rank):
@@ -81,7 +81,7 @@ def check_ranks(model, rank):
 
 
 def ratio(seconds, key, to):
-    """`(25%, median, 75%)` of the ratio of two candidates round by round."""
+    """`(25%, median, 75%)` of the ratio of two candidates over the rounds."""
     return np.percentile(np.array(seconds[key]) / np.array(seconds[to]), (25, 50, 75)).tolist()
 
 
@@ -96,11 +96,11 @@ def peak_megabytes():
 
 
 def in_a_process(program, what, *flags):
-    """Runs a benchmark with `--child=what` in a process of its own; what it prints last, as JSON.
+    """Runs a benchmark with `--child=what` in its own process; returns its last line as JSON.
 
     Args:
         program: str, path of the benchmark.
-        what: anything that JSON can hold.
+        what: a JSON value.
         *flags: str, further arguments.
     """
     command = [sys.executable, program, *flags, f"--child={json.dumps(what)}"]

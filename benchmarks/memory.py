@@ -1,9 +1,9 @@
 """How much memory do training and inference take: full-rank, two-factor and low-rank?
 
-Every row is a process of its own that builds 784-5120-5120-5120-5120-10, or with
-`--network embedding` a table of 200,000 x 512, and trains it for some steps, or predicts with it.
-What counts is its peak of resident memory above that of a process that does the same with hidden
-layers of 8 neurons, or a table of 8 x 8: above what Python, TensorFlow and a trace take.
+Every row is one process that builds 784-5120-5120-5120-5120-10, or with `--network embedding` a
+table of 200,000 x 512, and trains it for some steps or predicts with it. The figure is its peak
+resident memory minus that of the same process with hidden layers of 8 neurons, or a table of 8 x 8,
+which is what Python, TensorFlow and a trace take.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --network embedding --ranks 64
@@ -41,7 +41,7 @@ def build(method, rank, sizes, optimizer):
 
 def measure_here(task, method, rank, optimizer, sizes):
     """Does the task and prints this process's peak memory in MB."""
-    # Small steps: what a training takes, not what random numbers do to it.
+    # A small learning rate, so that random data do not change the ranks.
     optimizers = {"adam": keras.optimizers.Adam(1e-5), "sgd": keras.optimizers.SGD(1e-3)}
     model = build(method, rank, sizes, optimizers.get(optimizer))
     if task == "training":
@@ -57,7 +57,7 @@ def measure_here(task, method, rank, optimizer, sizes):
 
 
 def measure(*what):
-    """The same in a process of its own."""
+    """Runs `measure_here` in its own process."""
     flags = f"--network={NETWORK.value}", f"--batch={BATCH.value}", f"--steps={STEPS.value}"
     return measuring.in_a_process(__file__, what, *flags)
 
@@ -75,7 +75,7 @@ def main(_):
         (task, method, optimizer): (task, method, rank and 4, optimizer, [8] * len(sizes))
         for task, method, rank, optimizer in cases
     }
-    # Two at a time: each counts its own memory, and most of the time is the start of Python.
+    # Two at a time: most of the time is the start of Python.
     with multiprocessing.pool.ThreadPool(2) as pool, measuring.progress() as bar:
         jobs = [*bare.values(), *((*case, sizes) for case in cases)]
         results = pool.imap(lambda job: measure(*job), jobs)
@@ -84,7 +84,7 @@ def main(_):
     full_rank, rows = {}, []
     for (task, method, rank, optimizer), total in zip(cases, megabytes[len(bare) :]):
         above = total - bare[task, method, optimizer]
-        # The first row of a task and an optimizer is that of full rank.
+        # The first row of each task and optimizer is full rank.
         full = full_rank.setdefault((task, optimizer), above)
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""The networks that are measured, each in the same shape by every method."""
+"""The networks of the benchmarks, with the layers of every method."""
 
 import functools
 
@@ -18,12 +18,12 @@ from keras_lowrank import (
 
 FEATURES, CLASSES = 784, 10
 LOW_RANK = ("parallel", "rank_adaptive", "fixed_rank")
-# two_factor is plain low-rank Keras: a layer with r outputs and no bias, then the layer itself.
+# two_factor is plain Keras: a layer with r outputs and no bias, then the layer itself.
 METHODS = ("two_factor", *LOW_RANK)
 
 
 def dense(method, widths, rank=None, optimizer=None):
-    """A fully connected network, compiled: all hidden layers by the method, the head dense."""
+    """A compiled fully connected network: hidden layers of the method, and a dense head."""
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((FEATURES,))
     for width in widths:
@@ -38,7 +38,7 @@ def dense(method, widths, rank=None, optimizer=None):
 
 _SPATIAL = functools.partial(LowRankConv2D, factorization="spatial")
 
-# Convolutions by their name: the Keras layer, its low-rank one, the spatial extents of the inputs.
+# By name: the Keras layer, the low-rank layer, the spatial extents of the inputs.
 CONVOLUTIONS = {
     "conv": (keras.layers.Conv2D, LowRankConv2D, (16, 16)),
     "conv_spatial": (keras.layers.Conv2D, _SPATIAL, (16, 16)),
@@ -49,7 +49,7 @@ CONVOLUTIONS = {
 
 
 def conv(method, layers, name="conv", channels=256, rank=None):
-    """A stack of convolutions of size 3, as in the middle of VGG, compiled."""
+    """A compiled stack of convolutions of size 3, as in the middle of VGG."""
     keras.utils.set_random_seed(0)
     full_rank, low_rank, extents = CONVOLUTIONS[name]
     inputs = x = keras.Input((*extents, channels))
@@ -69,9 +69,9 @@ def conv(method, layers, name="conv", channels=256, rank=None):
 
 
 def lenet5(method, rank=None):
-    """LeNet5 of the paper on 28 x 28 images, every rank the given one or the largest there is.
+    """The paper's LeNet5 on 28 x 28 images, with every rank the given or the largest one.
 
-    Without a rank, the ranks are free.
+    Without a rank, the ranks adapt.
     """
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((28, 28, 1))
@@ -96,7 +96,7 @@ def lenet5(method, rank=None):
 
 
 class _TwoFactorAttention(keras.layers.MultiHeadAttention):
-    """Attention of Keras with two plain layers in the place of each projection."""
+    """Keras's attention with two plain layers for each projection."""
 
     def __init__(self, rank, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -115,7 +115,7 @@ class _TwoFactorAttention(keras.layers.MultiHeadAttention):
 
 
 def attention(method, layers, length=128, width=512, heads=8, rank=None):
-    """A stack of self-attention with residuals, as in a transformer, compiled."""
+    """A compiled stack of self-attention with residuals, as in a transformer."""
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((length, width))
     for _ in range(layers):
@@ -132,7 +132,7 @@ def attention(method, layers, length=128, width=512, heads=8, rank=None):
 
 
 def embedding(method, rank=None, vocabulary=200_000, width=512, steps=32, optimizer=None):
-    """A table of vectors, their mean over a sequence, and the head, compiled."""
+    """A compiled model: an embedding, the mean over the sequence, and a dense head."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((steps,), dtype="int32")
     if method in LOW_RANK:
@@ -147,13 +147,13 @@ def embedding(method, rank=None, vocabulary=200_000, width=512, steps=32, optimi
 
 
 def lstm(method, rank=None, features=256, units=512, steps=64):
-    """A sequence of vectors, one LSTM, its last state and the head, compiled."""
+    """A compiled model: one LSTM over a sequence of vectors, and a dense head."""
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((steps, features))
     if method in LOW_RANK:
         x = LowRankLSTM(units, rank=rank, **_bounds(rank))(x)
     elif method == "two_factor":
-        # Both products with the inputs before the loop, as a LowRankLSTM has them.
+        # Both products with the inputs run before the loop, as in a LowRankLSTM.
         x = keras.layers.Dense(rank, use_bias=False)(x)
         x = keras.layers.RNN(_TwoFactorLSTMCell(units, rank))(keras.layers.Dense(4 * units)(x))
     else:
@@ -162,7 +162,7 @@ def lstm(method, rank=None, features=256, units=512, steps=64):
 
 
 class _TwoFactorLSTMCell(keras.layers.Layer):
-    """What is left of an LSTM inside its loop, where the recurrent kernel is a product of two."""
+    """The loop of an LSTM, whose recurrent kernel is a product of two matrices."""
 
     def __init__(self, units, rank):
         super().__init__()
@@ -208,7 +208,7 @@ def resnet50():
 
 
 def bert(layers=6, width=256, length=128):
-    """An encoder as in BERT (arXiv:1810.04805), small, at full rank."""
+    """A small encoder as in BERT (arXiv:1810.04805), at full rank."""
     inputs = keras.Input((length,), dtype="int32")
     x = keras.layers.Embedding(8000, width)(inputs)
     for _ in range(layers):
@@ -220,7 +220,7 @@ def bert(layers=6, width=256, length=128):
     return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
 
 
-# Networks as people have them, at full rank and not compiled.
+# Common networks, at full rank and not compiled.
 WHOLE = {
     "resnet20": resnet20,
     "resnet50": resnet50,
@@ -237,8 +237,7 @@ def _dense_layers(widths):
 
 
 def _bounds(rank):
-    # Bounds instead of `freeze_ranks`: the whole adaptive step is measured, its decision on the
-    # rank too, and still the rank is the one that is named.
+    # Bounds instead of `freeze_ranks`, so that the measured step includes the decision on the rank.
     return {"min_rank": rank, "max_rank": rank} if rank else {}
 
 

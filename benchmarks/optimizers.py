@@ -1,9 +1,9 @@
-"""What do momentum and Adam cost beside a plain gradient step?
+"""What do momentum and Adam cost beside plain SGD?
 
-784-5120-5120-5120-5120-10 unless told otherwise, or with `--network embedding` a table of 200,000 x
-512 and sequences of 32 indices, on one batch of random numbers: two plain factors of Keras and
-`parallel`, each by plain SGD, SGD with momentum 0.9, and Adam. The models take turns; ratios are
-those of the same round to the plain step of the same method, medians over the rounds.
+784-5120-5120-5120-5120-10 by default, or with `--network embedding` a table of 200,000 x 512 and
+sequences of 32 indices, on one batch of random numbers. Two Keras factors and `parallel` train with
+plain SGD, SGD with momentum 0.9, and Adam. The models take turns. Ratios are to the plain step of
+the same method within a round, medians over the rounds.
 
     python benchmarks/optimizers.py
     python benchmarks/optimizers.py --widths 784,784,784,784 --ranks 128
@@ -25,7 +25,7 @@ BATCH = flags.DEFINE_integer("batch", 256, "Rows in a batch.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds; in each, every model once.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 16, "Steps of a model in a round.", lower_bound=1)
 
-# Small steps: that a step is a near one is part of what is measured.
+# Small, so that most steps stay in the chart, as in real training.
 _OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(1e-3),
     "momentum": lambda: keras.optimizers.SGD(1e-4, momentum=0.9),

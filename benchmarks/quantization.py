@@ -1,7 +1,7 @@
 """How small does quantisation make a LiteRT file, and what does it cost in accuracy?
 
-LeNet5 on MNIST, trained low-rank down to a share of its weights, and exported in every way. What
-full rank is, and how large a file of it in float, the report of each export says.
+LeNet5 on MNIST, trained low-rank to a budget of weights, and exported in every quantisation. The
+report of each export has the size of the full-rank file in float.
 
     python benchmarks/quantization.py --data_dir ~/tensorflow_datasets
     python benchmarks/quantization.py --compression 0.95 --epochs 5
@@ -38,7 +38,7 @@ def images(split):
 
 
 def train(x, y):
-    """LeNet5 with the share of its weights that was asked for, met after half of the training."""
+    """Trains LeNet5 to `--compression`, met after half of the training."""
     model = networks.lenet5("parallel")
     steps = EPOCHS.value * -(-len(x) // _BATCH)
     model.compile(

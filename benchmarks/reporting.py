@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a table on the screen, a JSON file, and a plot of a curve."""
+"""The output of a benchmark: a printed table, a JSON file, and a plot."""
 
 import json
 import os
@@ -18,7 +18,7 @@ OUTPUT_DIR = flags.DEFINE_string(
 
 
 def define_numbers(name, default, meaning):
-    """A flag that takes positive integers, separated by commas."""
+    """Defines a flag for positive integers, separated by commas."""
     flag = flags.DEFINE_list(name, default, meaning)
     flags.register_validator(
         flag,
@@ -39,8 +39,8 @@ def report(name, title, rows, columns, **settings):
         name: str, of the file.
         title: str, of the table.
         rows: list of dict.
-        columns: dict from a key of the rows to the format of its cells, as `str.format` takes it.
-        **settings: what else belongs into the file.
+        columns: dict from a key of the rows to the format of its cells, as in `str.format`.
+        **settings: further entries of the file.
     """
     table = rich.table.Table(title=title, title_justify="left")
     for key in columns:
@@ -65,7 +65,7 @@ def machine():
 
 
 def write(name, save):
-    """Calls `save` with another path first, so that no half of a file is ever at its place."""
+    """Calls `save` with a temporary path, so that the file is replaced atomically."""
     path = pathlib.Path(OUTPUT_DIR.value) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
@@ -79,10 +79,10 @@ def write(name, save):
 
 
 def plot(name, title, lines, xlabel, ylabel, level=None):
-    """Draws `{label: (x, y)}` on logarithmic axes to NAME.png, with a dashed level if given."""
+    """Plots `{label: (x, y)}` on logarithmic axes to NAME.png, with an optional dashed level."""
     import matplotlib
 
-    matplotlib.use("agg")  # no screen is needed
+    matplotlib.use("agg")  # needs no display
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -97,7 +97,7 @@ def plot(name, title, lines, xlabel, ylabel, level=None):
 
 
 def run(main):
-    """`absl.app.run`, and Ctrl-C without a traceback."""
+    """Calls `absl.app.run`; Ctrl-C prints no traceback."""
     try:
         app.run(main)
     except KeyboardInterrupt:

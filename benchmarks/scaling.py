@@ -1,8 +1,8 @@
 """How does the cost of a training step grow with width, rank and batch?
 
-One parameter at a time is doubled, the others stay at 2048, 64 and 256. The exponent is the slope
-of a line through the logarithms of the median times; beside it stands that of the formula: a step
-of four hidden layers of width n multiplies and adds about
+One parameter at a time is doubled; the others stay at 2048, 64 and 256. The exponent is the slope
+of a line through the logarithms of the median times. Beside it is that of a formula: a step of four
+hidden layers of width n takes about this many multiply-adds:
 
     24 (3 b r n + 3 r^2 n) + 6 b n (784 / n + 10)      low-rank, at batch b and rank r,
     18 b n^2 + 6 b n (784 + 10)                         full-rank.

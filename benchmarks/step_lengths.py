@@ -1,8 +1,8 @@
-"""How long is a step of Adam beside Keras's, whatever rows are not used?
+"""How large is an update with Adam beside Keras's, also with unused rows?
 
-The norm of what a step makes of the kernel, low-rank over plain Keras, each along its own training
-at Keras's own rate: a bag of words of which 40 are in use, an embedding, and digits (64-512-512-10,
-the second of its layers). `unused` is how far the rows without a gradient have moved.
+The norm of a kernel's update, low-rank over plain Keras, each in its own training at Keras's
+default learning rate: a bag of words with 40 used words, an embedding, and digits (64-512-512-10,
+the second layer). `unused` is the norm of the change of rows without a gradient.
 
     python benchmarks/step_lengths.py
     python benchmarks/step_lengths.py --optimizer RMSprop
@@ -81,7 +81,7 @@ def digits(count, rng):
 
 
 def lengths(batches, network, loss, unused, low_rank):
-    """The norm of every step, and that of what all of them made of the unused rows."""
+    """The norm of every update, and that of the total change of the unused rows."""
     keras.utils.set_random_seed(0)
     inputs, outputs, layer = network(low_rank)
     model = (keras_lowrank.LowRankModel if low_rank else keras.Model)(inputs, outputs)

@@ -1,15 +1,18 @@
 """How long is one training step: full-rank, two-factor and low-rank, in one process?
 
-784-5120-5120-5120-5120-10 unless told otherwise, with `--network conv` a stack of 3 x 3
-convolutions of 256 channels on 16 x 16 images (conv_spatial: in the spatial form; conv1d, conv3d
-and conv_transpose: the others like it), with `lenet5` the paper's, with `attention` a stack of
-self-attention, 8 heads of 64 on 128 positions, with `embedding` a table of 200,000 x 512 and
-sequences of 32 indices, with `lstm` 512 units on 64 vectors of 256; on one batch of random numbers,
-by SGD:
+All networks train with SGD on one batch of random numbers. `--network` chooses one:
+  dense          784-5120-5120-5120-5120-10, the default;
+  conv           3 x 3 convolutions of 256 channels on 16 x 16 images; conv_spatial in the spatial
+                 form; conv1d, conv3d and conv_transpose are like it;
+  lenet5         the paper's LeNet5;
+  attention      self-attention with 8 heads of 64 on 128 positions;
+  embedding      a table of 200,000 x 512 and sequences of 32 indices;
+  lstm           512 units on 64 vectors of 256.
+The methods:
   full_rank      keras.layers, compiled with Keras's defaults;
-  two_factor     plain low-rank Keras, two layers in place of one, rank fixed;
-  parallel, rank_adaptive, fixed_rank   this package, whole steps with all decisions on ranks.
-The models take turns; ratios are those of the same round, medians and quartiles over the rounds.
+  two_factor     plain Keras, two layers instead of one, at fixed rank;
+  parallel, rank_adaptive, fixed_rank   this package, complete steps with all decisions on ranks.
+The models take turns. Ratios are within a round, medians and quartiles over the rounds.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --widths 784,784,784,784 --ranks 8,32,128
@@ -58,7 +61,7 @@ def main(_):
     keys = [("full_rank", None)]
     keys += [(method, rank) for rank in reporting.numbers(RANKS) for method in METHODS.value]
     steps = {key: measuring.TrainingSteps(build(*key), BATCH.value) for key in keys}
-    # Full rank takes so much longer that few of its steps are as long a time.
+    # Fewer steps of full rank, which take much longer.
     calls = {key: max(1, STEPS.value // 8) if key[1] is None else STEPS.value for key in keys}
     seconds = measuring.seconds_in_turns(steps, ROUNDS.value, calls)
     rows = []

@@ -1,9 +1,9 @@
-"""ResNet20, VGG and a vision transformer on CIFAR-10, beside their full-rank twins.
+"""ResNet20, VGG and a vision transformer on CIFAR-10, low-rank beside full rank.
 
-All kernels are low-rank but those of the first convolution, which has three channels to read, and
-of the last layer, which has ten units; in the transformer the first one too, which reads patches.
-Momentum, Adam or Muon, a learning rate that falls to zero, a budget of weights that is met after a
-quarter of the training; images flipped and shifted at random.
+The first convolution and the last layer stay full rank; in the transformer, which reads patches,
+only the last layer does. The optimizer is momentum, Adam or Muon, with a learning rate that falls
+to zero. The ranks meet the budget after a quarter of the training. Images are flipped and shifted
+at random.
 
     python examples/cifar10.py --full_rank                 # ResNet20 (He et al. 2016, section 4.2)
     python examples/cifar10.py --epochs 12 --compression 0.6 --flagfile examples/resnet20.flags

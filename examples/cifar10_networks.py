@@ -1,4 +1,4 @@
-"""Networks for 32 x 32 images with three channels, their layers made by a method."""
+"""Networks for 32 x 32 images with three channels, with the layers of any method."""
 
 import keras
 import numpy as np
@@ -9,10 +9,10 @@ _HEADS = 4
 
 @keras.saving.register_keras_serializable("cifar10")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer by the operation that TensorFlow has for images.
+    """Keras's layer with TensorFlow's fused operation for images.
 
-    In training on a CPU it takes less than half of the time of Keras's mean, variance and product
-    one after the other, which were half of a low-rank ResNet20's epoch.
+    On a CPU its training takes less than half the time of Keras's separate mean, variance and
+    product.
     """
 
     def call(self, inputs, training=None):
@@ -22,7 +22,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             inputs, self.gamma, self.beta, epsilon=self.epsilon, data_format="NHWC"
         )
         count = tf.cast(tf.size(inputs) // tf.size(mean), variance.dtype)
-        variance *= (count - 1.0) / count  # of these images, not estimated from them
+        variance *= (count - 1.0) / count  # the variance of the batch, not the unbiased estimate
         for moving, new in (self.moving_mean, mean), (self.moving_variance, variance):
             moving.assign(moving * self.momentum + new * (1.0 - self.momentum))
         return outputs
@@ -47,7 +47,7 @@ def _residual_block(layers, x, filters, strides):
     y = BatchNormalization()(layers.conv(filters, 3, **options)(y))
     if strides > 1:  # He et al., option A: a shortcut without parameters
         added = filters - x.shape[-1]
-        x = keras.ops.average_pool(x, 1, strides)  # a quarter of the time of x[:, ::2, ::2]
+        x = keras.ops.average_pool(x, 1, strides)  # four times as fast as x[:, ::2, ::2]
         x = keras.ops.pad(x, [(0, 0)] * 3 + [(added // 2, added - added // 2)])
     return keras.layers.ReLU()(x + y)
 
@@ -68,7 +68,7 @@ def vgg(layers, width=32):
 
 
 def vgg11(layers, width=32):
-    """Configuration A of Simonyan and Zisserman (arXiv:1409.1556), its three dense layers one."""
+    """Configuration A of Simonyan and Zisserman (arXiv:1409.1556) with one dense layer."""
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(4.0, -2.0)(inputs)
     for stage, (channels, count) in enumerate([(1, 1), (2, 1), (4, 2), (8, 2), (8, 2)]):
@@ -81,7 +81,7 @@ def vgg11(layers, width=32):
 
 
 def vit(layers, width=128):
-    """As "Better plain ViT baselines" (arXiv:2205.01580): fixed positions, pooled by the mean."""
+    """As in "Better plain ViT baselines" (arXiv:2205.01580): fixed positions, mean pooling."""
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(4.0, -2.0)(inputs)
     x = layers.conv(width, 4, strides=4)(x)
@@ -102,7 +102,7 @@ def _attention(layers, x):
 
 
 def _positions(height, width, channels):
-    """Sines and cosines of row and column, wavelengths from 2 pi to 2 pi 10,000."""
+    """Sines and cosines of row and column, with wavelengths from 2 pi to 2 pi 10,000."""
     rates = 1e-4 ** np.linspace(0.0, 1.0, channels // 4)
     rows, columns = (i.reshape(-1, 1) * rates for i in np.indices((height, width)))
     waves = [wave(angles) for angles in (rows, columns) for wave in (np.sin, np.cos)]

@@ -1,15 +1,14 @@
-"""The demo: handwritten digits, the same network at full rank and low-rank, side by side.
+"""The demo: one network on handwritten digits, at full rank and low-rank.
 
-A small convolutional network on the 1,797 digits that ship inside scikit-learn, so nothing is
-downloaded. Both networks are trained the same way; then one table compares them, a picture shows
-ranks and accuracy over the epochs, and both are exported as SavedModel and TFLite, every file
-checked against its model on random input.
+The data are the 1,797 digits of scikit-learn, so nothing is downloaded. Both convolutional networks
+are trained in the same way. A table compares them, a plot shows ranks and accuracy over the epochs,
+and both are exported as SavedModel and TFLite, with a check of every file.
 
     python examples/digits.py                              # about a minute on two cores
     python examples/digits.py --tolerance 0.15             # higher ranks
     python examples/digits.py --save_to saved_models/digits/1
 
-Writes into ./out/digits what it names at the end, in place of the files of the run before.
+Writes to ./out/digits, lists the files at the end, and replaces those of an earlier run.
 """
 
 import pathlib
@@ -52,7 +51,7 @@ def load():
     """Returns `(training images, test images, training labels, test labels)`."""
     digits = load_digits()
     images = (digits.images / 16.0).astype("float32")[..., None]
-    # One split for every seed: accuracies of different runs are over the same 450 images.
+    # All seeds share one split, so that all accuracies are on the same 450 images.
     return train_test_split(
         images, digits.target, test_size=0.25, stratify=digits.target, random_state=0
     )
@@ -80,9 +79,9 @@ def build(low_rank):
 
 
 def train(low_rank, data):
-    """Trains one network; returns it and what was measured on the way."""
+    """Trains one network; returns it and its measurements."""
     train_images, test_images, train_labels, test_labels = data
-    keras.utils.clear_session()  # layer names start anew
+    keras.utils.clear_session()  # resets layer names
     keras.utils.set_random_seed(SEED.value)
     model = build(low_rank)
     low_rank_arguments = {"integrator": INTEGRATOR.value, "truncation": TOLERANCE.value}
@@ -115,9 +114,9 @@ def train(low_rank, data):
 
 
 def export(model, folder, name):
-    """Writes SavedModel and TFLite, checked; returns their sizes in bytes."""
+    """Exports and checks SavedModel and TFLite; returns their sizes in bytes."""
     if not isinstance(model, LowRankModel):
-        # Without a low-rank layer it is the same network: one way to export and check both.
+        # A LowRankModel without low-rank layers: both networks are then exported in one way.
         model = LowRankModel(model.inputs, model.outputs)
     sizes = []
     for path, form in (
@@ -156,10 +155,10 @@ def print_comparison(full, low, full_sizes, low_sizes):
 
 
 def draw(path, full, low):
-    """A picture of ranks and test accuracy over the epochs."""
-    figure = Figure(figsize=(10, 4), layout="constrained")  # draws by Agg; needs no display
+    """Plots ranks and test accuracy over the epochs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")  # with Agg, which needs no display
     left, right = figure.subplots(1, 2)
-    epochs = range(EPOCHS.value + 1)  # the ranks start before the first
+    epochs = range(EPOCHS.value + 1)  # the first rank is that before training
     for layer, ranks in low["ranks"].items():
         left.plot(epochs, ranks, label=layer)
     left.set(title="ranks", xlabel="epoch", ylim=(0, None))

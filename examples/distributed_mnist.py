@@ -2,14 +2,15 @@
 
     python examples/distributed_mnist.py --workers 2     # two processes on this host, 127.0.0.1
 
-On real hosts, run it once on each, with TF_CONFIG set: the addresses of all, and which one this is
-(the first saves what comes of it):
+On several hosts, run it once on each. TF_CONFIG lists the addresses of all, and the index of this
+one:
 
     TF_CONFIG='{"cluster": {"worker": ["host0:12345", "host1:12345"]},
                 "task": {"type": "worker", "index": 0}}' python examples/distributed_mnist.py
 
 Every worker needs the data set at --data_dir, and trains on all GPUs of its host or on the CPU.
-The batch is that of all together; output and model.keras in --output_dir are the first worker's.
+The batch size is that of all workers together. The first worker prints the results and saves
+model.keras in --output_dir.
 """
 
 import json
@@ -43,7 +44,7 @@ OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/distributed_mnist", "Where t
 
 
 def start_workers(count):
-    """Runs this program in `count` processes of one cluster; returns the first bad exit status."""
+    """Runs this program in `count` processes; returns the first exit status that is not 0."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
@@ -56,7 +57,7 @@ def start_workers(count):
     try:
         return next((code for process in processes if (code := process.wait())), 0)
     finally:
-        for process in processes:  # one that failed leaves the others waiting
+        for process in processes:  # after a failure the others wait forever
             process.kill()
 
 
@@ -100,7 +101,7 @@ def train(strategy):
 
 def main(_):
     if "TF_CONFIG" in os.environ:
-        # Made before all else of TensorFlow.
+        # TensorFlow needs the strategy before anything else.
         train(tf.distribute.MultiWorkerMirroredStrategy())
     else:
         sys.exit(start_workers(WORKERS.value))

@@ -1,13 +1,13 @@
-"""Accuracy against the share of weights saved: the table and the plot of one network's runs.
+"""Accuracy against weights saved: the table and the plot of one network's runs.
 
-The examples write theirs by this module. As a program it merges the runs of several processes,
-which may have had other seeds, other rows or other baselines:
+The examples write their results with this module. As a program it merges the runs of several
+processes, with different seeds, rows or baselines:
 
     python examples/lenet5_mnist.py --seeds 2 --output_dir out/a
     python examples/lenet5_mnist.py --seeds 3 --seed_start 2 --output_dir out/b
     python examples/frontier.py out/a/lenet5_mnist.json out/b/lenet5_mnist.json
 
-Writes the JSON, the CSV and the plot into ./out/merged.
+Writes the JSON file, the CSV file and the plot to ./out/merged.
 """
 
 import json
@@ -48,12 +48,12 @@ _LABELS = {
 
 
 def key(run):
-    """What tells one run of a network from another."""
+    """The values that identify a run."""
     return run["method"], run["tolerance"], run["compression"], run["seed"]
 
 
 def table(runs):
-    """One row for all seeds of a method and goal, as a list of dicts, in the order of the runs."""
+    """One dict for all seeds of each method and goal, in the order of the runs."""
     rows = {}
     for run in runs:
         rows.setdefault(key(run)[:-1], []).append(run)
@@ -66,32 +66,32 @@ def write(folder, report, verbose=True):
     Args:
         folder: path.
         report: dict with the keys `name`, `title`, `settings`, `versions` and `runs`.
-        verbose: bool. Say so.
+        verbose: bool. Print the paths.
     """
     rows = table(report["runs"])
     content = {**report, "rows": rows}
-    content["runs"] = content.pop("runs")  # last: they are long
+    content["runs"] = content.pop("runs")  # last, because they are long
     results.write_json(folder / f"{report['name']}.json", content, verbose)
     results.write_csv(folder / f"{report['name']}.csv", rows, verbose)
 
 
 def merge(reports):
-    """One report of several: all their runs, and of a run that was made twice the first.
+    """Merges reports: all of their runs, and the first of equal runs.
 
     Raises:
-        SystemExit: they are of different networks or were trained differently.
+        SystemExit: the networks or the training differ.
     """
     check_same_training(reports)
     first, runs = reports[0], {}
     for run in (run for report in reports for run in report["runs"]):
         runs.setdefault(key(run), run)
-    # The order of the rows, whoever made them: full rank, then goal by goal.
+    # The order of the rows: full rank, then goal by goal.
     ordered = sorted(runs.values(), key=lambda run: (_goal(run), run["seed"]))
     return {**{name: first[name] for name in first if name != "rows"}, "runs": ordered}
 
 
 def check_same_training(reports):
-    """Raises SystemExit unless all reports are of one network, trained in one way."""
+    """Raises SystemExit if the networks or the training differ."""
     first = reports[0]
     for report in reports[1:]:
         for name in ("name", "title", "settings"):
@@ -103,7 +103,7 @@ def check_same_training(reports):
 
 
 def plot(path, report):
-    """Writes the plot; the suffix of the path says the format."""
+    """Writes the plot, in the format of the suffix."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rows = table(report["runs"])

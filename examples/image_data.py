@@ -1,4 +1,4 @@
-"""Images for the examples: two NumPy arrays a split, and the pipelines made of them.
+"""Images for the examples: NumPy arrays, and pipelines of batches.
 
 A module of the examples, not a program.
 """
@@ -40,8 +40,7 @@ class Split(NamedTuple):
             seed: int.
             augment: callable `(images, seed) -> images` on a batch in uint8, or None. Its seed, of
                 shape `(2,)`, is for TensorFlow's stateless random numbers.
-            first_epoch: int, how many epochs were trained before: goes on with the orders that
-                would have come next.
+            first_epoch: int, the number of epochs trained before. The orders continue from there.
         """
         images, labels = tf.constant(self.images), tf.constant(self.labels)
         order = tf.data.Dataset.range(len(self.labels))
@@ -52,10 +51,10 @@ class Split(NamedTuple):
             chosen = tf.gather(images, indices)
             return _scaled(augment(chosen, seed) if augment else chosen), tf.gather(labels, indices)
 
-        # Indices are shuffled and whole batches gathered: image by image is what costs time.
+        # Shuffling indices and gathering whole batches is faster than shuffling images.
         data = tf.data.Dataset.zip(order.batch(batch_size), chance).map(batch)
         for _ in range(first_epoch):
-            next(iter(data))  # every iterator takes the next order
+            next(iter(data))  # each iterator takes the next order
         return data.prefetch(tf.data.AUTOTUNE)
 
     def test_batches(self, batch_size=1000):
@@ -63,17 +62,17 @@ class Split(NamedTuple):
         return data.map(lambda images, labels: (_scaled(images), labels)).cache()
 
     def split(self, count):
-        """Two splits: all but the last `count` images, and those."""
+        """Two splits: all but the last `count` images, and the last `count`."""
         first = Split(self.images[:-count], self.labels[:-count])
         return first, Split(self.images[-count:], self.labels[-count:])
 
     def take(self, count):
-        """The first `count` images; all of them where `count` is None."""
+        """The first `count` images, or all if `count` is None."""
         return Split(self.images[:count], self.labels[:count])
 
 
 def flip_and_shift(images, seed, reach=4):
-    """Flips half of the images left to right, and shifts each by up to `reach` pixels each way."""
+    """Flips half of the images left to right, and shifts each by up to `reach` pixels."""
     count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
     seeds = tf.unstack(tf.random.split(seed, 2))
     images = tf.image.stateless_random_flip_left_right(images, seeds[0])
@@ -98,7 +97,7 @@ def load(name):
 
 
 def prepare(builder):
-    """Downloads a data set of tensorflow-datasets where it is not there yet.
+    """Downloads a data set of tensorflow-datasets if it is missing.
 
     Raises:
         SystemExit: it must not or cannot be downloaded; one line.
@@ -108,11 +107,11 @@ def prepare(builder):
     missing = f"{builder.info.full_name} is not in {builder.data_path.parent.parent}"
     if not DOWNLOAD.value:
         raise SystemExit(f"{missing}. Name its folder with --data_dir, or leave out --nodownload.")
-    # The retries are those of tensorflow-datasets, which has no setting for them.
+    # tensorflow-datasets retries on its own, and has no setting for it.
     results.say("Downloading. Without a network this gives up after about four minutes.")
     try:
         builder.download_and_prepare()
-    except Exception as error:  # of the network, of the disk or of a mirror: many types, one cure
+    except Exception as error:  # of many classes: network, disk, mirror
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SystemExit(f"{missing} and could not be downloaded: {reason[:200]}") from None
 

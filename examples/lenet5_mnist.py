@@ -1,9 +1,9 @@
 """LeNet5 on MNIST, trained low-rank from the first step.
 
-The experiment of "Low-rank lottery tickets" (arXiv:2205.13571), section 5.1: the ranks follow the
-tolerance, and the table has test accuracy, ranks and numbers of weights in evaluation and in
-training. 430,500 weights at full rank, biases not counted. The last layer is low-rank where
-`--ranks` has four entries.
+The experiment of "Low-rank lottery tickets" (arXiv:2205.13571), section 5.1. The tolerance decides
+the ranks. The table has test accuracy, ranks, and numbers of weights in evaluation and in training.
+At full rank there are 430,500 weights without biases. With four entries in `--ranks`, the last
+layer is low-rank too.
 
     python examples/lenet5_mnist.py                        # four tolerances, three seeds
     python examples/lenet5_mnist.py --tolerance 0.15 --seeds 1 --epochs 2
@@ -12,7 +12,7 @@ training. 430,500 weights at full rank, biases not counted. The last layer is lo
     python examples/lenet5_mnist.py --baselines two_factor,svd_finetune
 
 Writes out/lenet5_mnist/lenet5_mnist.json (with every run and epoch) and .csv (the table), and
-lenet5_mnist.png: accuracy against weights saved, beside what was published.
+lenet5_mnist.png: accuracy against weights saved, beside published results.
 """
 
 import keras

@@ -1,4 +1,4 @@
-"""One network by every method: a network is described once, and a method makes its layers.
+"""Describes a network once, and builds it with the layers of any method.
 
     def build(layers):
         inputs = keras.Input((784,))
@@ -11,11 +11,11 @@ A module of the examples, not a program.
 import keras
 import numpy as np
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankModel
+from keras_lowrank import LowRankConv2D, LowRankDense, LowRankEmbedding, LowRankModel
 
 
 class FullRank:
-    """Layers of Keras, every kernel one matrix."""
+    """Keras's layers."""
 
     def __init__(self):
         self._count = 0
@@ -26,18 +26,21 @@ class FullRank:
     def dense(self, units, **options):
         return keras.layers.Dense(units, name=self._name(), **options)
 
+    def embedding(self, count, width):
+        return keras.layers.Embedding(count, width, name=self._name())
+
     def model(self, inputs, outputs):
         return keras.Model(inputs, outputs)
 
     def _name(self):
-        # The same in every method, and unlike the names that Keras gives: by them the weights of
-        # one network find their place in another.
+        # Equal names in all methods, unlike Keras's default names: they match the weights of one
+        # network to the layers of another.
         self._count += 1
         return f"matrix_{self._count}"
 
 
 class _Ranked(FullRank):
-    """What methods with ranks share: they hand them out, one a layer in order."""
+    """Base of the methods with ranks, which give each layer the next rank."""
 
     def __init__(self, ranks, factorization="matrix"):
         super().__init__()
@@ -45,7 +48,7 @@ class _Ranked(FullRank):
         self._factorization = factorization
 
     def _next_rank(self):
-        """The rank of the layer whose name is asked for next."""
+        """The rank of the next layer."""
         if not self._ranks:
             return None
         if self._count == len(self._ranks):
@@ -59,8 +62,7 @@ class LowRank(_Ranked):
     """Layers of keras_lowrank.
 
     Args:
-        ranks: list of int, the ranks to start with, one a layer; or none, for the largest that
-            each layer takes by default.
+        ranks: list of int, the starting rank of each layer, or empty for the defaults.
         factorization: str, of `LowRankConv2D`.
     """
 
@@ -72,21 +74,23 @@ class LowRank(_Ranked):
         rank = self._next_rank()
         return LowRankDense(units, rank=rank, name=self._name(), **options)
 
+    def embedding(self, count, width):
+        rank = self._next_rank()
+        return LowRankEmbedding(count, width, rank=rank, name=self._name())
+
     def model(self, inputs, outputs):
         return LowRankModel(inputs, outputs)
 
 
 class TwoFactor(_Ranked):
-    """Two plain layers of Keras in place of one: the kernel `A B`, and no basis in between.
+    """Two Keras layers instead of one, with the kernel `A B`.
 
-    They start balanced, `A = U_r sqrt(S_r)` and `B = sqrt(S_r) V_r^T`, from the singular value
-    decomposition of a kernel: the one that Keras would have drawn, or a trained one ("spectral
-    initialisation", arXiv:2105.01029).
+    They start balanced, `A = U_r sqrt(S_r)` and `B = sqrt(S_r) V_r^T`, from the truncated SVD of a
+    kernel: Keras's initial one, or a trained one ("spectral initialisation", arXiv:2105.01029).
 
     Args:
-        ranks: list of int, one a layer.
-        weights: dict from names of layers to their arrays, a `FullRank` network to begin with; or
-            None.
+        ranks: list of int, one for each layer.
+        weights: dict from names of layers to their arrays, those of a `FullRank` network, or None.
         factorization: str, "matrix" for k x k and then 1 x 1 convolutions, "spatial" for k x 1 and
             then 1 x k.
     """
@@ -113,46 +117,55 @@ class TwoFactor(_Ranked):
         second = keras.layers.Dense(units, activation=activation, use_bias=use_bias, name=name)
         return self._pair(first, second)
 
+    def embedding(self, count, width):
+        rank, name = self._next_rank(), self._name()
+        first = keras.layers.Embedding(count, rank, name=f"{name}_a")
+        return self._pair(first, keras.layers.Dense(width, use_bias=False, name=name))
+
     def model(self, inputs, outputs):
         model = keras.Model(inputs, outputs)
         for layer in model.layers if self._weights else []:
             given = self._weights.get(layer.name, [])
-            if layer.name.startswith("matrix_"):  # its kernel is in the pair, its bias is not
+            if layer.name.startswith("matrix_"):  # only its kernel is in the pair
                 given = given and [layer.kernel, *given[1:]]
             if given:
                 layer.set_weights(given)
         return model
 
     def _pair(self, first, second):
+        table = isinstance(first, keras.layers.Embedding)
+
         def apply(inputs):
             outputs = second(first(inputs))
+            left, right = first.embeddings if table else first.kernel, second.kernel
             if self._weights:
                 kernel = self._weights[second.name][0]
             else:
-                *sizes, channels, _ = first.kernel.shape
-                sizes = [size * other for size, other in zip(sizes, second.kernel.shape)]
-                kernel = first.kernel_initializer((*sizes, channels, second.kernel.shape[-1]))
+                *sizes, channels, _ = left.shape
+                sizes = [size * other for size, other in zip(sizes, right.shape)] * (not table)
+                draw = first.embeddings_initializer if table else first.kernel_initializer
+                kernel = draw((*sizes, channels, right.shape[-1]))
             kernel = keras.ops.convert_to_numpy(kernel)
             spatial = self._factorization == "spatial" and kernel.ndim == 4
             if spatial:  # as (kh c, kw f)
                 kernel = kernel.swapaxes(1, 2).reshape(-1, kernel.shape[1] * kernel.shape[3])
-            a, b = balanced_factors(*truncated_svd(kernel, first.kernel.shape[-1]))
-            first.kernel.assign(a.reshape(first.kernel.shape))
+            a, b = balanced_factors(*truncated_svd(kernel, left.shape[-1]))
+            left.assign(a.reshape(left.shape))
             if spatial:
-                b = b.reshape(len(b), second.kernel.shape[1], -1).swapaxes(0, 1)
-            second.kernel.assign(b.reshape(second.kernel.shape))
+                b = b.reshape(len(b), right.shape[1], -1).swapaxes(0, 1)
+            right.assign(b.reshape(right.shape))
             return outputs
 
         return apply
 
 
 def weights_by_name(model):
-    """The arrays of every layer of a network, for `TwoFactor`."""
+    """The arrays of every layer, by name, for `TwoFactor`."""
     return {layer.name: layer.get_weights() for layer in model.layers}
 
 
 def truncated_svd(kernel, rank):
-    """`(U, s, V)` of a kernel as the matrix `(all but the last axis, last axis)`, cut at a rank."""
+    """The truncated SVD `(U, s, V)` of a kernel, as a matrix with the kernel's last axis."""
     matrix = keras.ops.convert_to_numpy(kernel)
     matrix = matrix.reshape(-1, matrix.shape[-1]).astype("float64")
     left, values, right = np.linalg.svd(matrix, full_matrices=False)

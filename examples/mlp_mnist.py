@@ -1,7 +1,8 @@
-"""A fully connected network on MNIST, low-rank against full-rank trained the same way.
+"""A fully connected network on MNIST, low-rank beside full rank.
 
-Four hidden layers of 784 neurons (784-784-784-784-784-10, after arXiv:2205.13571, section 5.1),
-all low-rank but the last layer; both networks by momentum with a learning rate that falls to zero.
+The network has four hidden layers of 784 neurons (784-784-784-784-784-10, after arXiv:2205.13571,
+section 5.1). All but the last layer are low-rank. Both networks are trained with momentum and a
+learning rate that falls to zero.
 
     python examples/mlp_mnist.py                           # tolerance 0.1, three seeds
     python examples/mlp_mnist.py --width 2048 --seeds 1

@@ -1,13 +1,13 @@
-"""Prune a trained network by SVD, retrain it low-rank, and compare with low-rank from scratch.
+"""Prunes a trained network with an SVD, retrains it low-rank, and compares with scratch.
 
-The pruning experiment of "Low-rank lottery tickets" (arXiv:2205.13571) on MNIST: a fully connected
-network 784-784-784-784-784-10 is trained at full rank and cut to rank r by truncated SVD, which
-ruins it at small r. A few epochs of training on the manifold of rank r bring the accuracy back.
+The pruning experiment of "Low-rank lottery tickets" (arXiv:2205.13571) on MNIST. A fully connected
+network 784-784-784-784-784-10 is trained at full rank and truncated to rank r, which destroys its
+accuracy at small r. A few epochs of training at rank r restore it.
 
     python examples/prune_and_retrain.py                 # ranks 5 to 100
     python examples/prune_and_retrain.py --ranks 20,50 --retrain_epochs 1
     python examples/prune_and_retrain.py --nofrom_scratch
-    python examples/prune_and_retrain.py --data_aware    # cut by what the layers put out
+    python examples/prune_and_retrain.py --data_aware    # truncate by the layers' outputs
 
 Writes out/prune_and_retrain/prune_and_retrain.json and .csv (the table).
 """
@@ -51,7 +51,7 @@ flags.adopt_module_key_flags(image_data)
 
 
 def load():
-    """Returns `((images, labels), (images, labels))` for training and test, images in [0, 1]."""
+    """Returns training and test data, `((images, labels), (images, labels))`, images in [0, 1]."""
     splits = image_data.load("mnist")
     return [
         (split.images.reshape(-1, 784).astype("float32") / 255.0, split.labels) for split in splits
@@ -73,7 +73,7 @@ def low_rank(rank):
 
 
 def train(model, data, epochs, name):
-    """Trains at the ranks that the model has, with a learning rate that falls to 0."""
+    """Trains at fixed ranks, with a learning rate that falls to 0."""
     low = {"truncation": KeepRank()} if isinstance(model, LowRankModel) else {}
     steps = epochs * -(-len(data[1]) // BATCH_SIZE.value)
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE.value, steps)
@@ -89,7 +89,7 @@ def train(model, data, epochs, name):
 
 
 def accuracy(model, data):
-    """Percent of `data`."""
+    """The accuracy on `data`, in percent."""
     if not model.compiled:
         model.compile(
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]

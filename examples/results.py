@@ -1,4 +1,4 @@
-"""What the examples share: measuring a fit, printing one table, writing files whole or not at all.
+"""Shared by the examples: measures a fit, prints a table, writes files atomically.
 
 A module of the examples, not a program.
 """
@@ -25,10 +25,10 @@ import keras_lowrank
 
 
 class EpochTimer(keras.callbacks.Callback):
-    """Seconds of training in every epoch, without validation.
+    """Measures the seconds of training in every epoch, without validation.
 
     Attributes:
-        seconds: list of float, one an epoch.
+        seconds: list of float, one for each epoch.
     """
 
     def __init__(self):
@@ -42,7 +42,7 @@ class EpochTimer(keras.callbacks.Callback):
         self._end_epoch()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._end_epoch()  # only where there was no validation
+        self._end_epoch()  # without validation
 
     def _end_epoch(self):
         if self._begin is not None:
@@ -51,14 +51,14 @@ class EpochTimer(keras.callbacks.Callback):
 
     @property
     def typical(self):
-        """The median, in seconds; the first epoch, which traces the graph, counts only if alone."""
+        """The median in seconds, without the first epoch, which traces the graph, if possible."""
         return statistics.median(self.seconds[1:] or self.seconds)
 
 
 def count_traces(model):
-    """Returns a list that grows by one entry with every trace of the model's train step.
+    """Returns a list that gets one entry with every trace of the model's train step.
 
-    The body of a `tf.function` runs in Python once a trace, and never again.
+    The body of a `tf.function` runs in Python once for each trace.
     """
     traces, train_step = [], model.train_step
 
@@ -71,7 +71,7 @@ def count_traces(model):
 
 
 def progress_bar(name, data_size, batch_size):
-    """Returns the callback: a bar for the epochs, and on a terminal one for the batches."""
+    """Returns a callback with a bar for the epochs and, on a terminal, one for the batches."""
     batches = int(sys.stderr.isatty())
     return tqdm.keras.TqdmCallback(
         data_size=data_size, batch_size=batch_size, verbose=batches, desc=name
@@ -79,22 +79,22 @@ def progress_bar(name, data_size, batch_size):
 
 
 def print_table(title, header, rows):
-    """Prints one table: names of columns, and rows of strings as long as the header."""
+    """Prints a table with a header and rows of strings."""
     table = rich.table.Table(title=title, title_justify="left")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    # A file or a pipe has no width of its own, and a table must not be cut to 80 columns there.
+    # Files and pipes have no width; without one, rich would cut the table to 80 columns.
     width = None if sys.stdout.isatty() else 160
     rich.console.Console(width=width).print(table)
 
 
 @contextlib.contextmanager
 def new_file(path, verbose=True):
-    """Yields a temporary path beside `path`, and moves it to `path` if all went well.
+    """Yields a temporary path, and moves it to `path` on success.
 
-    Whoever reads `path`, at whatever time, finds a whole file: the old or the new one.
+    A reader of `path` always finds a complete file, the old or the new one.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def write_json(path, content, verbose=True):
 
 
 def write_csv(path, rows, verbose=True):
-    """Writes dicts with the same keys; a list in one becomes its entries between blanks."""
+    """Writes dicts with equal keys; the entries of a list are separated by spaces."""
     with (
         new_file(path, verbose) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
@@ -127,7 +127,7 @@ def write_csv(path, rows, verbose=True):
 
 
 def versions():
-    """What a measured number depends on besides the code of the example."""
+    """The versions and the machine that a measurement depends on."""
     return {
         "keras_lowrank": keras_lowrank.__version__,
         "keras": keras.__version__,
@@ -143,12 +143,12 @@ def versions():
 
 
 def say(line):
-    """Prints a line of progress: on stderr, so that stdout holds the table alone."""
+    """Prints a line of progress on stderr: stdout is for the table."""
     print(line, file=sys.stderr, flush=True)
 
 
 def run(main):
-    """`absl.app.run`, with Ctrl-C as one line and the exit status that shells give it."""
+    """Calls `absl.app.run`; Ctrl-C prints one line and exits as in a shell."""
     logging.set_verbosity(logging.ERROR)  # of TensorFlow's savers and converters
     try:
         app.run(main)

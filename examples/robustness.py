@@ -1,17 +1,21 @@
-"""How much accuracy depends on the learning rate and on the spectrum to start with.
+"""How much accuracy depends on the learning rate and on the initial singular values.
 
-A small network on MNIST (784-256-256-10, both hidden layers of rank 32) is trained by SGD with
-momentum from one matrix in three ways: low-rank with fixed ranks, where the condition of the core
-S does not enter the step; the same with ranks that fall to the budget of half as many weights; and
-as two plain layers `A B`, with `A = U sqrt(S)` and `B = sqrt(S) V^T`, whose gradients are
-multiplied by the factors. The starting singular values fall geometrically by the ratio that is
-named; bases are random, and the energy is that of Keras's initializer.
+A small network on MNIST (784-256-256-10, both hidden layers of rank 32) is trained with SGD and
+momentum from the same matrices in three ways:
+
+- low-rank at fixed ranks, where the step does not depend on the condition of the core S;
+- low-rank with ranks that fall to half as many weights;
+- as two plain layers `A B`, with `A = U sqrt(S)` and `B = sqrt(S) V^T`, whose gradients are
+  multiplied by the factors.
+
+The initial singular values fall geometrically by a given ratio. The bases are random, and the norm
+is that of Keras's initializer.
 
     python examples/robustness.py                          # about four minutes on one core
     python examples/robustness.py --momentum 0 --seeds 3
 
 Writes out/robustness/robustness.json, .csv and .png: test accuracy for every learning rate and
-ratio, and how far it spreads.
+ratio, and its spread.
 """
 
 import itertools
@@ -49,7 +53,7 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of every row: seeds 0, 1, ...", l
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "./out/robustness", "Folder of JSON, CSV and plot.")
 
 _WIDTHS = (784, 256, 256)
-# By the name in the table: what the line in the plot is called.
+# Names in the table, and labels in the plot.
 METHODS = {
     "low_rank": "keras_lowrank, fixed ranks",
     "low_rank_adaptive": "keras_lowrank, ranks by a budget",
@@ -58,13 +62,13 @@ METHODS = {
 
 
 def spectrum(ratio, rank, energy):
-    """Singular values that fall geometrically by `ratio`, with the sum of squares `energy`."""
+    """Singular values that fall geometrically by `ratio`, with sum of squares `energy`."""
     values = float(ratio) ** -np.linspace(0.0, 1.0, rank)
     return values * math.sqrt(energy / np.sum(values**2))
 
 
 def starting_matrices(ratio, rank, seed):
-    """`(U, s, V)` of every hidden layer."""
+    """The initial `(U, s, V)` of every hidden layer."""
     rng = np.random.default_rng(seed)
     matrices = []
     for n, m in itertools.pairwise(_WIDTHS):
@@ -79,13 +83,13 @@ def build(layers, seed):
     x = keras.layers.Flatten()(inputs)
     for width in _WIDTHS[1:]:
         x = layers.dense(width, activation="relu")(x)
-    # A seed of its own: the head starts the same, however many numbers a method drew before.
+    # With its own seed, the head starts equal in all methods.
     head = keras.layers.Dense(10, kernel_initializer=keras.initializers.GlorotUniform(seed))
     return layers.model(inputs, head(x))
 
 
 def train(method, rate, ratio, seed, train_split, test_batches):
-    """One run; returns what was measured."""
+    """Trains one network; returns its measurements."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     ranks = [RANK.value] * (len(_WIDTHS) - 1)
@@ -112,9 +116,9 @@ def train(method, rate, ratio, seed, train_split, test_batches):
     try:
         history = model.fit(batches, epochs=EPOCHS.value, verbose=0, shuffle=False).history
         diverged = not np.isfinite(history["loss"][-1])
-    except FloatingPointError:  # what a LowRankModel says in place of a loss that is not a number
+    except FloatingPointError:  # a LowRankModel raises it for a loss of NaN
         diverged = True
-    # What diverged knows nothing: the accuracy of guessing, whatever its last weights were.
+    # After divergence the accuracy is that of guessing.
     accuracy = 0.1 if diverged else model.evaluate(test_batches, verbose=0)[1]
     return {
         "method": method,
@@ -128,7 +132,7 @@ def train(method, rate, ratio, seed, train_split, test_batches):
 
 
 def table(runs):
-    """One row for all seeds of a method, a learning rate and a ratio; accuracies in percent."""
+    """One row for all seeds of a method, learning rate and ratio; accuracies in percent."""
     groups = {}
     for run in runs:
         groups.setdefault((run["method"], run["learning_rate"], run["ratio"]), []).append(run)
@@ -150,7 +154,7 @@ def table(runs):
 
 
 def spreads(rows):
-    """For every method: how far accuracy spreads over all rates and ratios, in percent."""
+    """The spread of each method's accuracy over all rates and ratios, in percent."""
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
         accuracies = [row["test_accuracy_mean"] for row in rows if row["method"] == method]
@@ -167,7 +171,7 @@ def spreads(rows):
 
 
 def plot(path, rows):
-    """One panel a learning rate: accuracy against the ratio."""
+    """Plots accuracy against the ratio, one panel for each learning rate."""
     rates = sorted({row["learning_rate"] for row in rows})
     figure = Figure(figsize=(2.6 * len(rates), 3.4), layout="constrained")
     for axes, rate in zip(figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], rates):

@@ -1,7 +1,7 @@
-"""Asks TF Serving for predictions, by REST or by gRPC: the requests that it expects.
+"""Asks TF Serving for predictions, with REST or gRPC.
 
-Sends handwritten digits of scikit-learn, or an .npy file, and prints the answer and, for the
-digits, the accuracy. docs/serving.md says how to start the server.
+Sends scikit-learn's handwritten digits, or an .npy file, and prints the predictions and, for the
+digits, the accuracy. docs/serving.md shows how to start the server.
 
     python examples/serve_client.py --model digits
     python examples/serve_client.py --model digits --transport grpc  # tensorflow-serving-api
@@ -28,7 +28,7 @@ _SIGNATURE = "serving_default"
 
 
 def rest(samples):
-    """`{output: array}` by REST; an output without a name of its own is called `predictions`."""
+    """Returns `{output: array}` with REST; a single output is called `predictions`."""
     rows = samples.tolist()
     if INPUT_NAME.value:
         rows = [{INPUT_NAME.value: row} for row in rows]
@@ -43,7 +43,7 @@ def rest(samples):
 
 
 def grpc(samples):
-    """`{output: array}` by gRPC, which needs the package tensorflow-serving-api."""
+    """Returns `{output: array}` with gRPC, which needs the package tensorflow-serving-api."""
     try:
         import grpc
         import tensorflow as tf
@@ -67,7 +67,7 @@ def grpc(samples):
 
 
 def _only_input(service):
-    """The name of the model's input, asked of the server."""
+    """Asks the server for the name of the model's only input."""
     from tensorflow_serving.apis import get_model_metadata_pb2 as metadata
 
     request = metadata.GetModelMetadataRequest(metadata_field=["signature_def"])
@@ -90,14 +90,14 @@ def _read(request):
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT.value) as answer:
             return json.load(answer)
-    except urllib.error.HTTPError as error:  # the server's own words say what was wrong
+    except urllib.error.HTTPError as error:  # the server's text says what was wrong
         raise SystemExit(f"TF Serving refused: {error.read().decode()[:300]}") from None
     except OSError as error:
         raise SystemExit(f"TF Serving did not answer: {error}") from None
 
 
 def _samples():
-    """The samples, and their labels where they are known."""
+    """The samples, and their labels or None."""
     if INPUT.value:
         return np.load(INPUT.value), None
     from sklearn.datasets import load_digits

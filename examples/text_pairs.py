@@ -1,4 +1,4 @@
-"""Pairs of texts for the transformer: tasks that are generated, and a set of translations.
+"""Pairs of texts for the transformer: generated tasks, and translations.
 
 A module of the examples, not a program.
 """
@@ -21,12 +21,12 @@ TRANSLATION, LANGUAGES = "ted_hrlr_translate/pt_to_en", ("pt", "en")
 
 
 class Vocabulary:
-    """The tokens of one side of the pairs, numbered: 0 pads, 1 is unknown.
+    """Numbers the tokens of one side of the pairs: 0 is padding, 1 is unknown.
 
     Args:
-        texts: list of str, where the tokens are from.
-        words: bool. Tokens are words in lower case, without punctuation; or else characters.
-        size: int or None, the most tokens.
+        texts: list of str, the source of the tokens.
+        words: bool. Tokens are words in lower case without punctuation, or else characters.
+        size: int or None, the largest number of tokens.
     """
 
     def __init__(self, texts, words, size=None):
@@ -48,7 +48,7 @@ class Vocabulary:
         return self._vectorization(tf.constant(texts)).numpy().astype("int32")
 
     def text(self, numbers):
-        """What a row of numbers says, up to its end."""
+        """The text of a row of numbers, up to its end."""
         numbers = [int(number) for number in numbers]
         if self.end in numbers:
             numbers = numbers[: numbers.index(self.end)]
@@ -56,12 +56,12 @@ class Vocabulary:
 
 
 class Pairs(NamedTuple):
-    """Texts and what they are to become.
+    """Source and target texts as numbers.
 
     Attributes:
         source: int array, shape `(count, S)`, padded with 0.
-        inputs: int array, shape `(count, T)`: start and target, which a decoder reads.
-        outputs: int array, shape `(count, T)`: target and end, which it is to say.
+        inputs: int array, shape `(count, T)`: start and target, the decoder's input.
+        outputs: int array, shape `(count, T)`: target and end, the decoder's output.
     """
 
     source: np.ndarray
@@ -79,13 +79,13 @@ class Pairs(NamedTuple):
         return data.prefetch(tf.data.AUTOTUNE)
 
     def batches(self, size=256):
-        """Slices, in order."""
+        """Batches in order."""
         for start in range(0, len(self), size):
             yield Pairs(*(array[start : start + size] for array in self))
 
 
 class Corpus(NamedTuple):
-    """Everything that an experiment needs.
+    """The data and vocabularies of an experiment.
 
     Attributes:
         train, test: `Pairs`.
@@ -99,14 +99,14 @@ class Corpus(NamedTuple):
 
 
 def corpus(train, test, words, size=None, longest=None):
-    """Numbers two lists of pairs of texts; the vocabularies are those of the first.
+    """Numbers two lists of pairs of texts, with the vocabularies of the first.
 
     Args:
         train: list of `(source, target)`.
         test: the same.
         words: bool, as in `Vocabulary`.
         size: int or None, as in `Vocabulary`.
-        longest: int or None, tokens; pairs with a longer side are left out.
+        longest: int or None, a number of tokens. Longer pairs are left out.
     """
     sources, targets = (Vocabulary(list(texts), words, size) for texts in zip(*train))
     numbered = []
@@ -122,18 +122,18 @@ def corpus(train, test, words, size=None, longest=None):
 
 
 def generate(task, count, length, seed):
-    """Draws that many different pairs of texts of up to `length` characters, in random order.
+    """Draws `count` different pairs of texts of up to `length` characters, in random order.
 
     Args:
-        task: str. "sort" and "reverse" the letters of a word; "add" two numbers: the sum is
-            written from its last digit to its first, the order in which one adds.
+        task: str. "sort" or "reverse" the letters of a word, or "add" two numbers. The sum is
+            written from its last digit to its first, the order of addition.
         count: int.
         length: int, of the longest source.
         seed: int.
     """
     random = np.random.default_rng(seed)
     draw = _sum if task == "add" else _word
-    sources = {}  # a set in order: the same for the same seed
+    sources = {}  # a set in order, equal for equal seeds
     while len(sources) < count:
         sources[draw(random, length)] = None
     answer = {"sort": lambda s: "".join(sorted(s)), "reverse": lambda s: s[::-1], "add": _add}[task]

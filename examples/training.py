@@ -1,16 +1,15 @@
-"""One network on images, by several methods, goals and seeds: what the examples share.
+"""Trains one network on images with several methods, goals and seeds. Shared by the examples.
 
-Every method has the same number of epochs, the same optimizer and schedule, and the same batches
-in the same order. The baselines have the ranks that the low-rank run of the same row and seed
-ended with, so the same number of parameters:
+All methods have the same number of epochs, optimizer, schedule, and batches in the same order. The
+baselines have the final ranks of the low-rank run with the same row and seed, and so the same
+number of parameters:
 
-- `two_factor`: two plain layers of Keras in place of one, from the singular value decomposition of
-  the kernel that Keras draws;
-- `svd_finetune`: full rank for `--pruning` of the epochs, until budgets are met, and then the
-  singular value decomposition of what was learned, trained as two factors for the rest. The
-  schedule goes on; momentum starts anew with the factors.
+- `two_factor`: two Keras layers instead of one, from the SVD of Keras's initial kernel;
+- `svd_finetune`: full rank for the fraction `--pruning` of the epochs, until budgets are met, and
+  then two factors from the SVD of the trained kernel. The schedule continues; momentum restarts
+  with the factors.
 
-The accuracy is that after the last epoch; nothing else looks at the test images.
+The accuracy is that after the last epoch. Nothing else uses the test images.
 
 A module of the examples, not a program.
 """
@@ -38,7 +37,7 @@ def _integrator():
 
 
 def _numbers(strings, kind, low, high):
-    """Whether all strings are numbers of a kind in `[low, high)`."""
+    """Whether all strings are numbers of this type in `[low, high)`."""
     try:
         return all(low <= kind(string) < high for string in strings)
     except ValueError:
@@ -165,13 +164,13 @@ def start_ranks():
 
 
 def run_experiment(name, title, build, dataset="mnist", augment=None):
-    """Trains all rows of the table; writes it after every run, plots and prints it at the end.
+    """Trains all rows of the table, writes it after every run, and plots and prints it at the end.
 
     Args:
         name: str, the name of the files.
         title: str, the headline of the table.
-        build: callable `layers -> model`: the uncompiled network, its layers made by one of
-            `methods`.
+        build: callable `layers -> model` that returns the uncompiled network, with the layers of
+            one of `methods`.
         dataset: str, of `image_data.load`.
         augment: callable of `image_data.Split.training_batches`, or None.
     """
@@ -186,7 +185,7 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
         key = frontier.key(run)
         if key not in runs:
             runs[key] = {**run, **train()}
-            # After every run: what is interrupted after hours keeps the runs that it has.
+            # After every run, so that an interruption loses at most one.
             report = frontier.merge([{**head, "runs": list(runs.values())}])
             frontier.write(folder, report, verbose=len(runs) == 1)
         return runs[key]
@@ -206,7 +205,7 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
 
 
 class _Goal(NamedTuple):
-    """What a row of the table truncates to; neither of both means full rank."""
+    """A row's tolerance or compression; neither means full rank."""
 
     tolerance: float | None = None
     compression: float | None = None
@@ -231,12 +230,12 @@ def _goals():
 
 
 class _Experiment:
-    """One network and its data; every public method is one run, and returns what was measured."""
+    """One network and its data. Every public method is one run and returns its measurements."""
 
     def __init__(self, build, augment, train, test):
         self._build, self._augment, self._train, self._test = build, augment, train, test
         self._switch = min(max(1, round(PRUNING.value * EPOCHS.value)), EPOCHS.value - 1)
-        self._halfway = {}  # by seed: what there is of the full-rank network at that epoch
+        self._halfway = {}  # by seed: the full-rank network at that epoch
 
     def full_rank(self, seed):
         model, measured = self._fit(FullRank(), seed, "full rank", watch=self._keep_halfway(seed))
@@ -268,7 +267,7 @@ class _Experiment:
         layers = TwoFactor(ours["ranks"], weights, FACTORIZATION.value)
         model, measured = self._fit(layers, seed, "fine-tuning", first_epoch=self._switch)
         run = {**measured, **_at_ranks_of(ours, model)}
-        run["weights"]["training"] = held  # the most that was held: at full rank
+        run["weights"]["training"] = held  # the largest number: at full rank
         return run
 
     def _keep_halfway(self, seed):
@@ -281,8 +280,8 @@ class _Experiment:
         return callback
 
     def _fit(self, layers, seed, name, goal=None, watch=None, first_epoch=0, epochs=None):
-        """Builds and trains a network; returns it and what is measured by every method."""
-        keras.utils.clear_session()  # frees the last model, and layer names start anew
+        """Builds and trains a network; returns it and its measurements."""
+        keras.utils.clear_session()  # frees the last model, and resets layer names
         keras.utils.set_random_seed(seed)
         model = self._build(layers)
         batches = self._train.training_batches(BATCH_SIZE.value, seed, self._augment, first_epoch)
@@ -294,8 +293,8 @@ class _Experiment:
             metrics=["accuracy"],
             **(low_rank and {"integrator": _integrator(), **low_rank}),
         )
-        model.optimizer.iterations.assign(first_epoch * len(batches))  # where the schedule is
-        # Makes the metrics' variables. Left to the first step, they cost Keras another trace of it.
+        model.optimizer.iterations.assign(first_epoch * len(batches))  # continues the schedule
+        # Builds the metrics: in the first step, that would make Keras trace it twice.
         model.evaluate(self._train.take(1).test_batches(), verbose=0)
         traces, timer = results.count_traces(model), results.EpochTimer()
         bar = results.progress_bar(
@@ -307,7 +306,7 @@ class _Experiment:
             initial_epoch=first_epoch,
             epochs=epochs or EPOCHS.value,
             verbose=0,
-            shuffle=False,  # the data set does that; Keras would warn that it cannot
+            shuffle=False,  # the data set shuffles; Keras would warn
             callbacks=[timer, bar] + [watch] * (watch is not None),
         ).history
         accuracy = model.evaluate(self._test.test_batches(), verbose=0, return_dict=True)
@@ -331,7 +330,7 @@ def _optimizer(steps, model):
     decay = WEIGHT_DECAY.value or None
     if OPTIMIZER.value == "adam":
         return keras.optimizers.Adam(rate, weight_decay=decay)
-    if OPTIMIZER.value == "muon":  # the layer of the classes by AdamW, as Keras advises
+    if OPTIMIZER.value == "muon":  # the last layer with AdamW, as Keras advises
         return keras.optimizers.Muon(
             rate,
             momentum=0.95 if MOMENTUM.value is None else MOMENTUM.value,
@@ -344,7 +343,7 @@ def _optimizer(steps, model):
 
 
 def _at_ranks_of(ours, model):
-    """Ranks and weights of a baseline: its own count, and the full rank that it saves against."""
+    """The ranks and numbers of weights of a baseline."""
     weights = count_weights(model)._asdict()
     return {"ranks": ours["ranks"], "weights": {**weights, "full": ours["weights"]["full"]}}
 
@@ -366,7 +365,7 @@ def _kept(path, head):
 
 
 def _settings():
-    """What all runs of one file have in common."""
+    """The settings that all runs of a file share."""
     return {
         "epochs": EPOCHS.value,
         "start_ranks": start_ranks(),

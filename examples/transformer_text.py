@@ -1,17 +1,17 @@
 """A transformer that turns one text into another, low-rank beside full rank.
 
-The transformer of "Attention is all you need" (arXiv:1706.03762), encoder and decoder, normalised
-before each block: the projections of attention and of the feed-forward blocks are low-rank,
-embeddings and the last layer are not. The task is generated, so nothing is downloaded: sort the
-letters of a word, reverse it, or add two numbers; the test texts are none of those for training.
-Or, with --translate, Portuguese to English from TED talks, by tensorflow-datasets.
+The transformer of "Attention is all you need" (arXiv:1706.03762), with normalisation before each
+block. The projections of attention and of the feed-forward blocks are low-rank; embeddings and the
+last layer are not. The task is generated, so nothing is downloaded: sort the letters of a word,
+reverse it, or add two numbers. No test text occurs in training. With --translate, it translates
+Portuguese to English on TED talks from tensorflow-datasets.
 
     python examples/transformer_text.py                     # sorting, full rank and 75% saved
     python examples/transformer_text.py --task add --compression 0.6,0.75,0.85
     python examples/transformer_text.py --limit 2000 --epochs 2 --width 32  # a short run
     python examples/transformer_text.py --translate --width 128 --layers 4 --dropout 0.1 --epochs 20
 
-Writes out/transformer_text/TASK.json with every run and the rank of every projection.
+Writes out/transformer_text/TASK.json, with every run and the rank of every projection.
 """
 
 import math
@@ -68,7 +68,7 @@ flags.register_validator(
 )
 
 
-# What all runs of one file have in common.
+# The settings that all runs of a file share.
 _SETTINGS = [
     flag.name
     for flag in (
@@ -94,7 +94,7 @@ class Positions(keras.layers.Layer):
 
 
 class Method(NamedTuple):
-    """The classes that a network is made of: all in which full rank and low-rank differ."""
+    """The classes in which the full-rank and the low-rank network differ."""
 
     dense: type
     attention: type
@@ -106,7 +106,7 @@ LOW_RANK = Method(LowRankDense, LowRankMultiHeadAttention, LowRankModel)
 
 
 def build(method, corpus):
-    """The network: `(source, inputs) -> logits of outputs`."""
+    """Returns the network `(source, inputs) -> logits of outputs`."""
     source = keras.Input((corpus.train.source.shape[1],), name="source")
     inputs = keras.Input((corpus.train.inputs.shape[1],), name="inputs")
     x = _embedded(source, len(corpus.source))
@@ -125,7 +125,7 @@ def build(method, corpus):
 
 
 def _embedded(tokens, count):
-    # Padding is masked from here on: in attention, in the loss.
+    # The mask of the padding also reaches attention and the loss.
     return Positions()(keras.layers.Embedding(count, WIDTH.value, mask_zero=True)(tokens))
 
 
@@ -146,10 +146,10 @@ def _residual(x, y):
 
 
 def accuracy(model, pairs):
-    """Shares of the targets, and of their tokens, that the model says right.
+    """Returns the fractions of targets, and of their tokens, that the model predicts correctly.
 
-    It is given the true tokens before each. A target that is right then is right, too, where the
-    model reads what it has said itself: up to the first error these are the same.
+    The model reads the true tokens before each. A target that is correct then is also correct if
+    the model reads its own predictions, because both agree up to the first error.
     """
     exact, right, tokens = 0, 0, 0
     for batch in pairs.batches():
@@ -162,7 +162,7 @@ def accuracy(model, pairs):
 
 
 def answer(model, source, start):
-    """The numbers that the model says one by one, each time the likeliest."""
+    """Predicts the numbers one by one, each time the most likely."""
     inputs = np.zeros((len(source), model.inputs[1].shape[1]), "int32")
     inputs[:, 0] = start
     for position in range(inputs.shape[1]):
@@ -173,14 +173,14 @@ def answer(model, source, start):
 
 
 def weights(model):
-    """Numbers of weights: of the projections at full rank and as they are, and of the model."""
+    """Counts the weights of the projections at full rank and as factors, and of the model."""
     factors = [one.factors for one in find_low_rank_layers(model).values()]
     full = sum(one.n * one.m for one in factors)
     if not factors:
         kernels = [v for v in model.weights if v.name == "kernel" and v.path != "head/kernel"]
         full = sum(math.prod(kernel.shape) for kernel in kernels)
     saved = sum(one.n * one.m - one.rank * (one.n + one.m) for one in factors)
-    # The folded pair U S, V is what counts, as in `Compression.factored`.
+    # Counts the pair U S and V, as in `Compression.factored`.
     folded = sum(one.rank**2 for one in factors)
     return {
         "full": full,
@@ -190,7 +190,7 @@ def weights(model):
 
 
 def train(method, corpus, seed, name, compression=None):
-    """Trains one network; returns it and what is measured by every method."""
+    """Trains one network; returns it and its measurements."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     model = build(method, corpus)
@@ -235,14 +235,14 @@ def load():
         return text_pairs.corpus(
             train_pairs, test_pairs, words=True, size=VOCABULARY.value, longest=LONGEST.value
         )
-    # One split for every seed: all runs are tested on the same texts.
+    # All seeds share one split, so that all runs are tested on the same texts.
     count = TRAIN.value
     drawn = text_pairs.generate(TASK.value, count + TEST.value, LENGTH.value, seed=DATA_SEED.value)
     return text_pairs.corpus(drawn[:count][: LIMIT.value], drawn[count:], words=False)
 
 
 def rows(runs):
-    """The lines of the table: means over the seeds."""
+    """The rows of the table, means over the seeds."""
     for share in dict.fromkeys(run["compression"] for run in runs):
         same = [run for run in runs if run["compression"] == share]
         exact, tokens, seconds = (
@@ -277,7 +277,7 @@ def main(_):
             method = FULL_RANK if share is None else LOW_RANK
             model, run = train(method, corpus, seed, title, share)
             runs.append(run)
-            # After every run: what is interrupted keeps the runs that it has.
+            # After every run, so that an interruption loses at most one.
             results.write_json(path, {**head, "runs": runs}, verbose=len(runs) == 1)
     header = ("method", "exact match", "tokens", "projections", "saved", "weights", "s/epoch")
     title = f"Transformer, {name}: {len(corpus.test):,} test pairs"

@@ -28,12 +28,14 @@ from keras_lowrank.layers import (
     LowRankMultiHeadAttention,
     find_low_rank_layers,
 )
-from keras_lowrank.layers.low_rank_layer import set_weights
+from keras_lowrank.layers.across_ranks import set_weights
+from keras_lowrank.layers.kernel_penalty import Conditioning
 from keras_lowrank.manifold import Point, TangentVector
 from keras_lowrank.manifold.plain_training import PlainTrainingWarning
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.ranks.budget import Budget
-from keras_lowrank.ranks.truncation import KeepRank, Policy, Tolerance, Truncation
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import KeepRank, Tolerance, Truncation
 from keras_lowrank.reporting.compression import Compression, count_weights
 
 __version__ = "0.1.0"
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "Compression",
+    "Conditioning",
     "Conversion",
     "FixedRank",
     "Integrator",

@@ -1,48 +1,52 @@
-"""What of Keras's graphs of layers is not public and this package leans on, with the reason.
+"""The private parts of Keras's graphs of layers that this package uses, each with the reason.
 
-As `keras_internals`, for graphs; `tests/test_keras_graphs.py` fails where Keras moves one of these.
+When a Keras release moves one of them, `tests/test_keras_graphs.py` fails and names it.
 """
 
 import contextlib
 import functools
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-def is_graph(model):
-    """Whether a graph of layers says all that `model` computes: functional, or Sequential."""
+
+def is_graph(model: keras.layers.Layer) -> bool:
+    """Whether a graph of layers describes all that `model` computes: functional or Sequential."""
     for kind in (Functional, keras.Sequential):
         if isinstance(model, kind):
             return type(model).call is kind.call
     return False
 
 
-def calls_in_graphs(operation):
-    """The arguments of every call of a layer or an operation in a graph, each a flat list."""
+def calls_in_graphs(operation: keras.Operation) -> list[list[Any]]:
+    """Returns the arguments of each call of a layer or operation in a graph, as flat lists."""
     calls = [node.arguments for node in operation._inbound_nodes]
     return [keras.tree.flatten((call.args, call.kwargs)) for call in calls]
 
 
-def detached(operation):
-    """A copy of an operation, which is no layer, that is in no graph."""
-    # By hand: `copy.copy` asks for a config, and finds the class by its name.
+def detached(operation: keras.Operation) -> keras.Operation:
+    """Returns a copy of an operation (not a layer) that is in no graph."""
+    # `copy.copy` would need a config, and a class registered by name.
     twin = object.__new__(type(operation))
     vars(twin).update(vars(operation))
     twin._inbound_nodes, twin._outbound_nodes = [], []
     return twin
 
 
-def is_bare_graph(model):
-    """Whether `model` is of no class of its own: its config is its graph of layers."""
+def is_bare_graph(model: keras.layers.Layer) -> bool:
+    """Whether `model` is a plain functional or Sequential model, not of a subclass."""
     return type(model) in (Functional, keras.Sequential)
 
 
-def is_saved_as_graph(model):
-    """Whether the config of `model` is its graph of layers, and not what its `__init__` takes."""
+def is_saved_as_graph(model: keras.layers.Layer) -> bool:
+    """Whether the config of `model` is its graph of layers, not the arguments of `__init__`."""
     if isinstance(model, keras.Sequential):
         return type(model) is keras.Sequential and is_graph(model)
     # One of a class that makes itself from something else has another config.
@@ -50,11 +54,11 @@ def is_saved_as_graph(model):
     return is_graph(model) and revived and functional_like_constructor(type(model))
 
 
-def called_with(layer):
-    """The arguments of the first call of `layer` in a graph of layers, or None without one.
+def called_with(layer: keras.layers.Layer) -> tuple[tuple, dict[str, Any]] | None:
+    """Returns the arguments of the first call of `layer` in a graph of layers.
 
     Returns:
-        `(args, kwargs)` with fresh symbolic tensors, or None.
+        `(args, kwargs)` with fresh symbolic tensors; None without a call.
     """
     if not layer._inbound_nodes:
         return None
@@ -68,10 +72,10 @@ def called_with(layer):
 
 
 @contextlib.contextmanager
-def names_kept():
-    """While open, layers are named as ever; the names of those that come after do not depend on it.
+def names_kept() -> Iterator[None]:
+    """While open, layers get names that do not count for the names of later layers.
 
-    Keras numbers layers without a name, class by class, in a table of the session.
+    Keras numbers unnamed layers by class, in a table of the session.
     """
     before = dict(get_global_attribute("object_name_uids") or {})
     try:
@@ -83,17 +87,17 @@ def names_kept():
             table.update(before)
 
 
-def unpickle(data):
-    """The model that `keras.Model.__reduce__` put into `data`."""
+def unpickle(data: Any) -> keras.Model:
+    """Returns the model that `keras.Model.__reduce__` put into `data`."""
     return keras.Model._unpickle_model(data)
 
 
-def signed_as_functional(init):
-    """Gives `__init__` the signature that Functional's has in this version of Keras, all optional.
+def signed_as_functional(init: _Function) -> _Function:
+    """Gives `__init__` the signature of Functional's in this version of Keras, all optional.
 
-    By its signature Keras tells, when it saves and loads, a model that its graph describes from
-    one that only its code describes. Where Functional's own is that of a wrapper, `(*args,
-    **kwargs)`, a `self` goes before it: some versions ask for the first argument by name.
+    Keras tells by the signature, when it saves and loads, whether a graph describes a model.
+    Where Functional's own signature is that of a wrapper, `(*args, **kwargs)`, a `self` goes before
+    it: some versions read the name of the first argument.
     """
     signature = inspect.signature(Functional.__init__, follow_wrapped=False)
     first, *rest = signature.parameters.values()
@@ -101,38 +105,39 @@ def signed_as_functional(init):
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         signature = signature.replace(parameters=[own, first, *rest])
     else:
-        # Without inputs it is still one that Keras can call again, for a subclass without its own.
+        # Optional, so that Keras can also call it without inputs, for a subclass that has none.
         rest = [_optional(parameter) for parameter in rest]
         signature = signature.replace(parameters=[first, *rest])
-    init.__signature__ = signature
+    init.__signature__ = signature  # type: ignore[attr-defined]
     return init
 
 
-def _optional(parameter):
+def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
     required = parameter.default is parameter.empty
     if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
         return parameter.replace(default=None)
     return parameter
 
 
-def register_as(cls, other):
+def register_as(cls: type, other: type) -> None:
     """Has Keras save instances of a class under the name of another, which is registered."""
     GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[other]
 
 
-def become_functional(model):
-    """Makes a model that was just created one that a graph of layers describes.
+def become_functional(model: keras.Model) -> None:
+    """Turns a model that was just created into a functional one.
 
-    `keras.Model.__init__` instead rewrites the bases of the class, and of its bases, for good.
+    `keras.Model.__init__` would rewrite the bases of its class, for good.
     """
-    object.__setattr__(model, "__class__", _functional_class(type(model)))
-    # Wrapped by Layer.__new__, it is still the `build` of the class that the model was made as.
+    cls: Any = type(model)
+    object.__setattr__(model, "__class__", _functional_class(cls))
+    # Layer.__new__ has wrapped the `build` of the class that the model had before.
     model.__dict__.pop("build", None)
 
 
 @functools.cache
-def _functional_class(cls):
-    """`cls` with Keras's functional model behind it, saved under the name of `cls`."""
+def _functional_class(cls: Any) -> type:
+    """Returns `cls` with Keras's functional model as a base, saved under the name of `cls`."""
     if issubclass(cls, Functional):
         return cls
     made = type(cls.__name__, (cls, Functional), {})

@@ -1,52 +1,64 @@
-"""LowRankModel: a keras.Model whose low-rank layers are trained by an integrator."""
+"""`LowRankModel`, a `keras.Model` that trains its low-rank layers with an integrator."""
 
 import functools
 import inspect
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_lowrank import integrators, keras_graphs, keras_internals
 from keras_lowrank.export.exportable import Exportable
-from keras_lowrank.files import checksum
-from keras_lowrank.layers import find_low_rank_layers
-from keras_lowrank.layers.low_rank_layer import AcrossRanks, find_built_layers
+from keras_lowrank.integrators import Integrator
+from keras_lowrank.layers.across_ranks import AcrossRanks
+from keras_lowrank.layers.find_layers import find_built_layers, find_low_rank_layers
 from keras_lowrank.layers.wrappers import refuse_wrappers
 from keras_lowrank.optimizers.options import make_rule
 from keras_lowrank.ranks.budget import Budget
-from keras_lowrank.ranks.truncation import get_truncation
-from keras_lowrank.reloading import check_reloads
-from keras_lowrank.reporting.compression import count_weights
+from keras_lowrank.ranks.truncation import Truncation, get_truncation
+from keras_lowrank.reporting.compression import Compression, count_weights
 from keras_lowrank.reporting.summary import print_ranks
+from keras_lowrank.saving import Savable
 from keras_lowrank.training.precision import require_whole_products
 from keras_lowrank.training.replicas import check_steps_per_execution, check_strategy
 from keras_lowrank.training.training import Training
 
-_NO_HDF5 = (
-    "A low-rank model is saved in a file that ends in `.keras`: the older HDF5 format loses ranks, "
-    "integrator and truncation. For the weights alone use `save_weights`. Received: {}"
-)
 _FIT = inspect.signature(keras.Model.fit)
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, keras.Model):
+class LowRankModel(
+    Exportable, Savable, keras_internals.DistributedTrainer, AcrossRanks, keras.Model
+):
     r"""A `keras.Model` that trains its low-rank layers on the manifold of low-rank matrices.
 
-    It is made as a `keras.Model` is: `LowRankModel(inputs, outputs)`, or by subclassing. Layers
-    inside nested models are found. `fit`, `evaluate`, `predict`, callbacks and saving are Keras's
-    own; a step of `fit` moves the factors of every low-rank layer by the integrator and all other
-    variables by the optimizer. Without a low-rank layer it trains as `keras.Model` does.
+    Make it as a `keras.Model`: `LowRankModel(inputs, outputs)`, or a subclass. Low-rank layers
+    inside nested models count too. `fit`, `evaluate`, `predict`, callbacks and saving are those of
+    Keras. In a step of `fit` the integrator updates the factors of every low-rank layer, and the
+    optimizer all other variables. Without low-rank layers the model trains as a `keras.Model`.
 
-    A `train_step` of your own may prepare the batch and call `super().train_step`, or take
-    gradients of all trainable variables and give them to `self.optimizer.apply`: the step is the
-    same, but for what its own pass has changed, such as statistics, which stays after a bad step.
-    Another optimizer, as each of a GAN has, trains U, S and V as three ordinary weights.
+    A custom `train_step` may prepare the batch and call `super().train_step`. Or it may take the
+    gradients of all trainable variables and pass them to `self.optimizer.apply`, for the same step.
+    What its forward pass changes, such as statistics, then stays after a non-finite step. Other
+    optimizers, as in a GAN, train U, S and V as ordinary weights.
 
-    A step with a value that is not finite raises `FloatingPointError`, and nothing of it is kept;
-    with `keras.callbacks.TerminateOnNaN` in `fit`, training stops as in Keras instead.
+    A step with a non-finite value changes nothing and raises `FloatingPointError`. With
+    `keras.callbacks.TerminateOnNaN` in `fit`, training stops as in Keras instead.
+
+    Args:
+        inputs: as in `keras.Model`.
+        outputs: as in `keras.Model`.
+        name: str or None.
+        **kwargs: all other arguments of `keras.Model`.
+
+    Attributes:
+        integrator: `Integrator`, once compiled.
+        truncation: `Truncation`, once compiled, the rule for layers without their own.
+        ranks: `{path of the layer: int}`, the present ranks.
+        ranks_frozen: bool, whether `freeze_ranks` is in force.
 
     Example:
 
@@ -59,81 +71,84 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
     ['low_rank_dense']
     """
 
-    _training = None
+    integrator: Integrator
+    truncation: Truncation
+    train_function: Any
+    _training: Any = None  # the `Training` that `compile` makes
 
     @keras_graphs.signed_as_functional
-    def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
+    def __init__(
+        self, inputs: Any = None, outputs: Any = None, name: str | None = None, **kwargs: Any
+    ) -> None:
         self._ranks_frozen = False
         if inputs is None and outputs is None:
             super().__init__(name=name, **kwargs)
         else:
-            # Keras would rewrite the bases of the class itself, and break every subclass that is
-            # made afterwards; so the instance changes its class instead.
+            # Keras would rewrite the bases of the class, and break every later subclass. So the
+            # instance changes its class instead.
             keras_graphs.become_functional(self)
             super().__init__(inputs, outputs, name=name, **kwargs)
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        *args,
-        integrator="rank_adaptive",
-        truncation=0.05,
-        **kwargs,
-    ):
-        """Configures the model for training; as `keras.Model.compile`, and two arguments more.
+        optimizer: str | dict[str, Any] | keras.optimizers.Optimizer | None = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+        *,
+        integrator: str | dict[str, Any] | Integrator = "rank_adaptive",
+        truncation: float | dict[str, Any] | Truncation = 0.05,
+    ) -> None:
+        """Configures the model for training: `keras.Model.compile` with two more arguments.
 
         Args:
-            optimizer: str or Keras optimizer, `"rmsprop"` by default. It moves the factors too,
-                with its learning rate, momentum, clipping and weight decay: SGD, Adam, AdamW,
+            optimizer: str or Keras optimizer, `"rmsprop"` by default. Its learning rate, momentum,
+                clipping and weight decay apply to the low-rank layers too: SGD, Adam, AdamW,
                 RMSprop, Adagrad, Muon, or one with a rule of your own (`keras_lowrank.optimizers`).
-                None, as in Keras, for a model that is evaluated and not trained.
+                None for a model that is evaluated and not trained.
             loss: as in Keras.
             loss_weights: as in Keras.
             metrics: as in Keras.
             weighted_metrics: as in Keras.
             run_eagerly: as in Keras.
             steps_per_execution: as in Keras.
-            jit_compile: bool or `"auto"`, as in Keras. XLA compiles for one set of ranks, so it is
-                used with `"fixed_rank"` and from `freeze_ranks` on; as long as ranks may change,
-                Keras falls back to running without, and says so.
-            integrator: str or `Integrator`. With `"rank_adaptive"`, the default, ranks fall, and
-                grow: a full step adds directions on trial. With `"parallel"` they only fall.
-                `"fixed_rank"` keeps them. Each takes a full step every `adapt_every=16` steps; give
+            jit_compile: bool or `"auto"`, as in Keras. XLA needs fixed ranks: it is used with
+                `"fixed_rank"` and after `freeze_ranks`. While ranks may change, Keras runs without
+                XLA and warns.
+            auto_scale_loss: as in Keras.
+            integrator: str or `Integrator`. With `"rank_adaptive"` (the default) ranks fall and
+                grow: a full step tries new directions. With `"parallel"` they only fall.
+                `"fixed_rank"` keeps them. Each takes a full step every `adapt_every=16` steps; pass
                 an instance for another number.
-            truncation: float (a relative tolerance) or `Truncation`: the rule for the ranks of
-                all layers that do not carry their own, 0.05 by default: a larger one makes them
-                smaller. `"fixed_rank"` asks for none.
-            *args: all other arguments of `keras.Model.compile`, in its order.
-            **kwargs: the same, by name.
+            truncation: float (a relative tolerance) or `Truncation`, 0.05 by default: the rule for
+                the ranks of all layers without their own. A larger tolerance gives smaller ranks.
+                Not used by `"fixed_rank"`.
 
         Raises:
             ValueError: an unknown integrator, a tolerance outside its range, or an optimizer or
-                an option of one that has no meaning for a low-rank matrix.
+                option of an optimizer that has no meaning for a low-rank matrix.
         """
         with self.distribute_strategy.scope():
-            integrator = integrators.get(integrator)
-            truncation = get_truncation(truncation)
+            chosen, rule = integrators.get(integrator), get_truncation(truncation)
             optimizer = keras.optimizers.get(optimizer)
-            if isinstance(truncation, Budget) and not integrator.adapts_rank:
+            if isinstance(rule, Budget) and not chosen.adapts_rank:
                 raise ValueError(
-                    "A `Budget` is met by ranks that change: use integrator='parallel' or "
-                    f"'rank_adaptive'. Received: integrator={type(integrator).__name__}"
+                    "A `Budget` needs ranks that can change: use integrator='parallel' or "
+                    f"'rank_adaptive'. Received: integrator={type(chosen).__name__}"
                 )
             check_strategy(keras_internals.inner_optimizer(optimizer))
             trained = any(layer.trainable for layer in find_low_rank_layers(self).values())
             if trained:
                 refuse_wrappers(self)
             if trained and optimizer is not None:
-                make_rule(optimizer, integrator)
+                make_rule(optimizer, chosen)
                 require_whole_products()
-            self.integrator = integrator
+            self.integrator = chosen
             self._tell_layers_of_jit()
             super().compile(
                 optimizer,
@@ -144,22 +159,28 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
                 run_eagerly,
                 steps_per_execution,
                 jit_compile,
-                *args,
-                **kwargs,
+                auto_scale_loss,
             )
             self._wanted_jit = jit_compile
-            self.truncation = truncation
+            self.truncation = rule
             own_train_step = type(self).train_step is not LowRankModel.train_step
             self._training = Training(self, own_train_step)
             if self.optimizer is not None:
                 self.optimizer.apply = self._training.apply
             if keras_internals.is_built(self):
-                # Built here, on the other variables alone: elsewhere Keras would build it on all,
-                # and slots that follow a factor go stale with the next rank.
+                # Built here, on the other variables alone. Keras would build it on all, with slots
+                # for the factors that go stale at the next rank.
                 self._training.build_optimizer()
 
-    def train_step(self, data):
-        """One step on one batch: integrator for the factors, optimizer for all else."""
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Trains on one batch: the factors with the integrator, all else with the optimizer.
+
+        Args:
+            data: the batch, as Keras passes it.
+
+        Returns:
+            Dict of metrics.
+        """
         if self.optimizer is None:
             raise ValueError(
                 "Training needs an optimizer. Call `compile` with one. Received: optimizer=None"
@@ -169,7 +190,7 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
         training.prepare(batch)
         if not (layers := training.layers):
             warnings.warn(
-                "The model has no trainable low-rank layer; it is trained as a keras.Model is.",
+                "The model has no trainable low-rank layer; it trains as a keras.Model does.",
                 stacklevel=2,
             )
             return super().train_step(data)
@@ -178,25 +199,25 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return keras_internals.per_host(logs)
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Any]:
         if self._training is not None and tf.executing_eagerly():  # an epoch of `fit` ends here
-            self._training.check_last()
+            self._training.fault_check.check_last()
         return super().get_metrics_result()
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         callbacks = _FIT.bind(self, *args, **kwargs).arguments.get("callbacks")
-        with nullcontext() if self._training is None else self._training.seen_by(callbacks):
+        with nullcontext() if self._training is None else self._training.during_fit(callbacks):
             return super().fit(*args, **kwargs)
 
-    def make_train_function(self, force=False):
-        # Every `fit` and `train_on_batch` comes here first, and before it others may have switched
-        # products back, or trained the layers, in traced code that the host does not see.
+    def make_train_function(self, force: bool = False) -> Callable[..., Any]:
+        # Called first in every `fit` and `train_on_batch`. Before it, other code may have changed
+        # the precision of products, or trained the layers in traced code.
         require_whole_products()
-        if self._training is None:  # Keras takes what it has loaded for compiled, come what may
+        if self._training is None:  # Keras regards every loaded model as compiled
             raise ValueError(
-                "A model must be compiled before it is trained, also one whose own `compile` was "
-                f"not called when it was loaded. Received: model={self.name!r}"
+                "A model must be compiled before it is trained. Loading does not call an "
+                f"overridden `compile`. Received: model={self.name!r}"
             )
         self._training.mark_unverified()
         if self.train_function is not None and not force:
@@ -210,104 +231,58 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
                 built = self.built
                 batch, iterator = keras_internals.first_batch(iterator)
                 self._training.prepare_on(batch)
-                if not built and self._choose_jit():  # layers made just now do not bear it
+                if not built and self._choose_jit():  # the layers made just now rule out XLA
                     return self.make_train_function(force=True)(iterator)
             with self._training.execution():
                 logs = run(iterator)
-            return self._training.check_execution(logs)
+            return self._training.fault_check.check_execution(logs)
 
         self.train_function = train_function
         return self.train_function
 
     @property
-    def ranks_frozen(self):
-        """bool, whether `freeze_ranks` holds."""
+    def ranks_frozen(self) -> bool:
+        """Whether `freeze_ranks` is in force."""
         return self._ranks_frozen
 
     @property
-    def ranks(self):
+    def ranks(self) -> dict[str, int | None]:
         """The present ranks, `{path of the layer: int}`."""
         return {path: layer.rank for path, layer in find_built_layers(self).items()}
 
-    def freeze_ranks(self):
-        """From here on every rank stays what it is. Costs one more trace of the train function."""
+    def freeze_ranks(self) -> None:
+        """Keeps every rank as it is from now on. Costs one more trace of the train function."""
         self._set_frozen(True)
 
-    def unfreeze_ranks(self):
+    def unfreeze_ranks(self) -> None:
         """Lets the ranks follow the truncation again."""
         self._set_frozen(False)
 
-    def compression(self):
-        """The numbers of weights, now and at full rank: a `keras_lowrank.Compression`."""
+    def compression(self) -> Compression:
+        """Returns the numbers of weights, now and at full rank."""
         return count_weights(self)
 
-    def summary(self, line_length=None, positions=None, print_fn=None, *args, **kwargs):
-        """Prints `keras.Model.summary`, and a table of the ranks and what they save.
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Sequence[float] | None = None,
+        print_fn: Callable[[str], object] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Prints `keras.Model.summary`, then a table of the ranks and the weights that they save.
 
         Args:
             line_length: int or None, as in Keras, for both tables.
             positions: list of float or None, as in Keras.
-            print_fn: callable or None, as in Keras. It is called once for each table.
+            print_fn: callable or None, as in Keras, called once for each table.
             *args: all other arguments of `keras.Model.summary`, in its order.
             **kwargs: the same, by name.
         """
         super().summary(line_length, positions, print_fn, *args, **kwargs)
         print_ranks(self, line_length, print_fn)
 
-    def save(self, filepath, *args, **kwargs):
-        """Saves the model as Keras does, in the format `.keras`.
-
-        Raises:
-            ValueError: a path that asks for the older HDF5 format, or a model that would not load
-                again: one with layers that its class does not make from its config.
-        """
-        if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(_NO_HDF5.format(f"filepath={filepath}"))
-        self._check_reloads()
-        super().save(filepath, *args, **kwargs)
-
-    def _check_reloads(self):
-        """Once for all that it holds: a checkpoint is written every epoch."""
-        layers = [self, *keras_internals.all_layers(self)]
-        known = [id(layer) for layer in layers]
-        if self.built and known != getattr(self, "_reloads_with", None):
-            check_reloads(self)
-            self._reloads_with = known
-
-    def save_weights(self, filepath, *args, **kwargs):
-        """Saves the weights as Keras does; a `.weights.h5` file gets a checksum of its contents."""
-        super().save_weights(filepath, *args, **kwargs)
-        checksum.seal(filepath)
-
-    def load_weights(self, filepath, *args, **kwargs):
-        """Loads weights as Keras does, after a look at the checksum where the file has one.
-
-        What the optimizer keeps for low-rank layers (momentum) is of the matrices that they had: it
-        starts anew with the next step, at equal ranks too. To go on with a training, load the
-        whole model, or restore a `tf.train.Checkpoint` of it and its optimizer.
-
-        Raises:
-            ValueError: the file is damaged, or that of another model.
-            OSError: the file cannot be read.
-        """
-        checksum.verify(filepath)
-        super().load_weights(filepath, *args, **kwargs)
-
-    def __reduce__(self):
-        # The class of a functional instance is not the one that its name leads to.
-        return keras_graphs.unpickle, super().__reduce__()[1]
-
-    @keras_internals.default
-    def get_config(self):
-        self.refuse_hdf5()
-        return super().get_config()
-
-    def refuse_hdf5(self):
-        """Raises ValueError while Keras writes a file in its older format."""
-        if keras_internals.is_saving_hdf5():  # by `keras.saving.save_model`, which calls no `save`
-            raise ValueError(_NO_HDF5.format(f"model={self.name!r}"))
-
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
         if config:
             config["integrator"] = keras.saving.serialize_keras_object(self.integrator)
@@ -316,33 +291,33 @@ class LowRankModel(Exportable, keras_internals.DistributedTrainer, AcrossRanks, 
             config["jit_compile"] = self._wanted_jit
         return config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         if type(self).compile is not LowRankModel.compile:
-            # Keras warns that it cannot know the arguments, and leaves the model as it is.
+            # Keras warns that it does not know the arguments, and does not compile the model.
             super().compile_from_config(config)
             return
         self.compile_loaded(config, self.compile)
 
-    def compile_loaded(self, config, compile):
+    def compile_loaded(self, config: dict[str, Any], compile: Callable[..., None]) -> None:
         """Calls `compile` with the arguments in a config of `get_compile_config`."""
         config = keras.saving.deserialize_keras_object(config)
-        # Before `compile`, which would warn that XLA is not for ranks that may change.
+        # Set before `compile`, which would warn that XLA needs fixed ranks.
         self._ranks_frozen |= config.pop("ranks_frozen", False)
         compile(**config)
 
-    def _tell_layers_of_jit(self):
+    def _tell_layers_of_jit(self) -> None:
         static = self._ranks_frozen or not self.integrator.adapts_rank
         for layer in find_low_rank_layers(self).values():
             layer.supports_jit = static
 
-    def _choose_jit(self):
-        """Decides anew whether XLA compiles the functions; returns whether that has changed."""
+    def _choose_jit(self) -> bool:
+        """Decides again whether XLA compiles the functions; returns whether that has changed."""
         before = self.jit_compile
         self._tell_layers_of_jit()
         keras_internals.choose_jit(self, self._wanted_jit)
         return self.jit_compile != before
 
-    def _set_frozen(self, frozen):
+    def _set_frozen(self, frozen: bool) -> None:
         if frozen == self._ranks_frozen:
             return
         self._ranks_frozen = frozen

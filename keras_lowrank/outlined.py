@@ -1,20 +1,26 @@
-"""Less for TensorFlow to optimise before the first step: what is seldom taken stays out of line.
+"""Branches that are seldom taken, kept out of line: TensorFlow then starts the first step sooner.
 
-TensorFlow would put every branch of a step into one graph and optimise all of it before anything
-runs. These functions change nothing in what is computed.
+TensorFlow would put every branch of a step into one graph, and optimise all of it before the first
+step. The values do not change.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
 
 
-def apart(function, specs=()):
-    """A traced function that TensorFlow neither puts in line nor optimises: both take seconds.
+def apart(function: Callable[..., Any], specs: Sequence[tf.TensorSpec] = ()) -> Callable[..., Any]:
+    """Returns a traced function that TensorFlow neither inlines nor optimises.
 
     Args:
         function: callable of tensors.
-        specs: list of `tf.TensorSpec`, theirs.
+        specs: list of `tf.TensorSpec`, one for each of its arguments.
+
+    Returns:
+        Callable of the same tensors.
     """
     once = tf.function(
         function, autograph=False, experimental_attributes=keras_internals.NOT_OPTIMIZED
@@ -27,8 +33,8 @@ def apart(function, specs=()):
     return call
 
 
-def outlined(branch):
-    """Returns a branch of a `tf.cond` that stays a function of its own, prepared when first taken.
+def outlined(branch: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a branch of a `tf.cond` as a function of its own, prepared when first taken.
 
     Args:
         branch: callable without arguments.

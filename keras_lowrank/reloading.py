@@ -1,7 +1,9 @@
-"""Would a model that is saved load again? Asked before a file is written that never would."""
+"""A check, before a model is saved, that it will load again."""
 
 import random
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,38 +12,40 @@ from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.layers import LowRankLayer
 
 
-def check_reloads(model):
-    """Raises unless what the config of a model makes has room for the weights of the model.
+def check_reloads(model: keras.Model) -> None:
+    """Raises unless the config of a model makes layers for all weights of the model.
 
-    A graph of layers is saved as it is. What only the code of a class describes, a model or a layer
-    that holds layers, is made by its `__init__` when it is loaded: layers that were put in the
-    place of others since then, or that are built by nobody, are not there.
+    A graph of layers is saved as it is. A model or layer whose code makes its layers is made by its
+    `__init__` when it is loaded. Layers that replaced others after `__init__`, or that nothing
+    builds, are then missing.
 
     Args:
         model: built `keras.Model`.
 
     Raises:
-        ValueError: it would not load. The words of Keras, or what differs.
+        ValueError: the model would not load, with Keras's reason or the difference.
     """
-    owners = {}
+    owners: dict[int, str] = {}
     for path, layer, is_part in _saved_parts(model):
         fault = _fault(layer) if is_part else None
         inside = keras_internals.all_layers(layer) if is_part else []
         for one in (layer, *inside):
             if one.weights and owners.setdefault(id(one), path) != path:
-                fault = f"whose layer {one.name!r} would be another one than {owners[id(one)]}"
+                fault = f"whose layer {one.name!r} would load as another one than {owners[id(one)]}"
         if fault:
             raise ValueError(
-                "A model must be one that loads again, to be saved: what its config makes must "
-                "hold the layers that it holds. Make layers in `__init__` and `build` of what "
-                "holds them, not in the place of others, and use none inside a nested model and "
-                "outside of it. `save_weights` saves the weights alone. "
+                "A saved model must load again: its config must make all layers that it holds. "
+                "Make layers in `__init__` or `build` of the model or layer that holds them, do "
+                "not replace them later, and use none both inside and outside of a nested model. "
+                "Or save the weights alone, with `save_weights`. "
                 f"Received: {path} of class {type(layer).__name__}, {fault}"
             )
 
 
-def _saved_parts(layer, path=""):
-    """Yields `(path, layer, whether it is a part that is made by code)` of what a graph holds."""
+def _saved_parts(
+    layer: keras.layers.Layer, path: str = ""
+) -> Iterator[tuple[str, keras.layers.Layer, bool]]:
+    """Yields `(path, layer, whether its code makes layers inside it)` for a graph's layers."""
     path = f"{path}{layer.name}"
     if keras_graphs.is_saved_as_graph(layer):
         for one in layer.layers:
@@ -50,22 +54,22 @@ def _saved_parts(layer, path=""):
         yield path, layer, bool(keras_internals.sublayers(layer))
 
 
-def _fault(part):
-    """What keeps `part` from being loaded, or None.
+def _fault(part: keras.layers.Layer) -> str | None:
+    """Makes `part` from its config, and returns why it would not load, or None.
 
-    It is made once more, which neither draws from the caller's random numbers nor counts.
+    The caller's random numbers and layer names are left as they were.
     """
     states = random.getstate(), np.random.get_state()
     try:
         with keras_graphs.names_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _made_again(part)
+            return _fault_when_made(part)
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
 
 
-def _made_again(part):
+def _fault_when_made(part: keras.layers.Layer) -> str | None:
     classes = {type(one) for one in (part, *keras_internals.all_layers(part))}
     # What was converted in place is saved as what it was.
     classes |= {cls.plain_class for cls in classes if hasattr(cls, "plain_class")}
@@ -77,19 +81,19 @@ def _made_again(part):
             arguments = keras_graphs.called_with(part)
             if arguments is not None:
                 made(*arguments[0], **arguments[1])
-    except Exception as error:  # whatever the code of a class raises
+    except Exception as error:  # the code of a class may raise anything
         if "Could not locate" in str(error):
-            return None  # who loads it passes `custom_objects`
-        # Keras puts the cause behind pages of config.
+            return None  # the user passes `custom_objects` when loading
+        # Keras prints pages of config before the cause.
         text = str(error).rpartition("Exception encountered: ")[2].strip()
         return f"which its config does not make: {text.splitlines()[0] if text else error!r:.300}"
     return _difference(part, made)
 
 
-def _difference(one, other):
-    """How two layers that should be of one make differ, or None: the innermost difference.
+def _difference(one: keras.layers.Layer, other: keras.layers.Layer) -> str | None:
+    """Returns the innermost difference between a layer and its copy, or None.
 
-    What `other` has not is not asked for when it is loaded, and may be there.
+    `one` may hold more layers than `other`: loading does not ask for them.
     """
     inside, made = _children(one), _children(other)
     for key in made:
@@ -101,29 +105,30 @@ def _difference(one, other):
     return None
 
 
-def _children(layer):
-    """What a layer holds itself, by the attributes under which Keras saves it."""
+def _children(layer: keras.layers.Layer) -> dict[Any, keras.layers.Layer]:
+    """Returns the layers that a layer holds, by the attributes under which Keras saves them."""
     return dict(enumerate(_in_graph(layer))) or _in_attributes(layer)
 
 
-def _in_attributes(layer):
-    found = {}
+def _in_attributes(layer: keras.layers.Layer) -> dict[Any, keras.layers.Layer]:
+    found: dict[Any, keras.layers.Layer] = {}
     for name, value in sorted(vars(layer).items()):
         values = value.values() if isinstance(value, dict) else value
         held = list(values) if isinstance(value, (dict, list, tuple)) else [value]
-        # Beside attributes, lists of all of them that Keras and TensorFlow keep for themselves.
+        # Keras and TensorFlow keep lists of all of them in these.
         if name != "_layers" and not name.startswith("_self_unconditional_"):
             found.update({(name, i): x for i, x in enumerate(held) if _is_layer(x)})
     return found
 
 
-def layers_by_attribute(model):
+def layers_by_attribute(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
     """Returns `{key: layer}` of all layers inside `model`, at every depth.
 
-    A key is made of the attributes that lead to the layer, and of places in graphs: it is the same
+    A key is made of the attributes that lead to the layer, and of places in graphs. It is the same
     in a model that is made again, where Keras may number the names of layers otherwise.
     """
-    found, seen = {}, set()
+    found: dict[str, keras.layers.Layer] = {}
+    seen: set[int] = set()
 
     def search(parent, prefix):
         held = {(index,): one for index, one in enumerate(_in_graph(parent))}
@@ -138,21 +143,21 @@ def layers_by_attribute(model):
     return found
 
 
-def _in_graph(layer):
+def _in_graph(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return layer.layers if keras_graphs.is_graph(layer) else []
 
 
-def _is_layer(value):
+def _is_layer(value: Any) -> bool:
     return isinstance(value, keras.layers.Layer)
 
 
-def _outline(layer, inside):
-    """What a layer and its copy have in common; ranks may differ."""
+def _outline(layer: keras.layers.Layer, inside: dict[Any, keras.layers.Layer]) -> tuple[type, Any]:
+    """Returns what a layer and its copy must have in common; ranks may differ."""
     held = {id(weight) for one in inside.values() for weight in one.weights}
     own = [tuple(weight.shape) for weight in layer.weights if id(weight) not in held]
     return type(layer), len(layer.weights) if isinstance(layer, LowRankLayer) else own
 
 
-def _described(layer):
+def _described(layer: keras.layers.Layer) -> str:
     shapes = ", ".join(str(tuple(weight.shape)) for weight in layer.weights[:4])
     return f"{type(layer).__name__} {layer.name!r} with {shapes or 'no'} weights"

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_lowrank import LowRankDense, LowRankModel, keras_internals
 
-MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals.py"
+MOVED = "Keras moved or changed it: mend keras_lowrank/keras_internals/"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ PROGRAMS = [
     *ROOT.glob("examples/*.py"),
     *ROOT.glob("benchmarks/*.py"),
     *ROOT.glob("docs/*.md"),
+    *ROOT.glob("docs/guides/*.py"),
     ROOT / "README.md",
 ]
 

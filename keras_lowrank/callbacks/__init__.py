@@ -1,4 +1,4 @@
-"""Callbacks that show and steer the ranks, and one that lets training survive a crash."""
+"""Callbacks that show or freeze the ranks, and one that resumes training after a crash."""
 
 from keras_lowrank.callbacks.backup_and_restore import BackupAndRestore
 from keras_lowrank.callbacks.compression_logger import CompressionLogger

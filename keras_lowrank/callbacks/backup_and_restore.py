@@ -1,8 +1,11 @@
-"""Training that goes on after a crash as if there had been none."""
+"""A callback that resumes training after a crash, to the batch."""
 
 import itertools
+import os
 import pathlib
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
@@ -16,42 +19,44 @@ from keras_lowrank.files.atomic_file import write_atomically
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
     """`keras.callbacks.BackupAndRestore` that is atomic, complete and exact to the batch.
 
-    Keras's callback writes weights and epoch to two files, in place: a crash while it writes loses
-    the backup. It saves no seeds, and a backup from the midst of an epoch begins that epoch again.
-    This one writes one file, which replaces the one before at once, with weights, ranks, optimizer
-    and its moments, the seeds of layers, the global random states of Keras, NumPy and Python, the
-    epoch, and with an integer `save_freq` also batch and metrics. When the same program is started
-    again, `fit` goes on from there: in the midst of an epoch it draws the batches that are done
-    from the data and passes over them.
+    Keras's callback overwrites two files in place, so a crash during the write loses the backup. It
+    saves no seeds, and a backup taken within an epoch restarts that epoch. This callback replaces
+    one file atomically. The file holds the weights, the ranks, the optimizer's state, the seeds of
+    layers, the global random states of Keras, NumPy and Python, and the epoch. With an integer
+    `save_freq` it also holds the batch and the metrics.
 
-    The run ends with the same weights, bit for bit, as one that was never stopped, provided that
-    - the order of the data is a function of the epoch, or of the random states of NumPy and Python
-      at its beginning: arrays with `shuffle=False`; a `tf.data.Dataset` that starts anew in every
-      epoch in the same order (no `shuffle`, or one with a seed and
-      `reshuffle_each_iteration=False`; no `repeat` with `steps_per_epoch`); a
-      `keras.utils.PyDataset`, which Keras shuffles batch by batch by Python's generator, or one
-      that derives its order from the epoch, as in the example. Arrays that `fit` shuffles, as it
-      does by default, are drawn by TensorFlow, whose generator cannot be read;
-    - the program makes the same model and compiles it in the same way, and its operations are
-      deterministic (on a GPU, `tf.config.experimental.enable_op_determinism()`);
-    - callbacks with a memory of their own (`EarlyStopping`, `ReduceLROnPlateau`,
-      `FreezeRanks(patience=...)`) have not counted yet: their counts start anew;
-    - it is the last of the callbacks: what those after it change is not in its file.
+    Start the same program again, and `fit` continues from the saved state. Within an epoch, `fit`
+    draws the finished batches from the data and skips them.
 
-    Under `tf.distribute.MultiWorkerMirroredStrategy` the first worker writes, and all read: the
-    folder must be one that all of them see.
+    The weights at the end are those of an uninterrupted run, bit for bit, under four conditions:
+
+    - The order of the data depends only on the epoch, or on the random states of NumPy and Python
+      when the epoch begins. This holds for arrays with `shuffle=False`; for a `tf.data.Dataset`
+      that yields the same order every epoch (no `shuffle`, or one with a seed and
+      `reshuffle_each_iteration=False`; no `repeat` with `steps_per_epoch`); and for a
+      `keras.utils.PyDataset`, whose batches Keras shuffles with Python's generator, or whose order
+      you derive from the epoch as in the example. It does not hold for arrays that `fit` shuffles,
+      its default: TensorFlow shuffles them with a generator whose state cannot be read.
+    - The program makes and compiles the same model, and its operations are deterministic (on a
+      GPU, call `tf.config.experimental.enable_op_determinism()`).
+    - Callbacks that count epochs (`EarlyStopping`, `ReduceLROnPlateau`,
+      `FreezeRanks(patience=...)`) have counted none yet: their counts restart at zero.
+    - It is the last callback. Changes by later callbacks are not saved.
+
+    Under `tf.distribute.MultiWorkerMirroredStrategy` the first worker writes and all workers read,
+    so the folder must be visible to all of them.
 
     Args:
-        backup_dir: str or path, a local folder, used by nothing else.
-        save_freq: `"epoch"`, the default, or int, a number of batches.
-        double_checkpoint: bool. Also keep the state before, and take it where the newest cannot
-            be read: no crash needs it, a failing disk may. Defaults to `False`.
+        backup_dir: str or path, a local folder that nothing else uses.
+        save_freq: `"epoch"`, or int, a number of batches. Defaults to `"epoch"`.
+        double_checkpoint: bool. Also keep the previous state, and restore it if the newest cannot
+            be read, as on a failing disk. Defaults to `False`.
         delete_checkpoint: bool. Delete the folder at the end of `fit`. Defaults to `True`.
 
     Raises:
-        ValueError: a folder that is not local, a frequency out of its range, a model that is not
-            built when `fit` begins, or a saved state of another model.
-        OSError: a saved state that cannot be read.
+        ValueError: `backup_dir` is not local, `save_freq` is out of range, the model is not built
+            when `fit` begins, or the saved state belongs to another model.
+        OSError: no saved state can be read.
 
     Example:
 
@@ -78,15 +83,20 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     """
 
     def __init__(
-        self, backup_dir, save_freq="epoch", double_checkpoint=False, delete_checkpoint=True
-    ):
+        self,
+        backup_dir: str | os.PathLike,
+        save_freq: str | int = "epoch",
+        double_checkpoint: bool = False,
+        delete_checkpoint: bool = True,
+    ) -> None:
         super().__init__(backup_dir, save_freq, double_checkpoint, delete_checkpoint)
         if "://" in str(backup_dir):
             raise ValueError(
                 "`backup_dir` must be a local folder: renaming is not atomic elsewhere. "
                 f"Received: backup_dir={backup_dir}"
             )
-        if save_freq != "epoch" and (isinstance(save_freq, bool) or save_freq < 1):
+        is_whole = isinstance(save_freq, int) and not isinstance(save_freq, bool)
+        if save_freq != "epoch" and not (is_whole and int(save_freq) >= 1):
             raise ValueError(
                 "`save_freq` must be 'epoch' or a positive number of batches. "
                 f"Received: save_freq={save_freq!r}"
@@ -94,20 +104,21 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self._path = pathlib.Path(backup_dir) / "state.npz"
         self._path_before = pathlib.Path(backup_dir) / "before.npz"
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not self.model.built:
             raise ValueError(
-                "`BackupAndRestore` needs a model that is built before `fit`: call it on a batch, "
-                f"or `build` it. Received: an unbuilt model {self.model.name!r}"
+                "`BackupAndRestore` needs a model that is built before `fit`. Call the model on a "
+                f"batch, or `build` it. Received: an unbuilt model {self.model.name!r}"
             )
-        self._resumed, self._unsaved = None, 0
+        self._resumed: TrainingState | None = None
+        self._unsaved = 0
         state = self._read()
         if state is None:
             return
         if state.position["batch"] % self.model.steps_per_execution:
             raise ValueError(
-                "`steps_per_execution` must divide the number of batches that are done in the "
-                f"saved epoch: {state.position['batch']}. "
+                "`steps_per_execution` must divide the number of finished batches in the saved "
+                f"epoch: {state.position['batch']}. "
                 f"Received: steps_per_execution={self.model.steps_per_execution}"
             )
         self.model._training.build_optimizer()
@@ -115,40 +126,40 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self._resumed = state
         keras_internals.start_at_epoch(self.model, state.position["epoch"])
 
-    def on_epoch_begin(self, epoch, logs=None):
-        # A later `fit` of the same model starts where it is told to.
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # A later `fit` of the same model starts at its own `initial_epoch`.
         keras_internals.start_at_epoch(self.model, None)
         self._epoch, self._done = epoch, 0
-        # Keras is about to draw the order of the epoch's data; a state from the midst of it must
-        # draw the same again.
+        # Keras draws the order of the epoch's data next. A state saved within the epoch must draw
+        # the same order again.
         self._random_state = host_random_state()
         if self._resumed is not None:
             self._done = self._resumed.position["batch"]
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._begun = batch
         if batch < self._done:
-            replace_next_execution(self.model, self._pass_over)
+            replace_next_execution(self.model, self._skip)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if batch < self._done:
             return
-        if batch == self._begun:  # older versions of Keras name the first step of an execution
+        if batch == self._begun:  # older Keras passes the first step of an execution
             batch += self.model.steps_per_execution - 1
         self._unsaved += batch + 1 - self._done
         self._done = batch + 1
         if self.save_freq != "epoch" and self._unsaved >= self.save_freq:
             self._save(self._epoch, self._done)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._resumed = None
         if self.save_freq == "epoch":
             self._save(epoch + 1, 0)
 
-    def _save(self, epoch, batch):
+    def _save(self, epoch: int, batch: int) -> None:
         random_state = self._random_state if batch else host_random_state()
         self._unsaved = 0
-        # Between hosts all take part in reading metrics, at the same step, and one writes.
+        # Every host must read the metrics at the same step; only one of them writes.
         state = TrainingState.of(self.model, epoch, batch, random_state)
         if not self._writes():
             return
@@ -156,17 +167,17 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self._path, state.write, keep_as=self._path_before if self.double_checkpoint else None
         )
 
-    def _writes(self):
+    def _writes(self) -> bool:
         return self.model.distribute_strategy.extended.should_checkpoint
 
-    def on_train_end(self, logs=None):
-        keras_internals.start_at_epoch(self.model, None)  # where no epoch was left to begin
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        keras_internals.start_at_epoch(self.model, None)  # if no epoch was left
         if self._writes():
             super().on_train_end(logs)
 
-    def _read(self):
-        """The newest state that can be read; None where there is no file."""
-        fault = None
+    def _read(self) -> TrainingState | None:
+        """The newest readable state, or None without a file."""
+        fault: Exception | None = None
         for path in (self._path, self._path_before):
             if not path.exists():
                 continue
@@ -177,25 +188,25 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 continue
             if fault is not None:
                 warnings.warn(
-                    f"The saved state {self._path} cannot be read ({fault}); training goes on from "
-                    f"the one before, {path}.",
+                    f"The saved state {self._path} cannot be read ({fault}). Training continues "
+                    f"from the previous one, {path}.",
                     stacklevel=2,
                 )
             return state
         if fault is None:
             return None
         raise OSError(
-            f"The saved state {self._path} cannot be read. Delete the folder to train from the "
-            f"beginning. Received: {fault}"
+            f"The saved state {self._path} cannot be read. Delete the folder to restart the "
+            f"training. Received: {fault}"
         ) from fault
 
-    def _pass_over(self, _, iterator):
-        """In place of an execution that was done before the crash: takes its batches, no more."""
+    def _skip(self, _: Callable, iterator: Iterator) -> dict[str, Any]:
+        """Takes the batches of an execution that finished before the crash, without training."""
         batches = list(itertools.islice(iterator, self.model.steps_per_execution))
         if not batches:
             raise StopIteration
         state = self._resumed
-        if "metrics" in state.values:
+        if state is not None and "metrics" in state.values:
             self.model._training.prepare_on(batches[0])
             state.restore_metrics(self.model)
         return self.model.get_metrics_result()

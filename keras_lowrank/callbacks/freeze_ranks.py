@@ -1,24 +1,31 @@
-"""Freezing the ranks in the course of training."""
+"""A callback that freezes the ranks during training."""
+
+from typing import Any
 
 from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.user_warnings import warn_user
 
 
 class FreezeRanks(LowRankCallback):
-    """Freezes the ranks once they have settled, or at an epoch.
+    """Freezes the ranks once they are stable, or at a given epoch.
 
-    Calls `LowRankModel.freeze_ranks`: from there on no rank changes, nothing is truncated, and
-    `jit_compile=True` takes effect. It costs one more trace of the train function.
+    Calls `LowRankModel.freeze_ranks`. From then on no rank changes, no step truncates, and
+    `jit_compile=True` takes effect. Keras traces the train function once more.
 
     Args:
-        patience: int or None. Freeze at the end of the epoch after which no rank has moved for so
-            many epochs.
+        patience: int or None. Freeze after this many epochs without a change of rank.
         epoch: int or None. Freeze at the beginning of this epoch; the first is 0, as in Keras. With
-            both arguments, whatever comes first.
+            both arguments, the earlier one decides.
         verbose: int. 1 prints a line when the ranks are frozen. Defaults to 0.
 
+    Attributes:
+        patience: int or None, as the argument.
+        epoch: int or None, as the argument.
+        verbose: int, as the argument.
+
     Raises:
-        ValueError: neither argument is given, or one is out of its range.
+        ValueError: both arguments are None, one is out of range, or the model is not a
+            `LowRankModel`.
 
     Example:
 
@@ -31,7 +38,13 @@ class FreezeRanks(LowRankCallback):
     epoch 2: ranks frozen at low_rank_dense 2
     """
 
-    def __init__(self, patience=None, epoch=None, verbose=0):
+    patience: int | None
+    epoch: int | None
+    verbose: int
+
+    def __init__(
+        self, patience: int | None = None, epoch: int | None = None, verbose: int = 0
+    ) -> None:
         super().__init__()
         if patience is None and epoch is None:
             raise ValueError(
@@ -46,33 +59,33 @@ class FreezeRanks(LowRankCallback):
         self.epoch = epoch
         self.verbose = verbose
 
-    def on_train_begin(self, logs=None):
-        self._ranks, self._unmoved = self.model.ranks, 0
-        self._done, self._last = False, -1
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._ranks, self._stable_epochs = self.model.ranks, 0
+        self._frozen, self._last = False, -1
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.epoch is not None and epoch >= self.epoch:
             self._freeze(epoch)
 
-    def on_train_end(self, logs=None):
-        if not self._done and self.epoch is not None and self._last < self.epoch:
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._frozen and self.epoch is not None and self._last < self.epoch:
             warn_user(
-                f"The ranks were not frozen: `FreezeRanks` waits for epoch={self.epoch}, and "
-                f"training has ended with epoch {self._last}, the first being 0."
+                f"`FreezeRanks` did not freeze the ranks: it waits for epoch={self.epoch}, but "
+                f"training ended with epoch {self._last}. The first epoch is 0."
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._last = epoch
         ranks = self.model.ranks
-        self._unmoved = self._unmoved + 1 if ranks == self._ranks else 0
+        self._stable_epochs = self._stable_epochs + 1 if ranks == self._ranks else 0
         self._ranks = ranks
-        if self.patience is not None and self._unmoved >= self.patience:
+        if self.patience is not None and self._stable_epochs >= self.patience:
             self._freeze(epoch)
 
-    def _freeze(self, epoch):
-        if self._done:
+    def _freeze(self, epoch: int) -> None:
+        if self._frozen:
             return
-        self._done = True
+        self._frozen = True
         self.model.freeze_ranks()
         if self.verbose:
             line = ", ".join(f"{path} {rank}" for path, rank in self.model.ranks.items())

@@ -1,24 +1,28 @@
-"""The global random generators of Python and NumPy, from which the order of data may come."""
+"""The states of the global random generators of Python and NumPy, which may order the data."""
 
 import random
 
 import numpy as np
 
 
-def host_random_state():
-    """The present state of both, as a list of arrays."""
-    _, key, *rest = np.random.get_state()
+def host_random_state() -> list[np.ndarray]:
+    """Returns the current states of both generators, as a list of arrays."""
+    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     return [
-        key,
-        np.array(rest, "float64"),
+        np.asarray(key),
+        np.array([position, has_gauss, cached], "float64"),
         np.array([version, *words], "uint64"),
         np.array([] if gauss is None else [gauss]),
     ]
 
 
-def set_host_random_state(arrays):
-    """Sets both to what `host_random_state` gave."""
+def set_host_random_state(arrays: list[np.ndarray]) -> None:
+    """Restores both generators.
+
+    Args:
+        arrays: list of arrays, as `host_random_state` returned them.
+    """
     key, rest, python, gauss = arrays
     position, has_gauss, cached = rest
     np.random.set_state(("MT19937", key, int(position), int(has_gauss), float(cached)))

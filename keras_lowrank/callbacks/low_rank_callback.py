@@ -1,12 +1,12 @@
-"""What the callbacks that read ranks ask of a model."""
+"""The base class of callbacks that read ranks."""
 
 import keras
 
 
 class LowRankCallback(keras.callbacks.Callback):
-    """A callback of a `LowRankModel`."""
+    """A callback that needs a `LowRankModel`."""
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         if not hasattr(model, "ranks"):
             raise ValueError(
                 f"`{type(self).__name__}` needs a `LowRankModel`, whose layers have ranks. "

@@ -1,21 +1,28 @@
-"""How a callback takes part in the next execution of the train function."""
+"""How a callback replaces one execution of the train function."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
 
 
-def replace_next_execution(model, replacement):
-    """Has `fit` call `replacement(run, iterator)` once, in place of `run(iterator)`.
+def replace_next_execution(
+    model: keras.Model, replacement: Callable[[Callable, Iterator], dict[str, Any]]
+) -> None:
+    """Lets `fit` call `replacement(run, iterator)` once, instead of `run(iterator)`.
 
-    To be called in `on_train_batch_begin`. Keras hands one dictionary of logs to all callbacks in
-    their order, so that what a callback adds to it is unknown to those before it; what the train
-    function returns is known to all of them, to the progress bar and to the history.
+    Call it in `on_train_batch_begin`. Keras passes one dictionary of logs from callback to
+    callback, so earlier callbacks miss what a later one adds. Every callback, the progress bar and
+    the history see the logs that the train function returns.
 
     Args:
         model: the `keras.Model` in training.
-        replacement: callable; `run` is the train function of the model. It returns logs.
+        replacement: callable that returns logs. `run` is the model's train function.
     """
     run = model.train_function
 
-    def once(iterator):
-        # First of all: an error in the execution must not leave the replacement in place.
+    def once(iterator: Iterator) -> dict[str, Any]:
+        # Restored first, so that an error in the execution does not leave the replacement.
         model.train_function = run
         return replacement(run, iterator)
 

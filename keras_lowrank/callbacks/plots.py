@@ -1,33 +1,39 @@
-"""Pictures of ranks and singular values."""
+"""Plots of ranks and singular values."""
 
+from typing import TYPE_CHECKING
+
+import keras
 import numpy as np
 
 from keras_lowrank.callbacks.rank_history import RankHistory
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
+
+if TYPE_CHECKING:  # an optional package
+    from matplotlib.axes import Axes
 
 
-def plot_ranks(history, ax=None):
-    """Draws the ranks of every layer against the epochs, or the steps, of a `RankHistory`.
+def plot_ranks(history: RankHistory, ax: "Axes | None" = None) -> "Axes":
+    """Plots the rank of every layer against the epochs or steps of a `RankHistory`.
 
     Args:
         history: `RankHistory` with at least one record.
-        ax: `matplotlib.axes.Axes` to draw into, or None for the axes of a new figure.
+        ax: `matplotlib.axes.Axes` to plot into, or None for a new figure.
 
     Returns:
         The axes. `ax.figure.savefig(path)` writes a file.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no history, or nothing has been recorded.
+        ValueError: `history` is not a `RankHistory`, or has no record.
     """
     if not isinstance(history, RankHistory):
         raise ValueError(
-            "Ranks are drawn from a `RankHistory` that was passed to `fit` as a callback. "
+            "`history` must be a `RankHistory` that was passed to `fit` as a callback. "
             f"Received: {history!r}"
         )
     if not history.epochs:
         raise ValueError(
-            "A rank history must hold a record to be drawn: pass it to `fit` as a callback first. "
+            "`history` must have a record. Pass it to `fit` as a callback first. "
             "Received: an empty history"
         )
     ax = _axes(ax)
@@ -35,27 +41,29 @@ def plot_ranks(history, ax=None):
     times = np.asarray(history.epochs) + 1 if by_epoch else history.steps
     for path, ranks in history.ranks.items():
         ax.plot(times, ranks, marker="." if len(times) < 50 else None, label=path)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="epoch" if by_epoch else "step", ylabel="rank")
     ax.set_ylim(bottom=0)
     ax.legend()
     return ax
 
 
-def plot_spectrum(model, layers=None, ax=None):
-    """Draws the singular values of every low-rank kernel, descending, on a logarithmic axis.
+def plot_spectrum(
+    model: keras.Model, layers: list[str] | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Plots the singular values of every low-rank kernel, descending, on a logarithmic axis.
 
     Args:
         model: built `keras.Model` with low-rank layers.
         layers: list of paths, as in `LowRankModel.ranks`, or None for all layers.
-        ax: `matplotlib.axes.Axes` to draw into, or None for the axes of a new figure.
+        ax: `matplotlib.axes.Axes` to plot into, or None for a new figure.
 
     Returns:
         The axes. `ax.figure.savefig(path)` writes a file.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: a path that is none of the model's.
+        ValueError: a path is not one of a built low-rank layer.
     """
     found = find_built_layers(model)
     unknown = set(layers or ()) - set(found)
@@ -68,19 +76,19 @@ def plot_spectrum(model, layers=None, ax=None):
     for path in found if layers is None else layers:
         values = found[path].factors.singular_values()
         ax.semilogy(np.arange(1, len(values) + 1), values, marker=".", label=path)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel="index", ylabel="singular value")
     ax.legend()
     return ax
 
 
-def _axes(ax):
+def _axes(ax: "Axes | None") -> "Axes":
     if ax is not None:
         return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Drawing needs matplotlib: `pip install matplotlib`, or 'keras_lowrank[plots]'."
+            "Plots need matplotlib: `pip install matplotlib`, or 'keras_lowrank[plots]'."
         ) from error
     return plt.subplots(layout="constrained")[1]

@@ -1,26 +1,35 @@
-"""A record of the ranks during training."""
+"""A callback that records the ranks during training."""
 
 import csv
+import os
+from typing import TYPE_CHECKING, Any
 
 from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.keras_internals import completed_steps
 
+if TYPE_CHECKING:  # an optional package
+    import pandas
+
 
 class RankHistory(LowRankCallback):
-    """Records the ranks of all low-rank layers, every epoch or every so many steps.
+    """Records the ranks of all low-rank layers, once an epoch or every `freq` steps.
 
     Args:
-        verbose: int. 1 prints a line a record. Defaults to 0.
-        freq: `"epoch"`, the default, for the end of every epoch, or int, for every so many steps
-            (with `steps_per_execution`, at the end of the execution that completes them).
+        verbose: int. 1 prints a line for each record. Defaults to 0.
+        freq: `"epoch"` to record at the end of every epoch, or int, a number of steps. With
+            `steps_per_execution`, the record comes at the end of the execution. Defaults to
+            `"epoch"`.
 
     Attributes:
-        ranks: dict from the path of a layer to the list of its ranks, one a record.
+        verbose: int, as the argument.
+        freq: str or int, as the argument.
+        ranks: dict from the path of a layer to the list of its ranks, one for each record.
         epochs: list of int, the epoch of each record; the first is 0, as in Keras.
-        steps: list of int, the training steps that the optimizer had made at each record.
+        steps: list of int, the optimizer's completed steps at each record.
 
     Raises:
-        ValueError: a frequency that is neither `"epoch"` nor a positive integer.
+        ValueError: `freq` is neither `"epoch"` nor a positive integer, or the model is not a
+            `LowRankModel`.
 
     Example:
 
@@ -33,7 +42,13 @@ class RankHistory(LowRankCallback):
     1
     """
 
-    def __init__(self, verbose=0, freq="epoch"):
+    verbose: int
+    freq: str | int
+    ranks: dict[str, list[int]]
+    epochs: list[int]
+    steps: list[int]
+
+    def __init__(self, verbose: int = 0, freq: str | int = "epoch") -> None:
         super().__init__()
         if freq != "epoch" and (not isinstance(freq, int) or freq < 1):
             raise ValueError(
@@ -45,26 +60,29 @@ class RankHistory(LowRankCallback):
         self.epochs, self.steps = [], []
         self._epoch = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.freq != "epoch":
             self._steps_before = self._completed_steps()
 
-    def on_train_batch_end(self, batch, logs=None):
-        if self.freq == "epoch":
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if not isinstance(self.freq, int):
             return
         steps = self._completed_steps()
         if steps // self.freq > self._steps_before // self.freq:
             self._record(f"step {steps}")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.freq == "epoch":
             self._record(f"epoch {epoch + 1}")
 
-    def to_dataframe(self):
-        """The record as a `pandas.DataFrame`: columns `epoch`, `step` and one for each layer.
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Returns the records as a table.
+
+        Returns:
+            `pandas.DataFrame` with the columns `epoch`, `step` and one for each layer's path.
 
         Raises:
             ImportError: pandas is not installed.
@@ -74,15 +92,15 @@ class RankHistory(LowRankCallback):
         except ImportError as error:
             raise ImportError(
                 "`to_dataframe` needs pandas: `pip install pandas`, or 'keras_lowrank[plots]'. "
-                "`to_csv` does without."
+                "`to_csv` does not need it."
             ) from error
         return pandas.DataFrame(self._columns())
 
-    def to_csv(self, path):
-        """Writes the record as a CSV file with a header: `epoch`, `step`, and the layers' paths.
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes the records to a CSV file with the columns of `to_dataframe`.
 
         Args:
-            path: str or path of the file, which is replaced if it is there.
+            path: str or path of the file. An existing file is replaced.
         """
         columns = self._columns()
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -90,13 +108,13 @@ class RankHistory(LowRankCallback):
             writer.writerow(columns)
             writer.writerows(zip(*columns.values()))
 
-    def _columns(self):
+    def _columns(self) -> dict[str, list[int]]:
         return {"epoch": self.epochs, "step": self.steps, **self.ranks}
 
-    def _completed_steps(self):
+    def _completed_steps(self) -> int:
         return int(completed_steps(self.model.optimizer))
 
-    def _record(self, when):
+    def _record(self, when: str) -> None:
         ranks = self.model.ranks
         self.epochs.append(self._epoch)
         self.steps.append(self._completed_steps())

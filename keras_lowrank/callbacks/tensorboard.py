@@ -1,6 +1,7 @@
 """Ranks, compression and singular values in TensorBoard."""
 
 import importlib.util
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -8,28 +9,31 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.callbacks.low_rank_callback import LowRankCallback
 from keras_lowrank.layers import LowRankEmbedding
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 
 
 class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
-    """`keras.callbacks.TensorBoard` that writes the ranks, the compression and the spectra too.
+    """`keras.callbacks.TensorBoard` with ranks, compression and singular values.
 
-    At the end of every epoch it writes the scalars `rank/` and the path of the layer, and
-    `compression/factored`, `compression/deployed` and `compression/training`, the share of the
-    weights that each saves, to the run `train`; every `histogram_freq` epochs also the histograms
-    `singular_values/` and the path of the layer, of the singular values of its kernel.
+    It writes to the run `train`:
+
+    - at the end of every epoch, the scalar `rank/` and the path of each layer;
+    - at the end of every epoch, the scalars `compression/factored`, `compression/deployed` and
+      `compression/training`, the fractions of weights saved, see `LowRankModel.compression`;
+    - every `histogram_freq` epochs, the histogram `singular_values/` and the path of each layer.
 
     Args:
-        *args: all arguments of `keras.callbacks.TensorBoard`, in its order.
-        **kwargs: the same, by name.
+        *args: the positional arguments of `keras.callbacks.TensorBoard`.
+        **kwargs: the keyword arguments of `keras.callbacks.TensorBoard`.
 
     Raises:
-        ValueError: `embeddings_metadata` for a low-rank embedding.
-        ImportError: the package tensorboard, which TensorFlow writes summaries with, is missing.
+        ValueError: `embeddings_metadata` names a low-rank embedding, or the model is not a
+            `LowRankModel`.
+        ImportError: tensorboard is not installed.
     """
 
-    def __init__(self, *args, **kwargs):
-        # TensorFlow would find out at the end of the first epoch.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # TensorFlow would raise only at the end of the first epoch.
         if importlib.util.find_spec("tensorboard") is None:
             raise ImportError(
                 "The `TensorBoard` callback needs the package tensorboard: "
@@ -37,19 +41,19 @@ class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
             )
         super().__init__(*args, **kwargs)
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         metadata = self.embeddings_metadata or {}
         tables = [one.name for one in model.layers if isinstance(one, LowRankEmbedding)]
         if tables and (isinstance(metadata, str) or set(metadata) & set(tables)):
             raise ValueError(
-                "`embeddings_metadata` must be for tables that a checkpoint holds, from which "
-                "TensorBoard's projector reads them; that of a low-rank embedding is never formed. "
-                "Write `layer.embeddings` to a checkpoint of its own. "
+                "`embeddings_metadata` must name plain embeddings: TensorBoard's projector reads "
+                "whole tables from a checkpoint, and a low-rank embedding stores factors. Write "
+                "`layer.embeddings` to a separate checkpoint instead. "
                 f"Received: embeddings_metadata={metadata!r}, low-rank embeddings {tables}"
             )
         super().set_model(model)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         with keras_internals.train_writer(self).as_default(step=epoch):
             for path, rank in self.model.ranks.items():

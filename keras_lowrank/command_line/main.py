@@ -1,22 +1,31 @@
-"""The parser of all commands, and what becomes of an error."""
+"""The parser of all commands, and the form of errors."""
 
 import argparse
 import sys
+from types import ModuleType
+from typing import NoReturn
 
 from keras_lowrank.command_line import convert, export, inspect
 
-_COMMANDS = {"inspect": inspect, "convert": convert, "export": export}
+_COMMANDS: dict[str, ModuleType] = {"inspect": inspect, "convert": convert, "export": export}
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that prints errors on one line."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. See {self.prog} --help\n")
 
 
-def main(argv=None):
-    """Runs the command that `argv` names, `sys.argv[1:]` by default."""
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command.
+
+    Args:
+        argv: list of str, the command and its arguments, or None for `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: with status 2 for an error in the arguments, 1 for any other error.
+    """
     parser = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -26,18 +35,18 @@ def main(argv=None):
         return
     try:
         arguments.run(arguments)
-    except Exception as error:  # whatever it is, of Keras, of a file or of an argument: one line
+    except Exception as error:  # of any class: a user of the command line needs no traceback
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m keras_lowrank",
         usage="%(prog)s COMMAND ...",
-        description="Look into a Keras model, convert it to low-rank layers, and export it.",
-        epilog="COMMAND --help has the arguments of a command.",
+        description="Inspect a Keras model, convert it to low-rank layers, and export it.",
+        epilog="COMMAND --help lists the arguments of a command.",
         allow_abbrev=False,
     )
     parser.set_defaults(run=None, parser=parser)

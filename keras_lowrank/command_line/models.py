@@ -1,18 +1,20 @@
-"""The model that a command is given, and the classes and functions that it needs."""
+"""Loads the model of a command, with the user's own classes and functions."""
 
+import argparse
 import importlib
 import pathlib
 import re
 import sys
 import zipfile
+from typing import Any
 
 import keras
 
 from keras_lowrank.command_line.values import names
 
 
-def add_arguments(parser):
-    """Adds the arguments that all commands have: the model, and how it is loaded."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of all commands: the model, and how to load it."""
     parser.add_argument("model", metavar="MODEL.keras", help="the model to read")
     parser.add_argument(
         "--import",
@@ -26,44 +28,55 @@ def add_arguments(parser):
         "--no_safe_mode",
         dest="safe_mode",
         action="store_false",
-        help="load models with Python code in them, too (Lambda layers)",
+        help="also load models that contain Python code (Lambda layers)",
     )
 
 
-def load(arguments):
-    """The model that the arguments name."""
+def load(arguments: argparse.Namespace) -> keras.Model:
+    """Loads the model that the arguments name.
+
+    Args:
+        arguments: the parsed arguments of `add_arguments`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or needs a class or function that is unknown.
+    """
     path = arguments.model
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"There is no such file: {path}")
     if path.endswith(".keras") and not zipfile.is_zipfile(path):
         raise ValueError(
-            f"The file is damaged, or was not written by Keras; copy or save it again: {path}"
+            "The model must be a file that Keras wrote. This one may be damaged: copy or save it "
+            f"again. Received: {path}"
         )
     own = _own_objects(arguments.modules)
     try:
         return keras.saving.load_model(
             path, custom_objects=own, compile=False, safe_mode=arguments.safe_mode
         )
-    except Exception as error:  # Keras has many for a file that it cannot read, some of them long
+    except Exception as error:  # of many classes, some with long texts
         if missing := re.search(r"Could not locate (\w+ '[^']+')", str(error)):
             raise ValueError(
-                f"{path} needs the {missing[1]}, which is not known here: pass --import=MODULE, "
-                "the module that defines it."
+                f"{path} needs the unknown {missing[1]}. Pass --import=MODULE, the module that "
+                "defines it."
             ) from error
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} cannot be loaded as a Keras model; if it is damaged, copy or save it again. "
+            f"{path} cannot be loaded as a Keras model. If it is damaged, copy or save it again. "
             f"{reason[:300]}"
         ) from error
 
 
-def _own_objects(modules):
-    """`{name: class or function}` of what the modules of --import define."""
-    sys.path.insert(0, "")  # as `python -m` has it
+def _own_objects(names: list[str]) -> dict[str, Any]:
+    """Returns the classes and functions that the modules of --import define, by name."""
+    sys.path.insert(0, "")  # as with `python -m`
     try:
-        modules = [importlib.import_module(name) for name in modules]
+        modules = [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise ValueError(f"--import must name modules that can be imported. {error}") from error
+        raise ValueError(
+            f"--import must name modules that can be imported. Received: {error}"
+        ) from error
     finally:
         sys.path.pop(0)
     return {

@@ -1,4 +1,6 @@
-"""Conversion of attention, whose kernels are those of its projections."""
+"""The converter of attention, whose kernels are those of its projections."""
+
+from typing import Any
 
 import keras
 
@@ -10,20 +12,20 @@ from keras_lowrank.layers.attention import projections
 
 
 class AttentionConverter(Converter):
-    """The projections are always merged: Keras's layer has one `EinsumDense` for each."""
+    """Projections are always merged: Keras's layer has one `EinsumDense` for each."""
 
     classes = (
         (keras.layers.MultiHeadAttention, layers.LowRankMultiHeadAttention),
         (keras.layers.GroupQueryAttention, layers.LowRankGroupQueryAttention),
     )
 
-    def kernels(self, path, layer):
-        found = {}
+    def kernels(self, path: str, layer: keras.layers.Layer) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, one in projections(layer).items():
             found.update(EINSUM_DENSE.kernels(f"{path}/{name}", one))
         return found
 
-    def copy_rest(self, source, target):
+    def copy_rest(self, source: keras.layers.Layer, target: keras.layers.Layer) -> None:
         parts = map(keras_internals.all_layers, (source, target))
         for one, other in zip(*parts, strict=True):
             if type(one) is type(other):

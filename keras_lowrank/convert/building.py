@@ -1,26 +1,33 @@
-"""Building a layer where another was built, and copying what it holds itself."""
+"""Building a layer in the place of another, and copying the state of a layer."""
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 
-def input_shape(layer):
-    """The shape of the inputs that a layer was built for; None where it needs none."""
+def input_shape(layer: keras.layers.Layer) -> tuple[int | None, ...] | None:
+    """Returns the shape of the inputs that a layer was built for; None where it needs none."""
     config = layer.get_build_config() or {}
     shape = config.get("input_shape")
     return None if shape is None else tuple(shape)
 
 
-def build_like(twin, layer, shapes=None, inside=()):
-    """Builds a layer where another was built, so that its variables have paths like those.
+def build_like(
+    twin: keras.layers.Layer,
+    layer: keras.layers.Layer,
+    shapes: dict[str, Any] | None = None,
+    inside: Sequence[str] = (),
+) -> None:
+    """Builds a layer in the name scope of another, so that the paths of its variables agree.
 
     Args:
         twin: unbuilt `keras.layers.Layer`.
         layer: built `keras.layers.Layer`.
-        shapes: dict, the arguments of `build`, or None for those that `layer` was built with.
-        inside: tuple of str, names of models that are around the twin and not around the layer.
+        shapes: dict, the arguments of `build`; None for those that `layer` was built with.
+        inside: tuple of str, names of further models around the twin.
     """
     if shapes is None:
         shape = input_shape(layer)
@@ -31,13 +38,16 @@ def build_like(twin, layer, shapes=None, inside=()):
     with contextlib.ExitStack() as stack:
         for scope in (*scopes, *inside):
             stack.enter_context(keras.name_scope(scope))
-        # Recurrent layers have a name of their own for the shape of their inputs.
-        twin.build(shapes["input_shape"]) if "input_shape" in shapes else twin.build(**shapes)
+        # Recurrent layers name the shape of their inputs otherwise.
+        if "input_shape" in shapes:
+            twin.build(shapes["input_shape"])
+        else:
+            twin.build(**shapes)
 
 
-def copy_own_state(source, target):
-    """Copies what a layer holds beside other layers: variables and assets."""
-    store = {}
+def copy_own_state(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Copies the variables and assets of a layer, without those of layers inside it."""
+    store: dict[str, Any] = {}
     source.save_own_variables(store)
     target.load_own_variables(store)
     if hasattr(source, "save_assets"):  # vocabularies

@@ -3,6 +3,9 @@
 import math
 from typing import NamedTuple
 
+import keras
+
+from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.registry import PLAIN
 from keras_lowrank.keras_internals import own_variables
 from keras_lowrank.reporting.compression import counted_weights
@@ -35,28 +38,33 @@ class Conversion(NamedTuple):
     `print` shows it as a table.
     """
 
-    converted: dict
-    skipped: dict
+    converted: dict[str, Converted]
+    skipped: dict[str, Left]
     before: int
     after: int
 
     @property
-    def share(self):
+    def share(self) -> float:
         """The share of the weights that was converted: 1.0 for all of them."""
         return sum(one.n * one.m for one in self.converted.values()) / self.before
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{p}: {c.n} x {c.m}, rank {c.rank}" for p, c in self.converted.items()]
         lines += [f"{path}: {one.weights:,} as they are. {one.reason}" for path, one in self.left()]
         lines.append(f"{self.before:,} weights, {self.share:.1%} converted; now {self.after:,}")
         return "\n".join(lines)
 
-    def left(self):
-        """The items of `skipped`, the largest first."""
+    def left(self) -> list[tuple[str, Left]]:
+        """Returns the items of `skipped`, the largest first."""
         return sorted(self.skipped.items(), key=lambda item: -item[1].weights)
 
 
-def weights_left(model, layers, kernels, reasons):
+def weights_left(
+    model: keras.Model,
+    layers: dict[str, keras.layers.Layer],
+    kernels: dict[str, Kernel],
+    reasons: dict[str, str | None],
+) -> dict[str, Left]:
     """Returns `{path: Left}` of the weights of a model that are not to be converted.
 
     Args:
@@ -67,7 +75,7 @@ def weights_left(model, layers, kernels, reasons):
     """
     counted = {id(variable) for variable in counted_weights(model)}
     paths = {id(kernel.variable): path for path, kernel in kernels.items()}
-    found = {}
+    found: dict[str, Left] = {}
     for path, layer in {"": model, **layers}.items():
         for variable in own_variables(layer):
             if id(variable) in counted:
@@ -79,7 +87,7 @@ def weights_left(model, layers, kernels, reasons):
     return found
 
 
-def _of_class(layer):
+def _of_class(layer: keras.layers.Layer) -> str:
     plain = next((cls for cls in type(layer).__mro__[1:] if cls in PLAIN), None)
     if plain is not None:
         return f"{type(layer).__name__}, a subclass of {plain.__name__}, may compute anything."

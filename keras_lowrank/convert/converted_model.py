@@ -3,7 +3,10 @@
 import contextlib
 import copy
 import functools
+import os
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -14,16 +17,21 @@ from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.model import LowRankModel
 from keras_lowrank.reloading import layers_by_attribute
 
+if TYPE_CHECKING:  # a base that stands before the class of a model, and extends its methods
+    _Base = LowRankModel
+else:
+    _Base = object
+
 
 @keras.saving.register_keras_serializable("keras_lowrank")
-class ConvertedModel:
+class ConvertedModel(_Base):
     """A base, before the class that a model had and `LowRankModel`: how the two are saved as one.
 
     The config is that of the model before, and what to make low-rank in it: a layer that holds
     others makes plain ones when it is loaded, and knows of no low-rank ones.
     """
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         self.refuse_hdf5()
         with _as_before([self]):
             config = keras.saving.serialize_keras_object(self)
@@ -31,12 +39,12 @@ class ConvertedModel:
         return {"model": config, "low_rank": _recipes(self)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> keras.Model:
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config["model"]))
         _restore(model, config["low_rank"])
         return model
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         if type(self).compile is LowRankModel.compile or not self.compiled:
             super().compile_from_config(config)
         else:
@@ -50,7 +58,7 @@ class ConvertedModel:
 class _InPresets:
     """A base of those that KerasHub can save as presets."""
 
-    def save_to_preset(self, preset_dir, *args, **kwargs):
+    def save_to_preset(self, preset_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Saves a preset as KerasHub does, of the model before: each kernel whole, `U S V^T`.
 
         It loads without this package, as any other preset does, and `make_low_rank` with a small
@@ -65,8 +73,8 @@ class _InPresets:
 
 
 @functools.cache
-def converted_class(cls):
-    """The class of a converted model that was of `cls`, whose own methods come first in it.
+def converted_class(cls: type) -> type:
+    """Returns the class of a converted model that was of `cls`, whose own methods come first in it.
 
     So what it has of its own (a `compile` that fills in defaults, a `fit` that takes texts) calls
     that of `LowRankModel`, where it called that of `keras.Model`.
@@ -81,18 +89,19 @@ def converted_class(cls):
     return made
 
 
-def convert_class(model):
+def convert_class(model: keras.Model) -> None:
     """Makes a model, and every model in it that holds a low-rank layer, a `LowRankModel`."""
     for one in (*keras_internals.all_layers(model), model):
         if not isinstance(one, keras.Model) or isinstance(one, ConvertedModel):
             continue
         if any(isinstance(layer, LowRankLayer) for layer in keras_internals.all_layers(one)):
             one.__dict__.setdefault("_ranks_frozen", False)
-            object.__setattr__(one, "__class__", converted_class(type(one)))
+            cls: Any = type(one)
+            object.__setattr__(one, "__class__", converted_class(cls))
 
 
-def plain_twin(model):
-    """A model of the class before, made from its config, with whole kernels.
+def plain_twin(model: Any) -> keras.Model:
+    """Returns a model of the class before, made from its config, with whole kernels.
 
     Args:
         model: `ConvertedModel`.
@@ -126,17 +135,17 @@ def plain_twin(model):
     return twin
 
 
-def _is_converted(layer):
+def _is_converted(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, ConvertedModel)
 
 
-def _is_unit(layer):
+def _is_unit(layer: keras.layers.Layer) -> bool:
     """Whether a layer is one that was converted as a whole, with all that it holds."""
     return converter_of(layer).is_low_rank(layer)
 
 
 @contextlib.contextmanager
-def _as_before(models):
+def _as_before(models: Sequence[Any]) -> Iterator[None]:
     """While open, models are of the classes that they had."""
     classes = [type(model) for model in models]
     for model, cls in zip(models, classes):
@@ -148,9 +157,9 @@ def _as_before(models):
             object.__setattr__(model, "__class__", cls)
 
 
-def _recipes(model):
-    """`{key: arguments}` of the low-rank layers in a model that no other one holds."""
-    found = {}
+def _recipes(model: keras.Model) -> dict[str, dict[str, Any]]:
+    """Returns `{key: arguments}` of the low-rank layers in a model that no other one holds."""
+    found: dict[str, dict[str, Any]] = {}
     for key, layer in layers_by_attribute(model).items():
         if _is_unit(layer) and not key.startswith(tuple(f"{one}/" for one in found)):
             config = layer.get_config()
@@ -159,7 +168,7 @@ def _recipes(model):
     return found
 
 
-def _restore(model, recipes):
+def _restore(model: keras.Model, recipes: dict[str, dict[str, Any]]) -> None:
     """Makes the layers low-rank that were, with any weights: those of the file follow."""
     layers = layers_by_attribute(model)
     for key, arguments in recipes.items():
@@ -177,7 +186,7 @@ def _restore(model, recipes):
     compile_again(model)
 
 
-def compile_again(model):
+def compile_again(model: Any) -> None:
     """Compiles a model as it was compiled, with an optimizer that has no state."""
     keras_internals.forget_traces(model)
     arguments = keras_internals.compile_arguments(model)
@@ -187,6 +196,6 @@ def compile_again(model):
         LowRankModel.compile(model, **{**arguments, "optimizer": fresh(arguments["optimizer"])})
 
 
-def fresh(optimizer):
-    """An optimizer of the same arguments, which moves no variables yet; or None."""
+def fresh(optimizer: Any) -> Any:
+    """Returns an optimizer of the same arguments, which moves no variables yet; or None."""
     return optimizer and type(optimizer).from_config(optimizer.get_config())

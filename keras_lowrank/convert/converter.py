@@ -1,6 +1,7 @@
-"""How a family of Keras layers becomes low-rank, and plain again: the base of its converter."""
+"""The base of the converters: how a family of Keras layers becomes low-rank, and plain again."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from keras_lowrank.convert.building import build_like
 from keras_lowrank.convert.graph import copied_activation
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.layers.low_rank_layer import AcrossRanks
+from keras_lowrank.layers.across_ranks import AcrossRanks
 
 # What a class statement without a body leaves in a class, and a decorator that makes it public.
 _OF_NO_BODY = ("__module__", "__doc__", "__firstlineno__", "__static_attributes__", "_api_export_")
@@ -21,7 +22,7 @@ class Kernel(NamedTuple):
     Attributes:
         converter: the `Converter` of the layer.
         layer: built Keras layer.
-        name: str, what Keras calls the kernel.
+        name: str, the name of the kernel in Keras.
     """
 
     converter: "Converter"
@@ -29,19 +30,21 @@ class Kernel(NamedTuple):
     name: str
 
     @property
-    def variable(self):
+    def variable(self) -> keras.Variable:
+        """The variable of the kernel."""
         return self.converter.variable(self.layer, self.name)
 
     @property
-    def matricization(self):
+    def matricization(self) -> Matricization:
+        """`Matricization` of the kernel."""
         return self.converter.matricization(self.layer, self.variable.shape)
 
-    def refusal(self):
-        """Why the kernel cannot become low-rank, or None."""
+    def refusal(self) -> str | None:
+        """Returns why the kernel cannot become low-rank, or None."""
         return self.converter.refusal(self.layer)
 
-    def matrix(self):
-        """The kernel as an array of shape `(n, m)`, in float32 or float64."""
+    def matrix(self) -> np.ndarray:
+        """Returns the kernel as an array of shape `(n, m)`, in float32 or float64."""
         dtype = "float64" if self.variable.dtype == "float64" else "float32"
         kernel = keras.ops.cast(self.variable, dtype)
         return np.asarray(self.matricization.matrix(kernel))  # a view where nothing is cast
@@ -50,9 +53,9 @@ class Kernel(NamedTuple):
 class Converter:
     """How the layers of one family become low-rank ones, and Keras's again.
 
-    A family is a subclass. It names its classes and says where the kernels are; what else differs
-    from one kernel and a bias in a layer, it overrides. `registry.CONVERTERS` lists the families.
-    This class itself is that of all other layers, which are not converted.
+    A subclass for each family names its classes and finds the kernels. It overrides what differs
+    from a layer with one kernel and a bias. `registry.CONVERTERS` lists the families. This class
+    itself is for all other layers, which are not converted.
 
     Attributes:
         classes: tuple of pairs of a Keras layer class and the low-rank one, whose other arguments
@@ -62,31 +65,38 @@ class Converter:
         all_kernels: bool, whether the low-rank layer has no kernel that stays whole.
     """
 
-    classes = ()
-    low_rank_arguments = ("rank", "min_rank", "max_rank", "truncation")
-    all_kernels = False
+    classes: tuple[tuple[type, type], ...] = ()
+    low_rank_arguments: tuple[str, ...] = ("rank", "min_rank", "max_rank", "truncation")
+    all_kernels: bool = False
 
-    def kernels(self, path, layer):
+    def kernels(self, path: str, layer: keras.layers.Layer) -> dict[str, Any]:
         """Returns `{path: kernel}` of a layer, each a `Kernel` or a `LowRankLayer`.
 
         Args:
-            path: str, the path of the layer, with which those of its kernels begin.
+            path: str, the path of the layer, with which the paths of its kernels begin.
             layer: built layer of the family, plain or low-rank.
         """
         return {path: layer} if isinstance(layer, LowRankLayer) else {}
 
-    def convertible_kernels(self, path, layer):
-        """Those of `kernels(path, layer)` that can become low-rank: none in a low-rank layer."""
+    def convertible_kernels(self, path: str, layer: keras.layers.Layer) -> dict[str, Any]:
+        """Returns those of `kernels` that can become low-rank: none in a low-rank layer.
+
+        Args:
+            path: as in `kernels`.
+            layer: as in `kernels`.
+        """
         return {} if self.is_low_rank(layer) else self.kernels(path, layer)
 
-    def to_low_rank(self, path, layer, factors):
+    def to_low_rank(
+        self, path: str, layer: keras.layers.Layer, factors: dict[str, Any]
+    ) -> keras.layers.Layer:
         """Returns the low-rank layer for a plain one, with its arguments and given factors.
 
         Args:
             path: str, the path of the layer.
             layer: built plain layer.
-            factors: dict from paths of `kernels(path, layer)` to `(U, S, V)`. A kernel that is not
-                among them stays as it is.
+            factors: dict from paths of `kernels(path, layer)` to `(U, S, V)`. A kernel without
+                them stays as it is.
         """
         low_rank = self.unbuilt_low_rank(path, layer, factors)
         build_like(low_rank, layer)
@@ -99,7 +109,7 @@ class Converter:
         self.copy_rest(layer, low_rank)
         return low_rank
 
-    def to_plain(self, layer, style):
+    def to_plain(self, layer: keras.layers.Layer, style: str) -> keras.layers.Layer:
         """Returns the Keras layer, or a model of two of them, for a low-rank layer.
 
         Args:
@@ -114,40 +124,40 @@ class Converter:
         self.copy_rest(layer, plain)
         return plain
 
-    def is_plain(self, layer):
-        """bool, whether a layer can become low-rank."""
+    def is_plain(self, layer: keras.layers.Layer) -> bool:
+        """Whether a layer can become low-rank."""
         return undecorated_class(layer) in dict(self.classes)
 
-    def is_low_rank(self, layer):
-        """bool, whether a layer is low-rank; those of classes without a converter may be, too."""
+    def is_low_rank(self, layer: keras.layers.Layer) -> bool:
+        """Whether a layer is low-rank; a layer without a converter of its own may be, too."""
         return isinstance(layer, AcrossRanks) and not isinstance(layer, keras.Model)
 
-    def can_be_factored(self, layer):
-        """bool, whether two Keras layers can multiply with the factors of a low-rank one."""
+    def can_be_factored(self, layer: keras.layers.Layer) -> bool:
+        """Whether two Keras layers can multiply with the factors of a low-rank one."""
         return False
 
-    def variable(self, layer, name):
-        """The variable of the kernel that a plain layer calls `name`."""
+    def variable(self, layer: keras.layers.Layer, name: str) -> keras.Variable:
+        """Returns the variable of the kernel that a plain layer calls `name`."""
         return getattr(layer, name)
 
-    def matricization(self, layer, shape):
-        """How a kernel of that shape is a matrix in a plain layer."""
+    def matricization(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Matricization:
+        """Returns how a plain layer's kernel of that shape is a matrix."""
         return Matricization.of_last_axis(shape)
 
-    def merged(self, kernels, path):
-        """The whole kernel that a plain layer has at a path, from `kernels` of a low-rank one."""
+    def merged(self, kernels: dict[str, Any], path: str) -> np.ndarray:
+        """Returns a plain layer's kernel at a path, from the `kernels` of a low-rank one."""
         return merged_kernel(kernels[path])
 
-    def copy_rest(self, source, target):
+    def copy_rest(self, source: keras.layers.Layer, target: keras.layers.Layer) -> None:
         """Copies all but the kernels between a plain and a low-rank layer, either way."""
         copy_bias(source, target)
 
-    def refusal(self, layer):
-        """Why a layer cannot become low-rank, or None."""
+    def refusal(self, layer: keras.layers.Layer) -> str | None:
+        """Returns why a layer cannot become low-rank, or None."""
         if not self.is_plain(layer):
             return (
-                f"What a {type(layer).__name__} does with the layers that it holds only its code "
-                "says; write its low-rank twin with `keras_lowrank.convert_layer`, or exclude it"
+                f"Only its code says how a {type(layer).__name__} uses the layers inside it; write "
+                "its low-rank twin with `keras_lowrank.convert_layer`, or exclude it"
             )
         try:
             self.with_rank(layer, 1)
@@ -155,7 +165,7 @@ class Converter:
             return str(error)
         return None
 
-    def with_rank(self, layer, rank, **others):
+    def with_rank(self, layer: keras.layers.Layer, rank: Any, **others: Any) -> keras.layers.Layer:
         """Returns an unbuilt low-rank layer with the arguments of a plain one.
 
         Args:
@@ -165,20 +175,22 @@ class Converter:
 
         Raises:
             ValueError: an argument has no meaning without the kernel (a constraint, an L1 penalty,
-                groups): the words of the low-rank layer.
+                groups), in the words of the low-rank layer.
         """
         if getattr(layer, "quantization_mode", None):
             raise ValueError(
-                "A quantized layer has no kernel of floats to decompose; convert before "
+                "A quantized layer has no float kernel to decompose. Convert before "
                 f"quantizing. Received: quantization_mode={layer.quantization_mode!r}"
             )
         config = self.arguments(layer)
-        for name in ("lora_rank", "lora_alpha"):  # what LoRA learned is in the kernel that is read
+        for name in ("lora_rank", "lora_alpha"):  # the kernel contains what LoRA learned
             config.pop(name, None)
         return dict(self.classes)[undecorated_class(layer)](**{**config, "rank": rank, **others})
 
-    def unbuilt_low_rank(self, path, layer, factors):
-        """The low-rank layer of `to_low_rank` before it is built, with the ranks of `factors`."""
+    def unbuilt_low_rank(
+        self, path: str, layer: keras.layers.Layer, factors: dict[str, Any]
+    ) -> keras.layers.Layer:
+        """Returns the layer of `to_low_rank` before it is built, with the ranks of `factors`."""
         ranks = {
             one.rpartition("/")[2]: factors[one][1].shape[0]
             for one in self.kernels(path, layer)
@@ -186,15 +198,15 @@ class Converter:
         }
         return self.with_rank(layer, ranks)
 
-    def unbuilt_plain(self, layer):
-        """The Keras layer of `to_plain` before it is built."""
+    def unbuilt_plain(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """Returns the Keras layer of `to_plain` before it is built."""
         return self.plain_class(layer).from_config(self.plain_arguments(layer))
 
-    def plain_class(self, layer):
-        """The Keras class of a low-rank layer.
+    def plain_class(self, layer: keras.layers.Layer) -> Any:
+        """Returns the Keras class of a low-rank layer.
 
         Raises:
-            ValueError: a class that no converter knows.
+            ValueError: a class without a converter.
         """
         for plain, low_rank in self.classes:
             if type(layer) is low_rank:
@@ -204,50 +216,54 @@ class Converter:
             f"Received: the layer {layer.name!r}"
         )
 
-    def arguments(self, layer):
-        """The arguments of a layer, plain or low-rank, for another one."""
+    def arguments(self, layer: keras.layers.Layer) -> dict[str, Any]:
+        """Returns the arguments of a layer, plain or low-rank, for another one."""
         config = layer.get_config()
         for name in {"activation", "recurrent_activation"} & set(config):
-            # Not from the config: a function without a name does not come back from it.
+            # Not from the config, which cannot restore a function without a name.
             config[name] = copied_activation(getattr(layer, name))
         return config
 
-    def plain_arguments(self, layer):
-        """The arguments of the Keras layer of a low-rank one."""
+    def plain_arguments(self, layer: keras.layers.Layer) -> dict[str, Any]:
+        """Returns the arguments of the Keras layer of a low-rank one."""
         config = self.arguments(layer)
         return {key: one for key, one in config.items() if key not in self.low_rank_arguments}
 
 
-def undecorated_class(layer):
-    """The class of a layer, or the one that it gives another name: a subclass without a body."""
+def undecorated_class(layer: keras.layers.Layer) -> type:
+    """Returns the class of a layer, or its base where the class only gives it another name."""
     cls = type(layer)
     while len(cls.__bases__) == 1 and all(name.startswith(_OF_NO_BODY) for name in vars(cls)):
         (cls,) = cls.__bases__
     return cls
 
 
-def joined(kernels, path, layers):
-    """What `kernels(path, layer)` returns of layers that another one holds, together."""
-    found = {}
+def joined(
+    kernels: Callable[[str, keras.layers.Layer], dict[str, Any]],
+    path: str,
+    layers: Iterable[keras.layers.Layer],
+) -> dict[str, Any]:
+    """Returns the results of `kernels(path, layer)` for several layers, in one dict."""
+    found: dict[str, Any] = {}
     for layer in layers:
         found.update(kernels(f"{path}/{layer.name}", layer))
     return found
 
 
-def in_float64(layer):
-    """U, S and V of a low-rank layer as arrays in float64."""
+def in_float64(layer: LowRankLayer) -> list[np.ndarray]:
+    """Returns U, S and V of a low-rank layer as arrays in float64."""
     return [np.asarray(part, "float64") for part in layer.factors.read()]
 
 
-def merged_kernel(kernel):
-    """A `Kernel` as an array, or the kernel `U S V^T` of a low-rank layer, in float64."""
+def merged_kernel(kernel: Kernel | LowRankLayer) -> np.ndarray:
+    """Returns a `Kernel` as an array, or the kernel `U S V^T` of a low-rank layer in float64."""
     if isinstance(kernel, Kernel):
         return np.asarray(kernel.variable)
     u, s, v = in_float64(kernel)
     return kernel.matricization.kernel(u @ s @ v.T)
 
 
-def copy_bias(source, target):
-    """Copies the bias of a layer or a cell, where there is one."""
+def copy_bias(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Copies the bias of a layer or a cell, where it has one."""
     if getattr(target, "bias", None) is not None:  # Keras's embedding has no such attribute
         target.bias.assign(source.bias)

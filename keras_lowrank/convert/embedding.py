@@ -1,4 +1,6 @@
-"""Conversion of embeddings."""
+"""The converter of embeddings."""
+
+from typing import Any
 
 import keras
 
@@ -26,7 +28,7 @@ class EmbeddingConverter(SingleKernelConverter):
     second_class = keras.layers.Dense
     all_kernels = True
 
-    def kernels(self, path, layer):
+    def kernels(self, path: str, layer: Any) -> dict[str, Any]:
         found = super().kernels(path, layer)
         if not getattr(layer, "tie_weights", True):
             own = layer.reverse_embeddings
@@ -34,21 +36,23 @@ class EmbeddingConverter(SingleKernelConverter):
             found[f"{path}/reverse_embeddings"] = reverse
         return found
 
-    def to_low_rank(self, path, layer, factors):
+    def to_low_rank(
+        self, path: str, layer: keras.layers.Layer, factors: dict[str, Any]
+    ) -> keras.layers.Layer:
         low_rank = super().to_low_rank(path, layer, factors)
         for one, kernel in self.kernels(path, low_rank).items():
             kernel.factors.assign(factors[one])
         return low_rank
 
-    def two_layers(self, layer):
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"output_dim": layer.factors.rank}, {"units": layer.output_dim, "use_bias": False}
 
-    def can_be_factored(self, layer):
+    def can_be_factored(self, layer: keras.layers.Layer) -> bool:
         calls = keras_graphs.calls_in_graphs(layer)
         ragged = any(kind_of_composite(value) == "ragged" for call in calls for value in call)
         return not (ragged or _projects_back(layer))
 
-    def to_plain(self, layer, style):
+    def to_plain(self, layer: keras.layers.Layer, style: str) -> keras.layers.Layer:
         if _projects_back(layer) and _REVERSIBLE is None:
             raise ValueError(
                 "Before version 3.15, Keras has no layer for an embedding that is called with "
@@ -56,10 +60,10 @@ class EmbeddingConverter(SingleKernelConverter):
             )
         return super().to_plain(layer, style)
 
-    def plain_class(self, layer):
+    def plain_class(self, layer: keras.layers.Layer) -> Any:
         return _REVERSIBLE if _projects_back(layer) else super().plain_class(layer)
 
-    def plain_arguments(self, layer):
+    def plain_arguments(self, layer: keras.layers.Layer) -> dict[str, Any]:
         config = super().plain_arguments(layer)
         if not _projects_back(layer):
             config = {name: one for name, one in config.items() if name not in _OF_THE_WAY_BACK}
@@ -69,5 +73,5 @@ class EmbeddingConverter(SingleKernelConverter):
 _OF_THE_WAY_BACK = ("tie_weights", "reverse_dtype", "logit_soft_cap")
 
 
-def _projects_back(layer):
+def _projects_back(layer: Any) -> bool:
     return not layer.tie_weights or keras_internals.is_called_with(layer, "reverse")

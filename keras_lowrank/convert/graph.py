@@ -1,7 +1,9 @@
-"""Copies a model that a graph of layers describes, with other layers in the place of some."""
+"""Copying a graph of layers, with other layers in place of some."""
 
 import collections
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,23 +13,32 @@ from keras_lowrank.convert.building import build_like, copy_own_state
 from keras_lowrank.keras_graphs import is_graph
 
 
-def opened(layer):
-    """The layers in what is copied layer by layer: a graph, or a `TimeDistributed`; else None."""
+def opened(layer: keras.layers.Layer) -> list[keras.layers.Layer] | None:
+    """Returns the layers inside a graph or a `TimeDistributed`, which is copied layer by layer.
+
+    Returns:
+        List of layers; None for any other layer.
+    """
     if is_graph(layer):
         return layer.layers
     return [layer.layer] if type(layer) is keras.layers.TimeDistributed else None
 
 
-def graph_layers(model, wrappers=False):
-    """Returns `{path: layer}` of the layers in the graph of `model`, all that can be `opened` open.
+def graph_layers(model: keras.Model, wrappers: bool = False) -> dict[str, keras.layers.Layer]:
+    """Returns `{path: layer}` of the layers in the graph of `model`, inside nested graphs too.
 
     Paths are those of `LowRankModel.ranks`: names joined by "/". A layer that is used in several
-    places appears once, under its first path. With `wrappers`, each `TimeDistributed` is there too.
+    places appears once, under its first path.
+
+    Args:
+        model: functional or Sequential `keras.Model`.
+        wrappers: bool, whether to list each `TimeDistributed` too.
     """
-    found, seen = {}, set()
+    found: dict[str, keras.layers.Layer] = {}
+    seen: set[int] = set()
 
     def search(parent, prefix):
-        for layer in opened(parent):
+        for layer in opened(parent) or ():
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
@@ -40,14 +51,24 @@ def graph_layers(model, wrappers=False):
     return found
 
 
-def check_model(model, function, hint):
-    """Raises unless `model` is a functional or Sequential model that can be copied."""
+def check_model(model: Any, function: str, hint: str) -> None:
+    """Raises unless `model` is a functional or Sequential model that can be copied.
+
+    Args:
+        model: `keras.Model`.
+        function: str, the name of the function that copies it.
+        hint: str, what to do with a subclassed model.
+
+    Raises:
+        TypeError: no Keras model.
+        ValueError: a subclassed or unbuilt model, or layers that share variables.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{function}` takes a `keras.Model`. Received: {type(model).__name__}")
     if not is_graph(model):
         raise ValueError(
-            f"`{function}` copies functional and Sequential models; what a subclassed model "
-            f"computes only its own code says. {hint} "
+            f"`{function}` copies functional and Sequential models; only its own code says what a "
+            f"subclassed model computes. {hint} "
             f"Received: a model of class {type(model).__name__}"
         )
     if not model.built:
@@ -59,29 +80,36 @@ def check_model(model, function, hint):
 
 
 class GraphCopy:
-    """A copy of a graph of layers, with weights, in which some layers are replaced.
+    """Copies graphs of layers with their weights, and replaces some layers.
 
-    Layers that are used twice, in one graph or in several, stay one layer; names, `trainable` and
-    the weights of every layer that is not replaced are those of the original.
+    A layer that is used several times, in one graph or in several, stays one layer. Every layer
+    that is not replaced keeps its name, weights and `trainable`.
 
     Args:
-        replace: callable from a layer to the layer in its place, built and with its weights, or to
-            None for a copy.
+        replace: callable from a layer to its replacement, built and with its weights, or to None
+            for a copy.
     """
 
-    def __init__(self, replace):
-        self._replace = functools.cache(replace)  # asked for before a model is opened, and in it
-        self._copies = {}  # by id; in order, so that what a model holds comes before it
-        self._replaced = set()  # of ids
+    def __init__(self, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None]) -> None:
+        # Called for a layer before the model around it is opened, and again inside it.
+        self._replace: Any = functools.cache(replace)
+        # `(layer, copy)` by id; in order, so that a layer comes before the model that holds it.
+        self._copies: dict[int, tuple[Any, Any]] = {}
+        self._replaced: set[int] = set()
 
-    def of(self, model, make=keras.Model):
-        """Returns the copy of `model`, made by `make(inputs, outputs, name=...)`."""
+    def of(self, model: keras.Model, make: Callable[..., Any] = keras.Model) -> Any:
+        """Returns the copy of `model`.
+
+        Args:
+            model: functional or Sequential `keras.Model`.
+            make: callable `(inputs, outputs, name=...) -> model`.
+        """
         copy = self._graph(model, make)
         self._fill((model, copy))
         _refuse_sharing(model, copy)
         return copy
 
-    def of_layer(self, layer):
+    def of_layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         """Returns the copy of one layer."""
         copy = self._layer(layer)
         if layer.weights and not copy.built:
@@ -89,18 +117,18 @@ class GraphCopy:
         self._fill()
         return copy
 
-    def _fill(self, *around):
-        """Copies the state of all that was copied, and what is `trainable` of it and around it."""
+    def _fill(self, *around: tuple[Any, Any]) -> None:
+        """Copies the weights and `trainable` of all copied layers, and `trainable` around them."""
         copies = [pair for pair in self._copies.values() if isinstance(pair[0], keras.layers.Layer)]
         for layer, twin in copies:
             if id(layer) not in self._replaced:
                 _copy_state(layer, twin)
-        # `trainable` reaches into all that a layer holds: the outermost is set first.
+        # Setting `trainable` sets it inside a layer too: the outermost comes first.
         for layer, twin in [*around, *reversed(copies)]:
             _copy_trainable(layer, twin)
 
-    def _graph(self, model, make):
-        # A view: neither compiled nor of a class of its own, both of which Keras would copy.
+    def _graph(self, model: keras.Model, make: Callable[..., Any]) -> Any:
+        # Of a plain view of the model: Keras would copy its class and its compilation too.
         if isinstance(model, keras.Sequential):
             view = keras.Model(model.inputs[0], model.outputs[0])
         else:
@@ -113,12 +141,12 @@ class GraphCopy:
         copy = keras.models.clone_model(view, input_tensors=inputs, clone_function=self._layer)
         return make(copy.input, copy.output, name=model.name)
 
-    def _layer(self, layer):
+    def _layer(self, layer: Any) -> Any:
         if id(layer) not in self._copies:
             self._copies[id(layer)] = (layer, self._copy(layer))
         return self._copies[id(layer)][1]
 
-    def _copy(self, layer):
+    def _copy(self, layer: Any) -> Any:
         _refuse_called_on_variables(layer)
         if not isinstance(layer, keras.layers.Layer):
             return keras_graphs.detached(layer)  # an operation, which holds nothing
@@ -136,25 +164,25 @@ class GraphCopy:
         try:
             config = keras.tree.map_structure(self._unless_held, layer.get_config())
             return type(layer).from_config(config)
-        except Exception as error:  # whatever the code of a layer raises, the cure is one
+        except Exception as error:  # the code of a layer may raise anything
             raise ValueError(
-                f"Layer {layer.name!r} of class {type(layer).__name__} must be one that its "
-                f"`get_config` describes, to be copied. Received: {error}"
+                f"To be copied, layer {layer.name!r} of class {type(layer).__name__} must be "
+                f"described by its `get_config`. Received: {error}"
             ) from error
 
-    def _unless_held(self, value):
-        """A value of a config, or the copy of a layer where a config holds that itself."""
+    def _unless_held(self, value: Any) -> Any:
+        """Returns a value of a config, or the copy of a layer that a config holds."""
         return self._layer(value) if isinstance(value, keras.layers.Layer) else value
 
-    def _opened(self, model):
+    def _opened(self, model: keras.Model) -> keras.Model:
         if isinstance(model, keras.Sequential):
             return keras.Sequential([self._layer(one) for one in model.layers], name=model.name)
         return self._graph(model, keras.Model)
 
-    def _whole(self, model):
-        """A copy of a nested model that keeps its class, if nothing in it is replaced; or None.
+    def _whole(self, model: keras.Model) -> keras.Model | None:
+        """Returns a copy of a nested model with its class; None if a layer in it is replaced.
 
-        Opened, it would be a bare graph, and what its class does when it is loaded would be lost.
+        Copied layer by layer, it would lose its class.
         """
         inside = _inside(model)
         if keras_graphs.is_bare_graph(model) or any(
@@ -163,38 +191,38 @@ class GraphCopy:
             return None
         try:
             twin = type(model).from_config(model.get_config())
-        except Exception:  # a class that its config does not describe is opened
+        except Exception:  # its config does not describe it: it is copied layer by layer
             return None
         twins = _inside(twin)
         if list(map(_outline, inside)) != list(map(_outline, twins)):
             return None
-        # Whatever is used outside of it too is one layer there as well.
+        # A layer that is also used outside of it stays one layer.
         self._copies.update((id(one), (one, other)) for one, other in zip(inside, twins))
         return twin
 
 
-def copied_activation(activation):
-    """An activation for another layer: a function itself, a layer as a copy with its weights."""
+def copied_activation(activation: Any) -> Any:
+    """Returns an activation for another layer: a function as it is, a layer as a copy."""
     if not isinstance(activation, keras.layers.Layer):
         return activation
     return GraphCopy(lambda layer: None).of_layer(activation)
 
 
-def _inside(model):
-    """The layers of a model, and of all in it that can be `opened`."""
-    found = {}
-    for layer in opened(model):
+def _inside(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the layers of a model, and of all that can be `opened` in it."""
+    found: dict[int, keras.layers.Layer] = {}
+    for layer in opened(model) or ():
         found[id(layer)] = layer
         if opened(layer) is not None:
             found.update((id(one), one) for one in _inside(layer))
     return list(found.values())
 
 
-def _outline(layer):
+def _outline(layer: keras.layers.Layer) -> tuple[Any, ...]:
     return type(layer), layer.name, [tuple(weight.shape) for weight in layer.weights]
 
 
-def _refuse_shared_variables(layers):
+def _refuse_shared_variables(layers: dict[str, keras.layers.Layer]) -> None:
     owners = collections.defaultdict(list)
     for path, layer in layers.items():
         for variable in layer.weights:
@@ -202,41 +230,41 @@ def _refuse_shared_variables(layers):
     shared = next((paths for paths in owners.values() if len(paths) > 1), None)
     if shared:
         raise ValueError(
-            "Layers that share a variable without being one layer cannot be copied: the copies "
-            "would not share it. Use one layer twice; a table that also projects back is one "
-            "`LowRankEmbedding`, the second time called with `reverse=True`. "
+            "Two layers that share a variable cannot be copied: the copies would not share it. Use "
+            "one layer twice. For a table that also projects back, call one `LowRankEmbedding` a "
+            "second time with `reverse=True`. "
             f"Received: the layers {', '.join(shared)}"
         )
 
 
-def _refuse_called_on_variables(layer):
-    """A variable in the place of an input is in the graph itself: all copies would have it."""
+def _refuse_called_on_variables(layer: Any) -> None:
+    """Raises where a layer is called on a variable: the graph holds it, and a copy would too."""
     called_on = (value for call in keras_graphs.calls_in_graphs(layer) for value in call)
     shared = [one for one in called_on if isinstance(one, keras.Variable | tf.Variable)]
     if shared:
         raise ValueError(
-            "A graph in which something is called on a variable cannot be copied: the copy would "
-            "share it. Call a layer that holds it in its place. Received: the variable "
+            "A graph in which a layer is called on a variable cannot be copied: the copy would "
+            "share it. Put the variable into a layer. Received: the variable "
             f"{getattr(shared[0], 'path', shared[0].name)!r}, that {layer.name!r} is called on"
         )
 
 
-def _refuse_sharing(model, copy):
-    """Sees to it that a copy shares no layer and no variable with its original."""
+def _refuse_sharing(model: keras.Model, copy: keras.Model) -> None:
+    """Raises where a copy shares a layer or a variable with its original."""
     parts = [*keras_internals.all_layers(model), *model.variables]
     mine = {id(part) for part in parts}
     both = [*keras_internals.all_layers(copy), *copy.variables]
     shared = [part.name for part in both if id(part) in mine]
     if shared:
         raise ValueError(
-            "A copy must share no layer and no variable with its original: a layer that holds "
-            "another must be described by its `get_config`, and made anew by `from_config`. "
+            "A copy must share no layer and no variable with its original: `get_config` must "
+            "describe the layers inside a layer, and `from_config` must make new ones. "
             f"Received: {', '.join(shared)}, in both"
         )
 
 
-def _copy_lambda(layer):
-    """Another Lambda of the same functions, which would not survive a config."""
+def _copy_lambda(layer: keras.layers.Lambda) -> keras.layers.Lambda:
+    """Returns another Lambda with the same functions, which a config could not hold."""
     return keras.layers.Lambda(
         layer.function,
         output_shape=layer._output_shape,
@@ -246,26 +274,26 @@ def _copy_lambda(layer):
     )
 
 
-def _copy_input(layer):
+def _copy_input(layer: keras.layers.InputLayer) -> keras.KerasTensor:
     return keras.layers.InputLayer.from_config(layer.get_config()).output
 
 
-def _copy_state(layer, twin):
-    """Copies the variables and assets of a layer and of all layers that it holds itself."""
+def _copy_state(layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
+    """Copies the variables and assets of a layer and of all layers inside it."""
     if opened(layer) is not None:
         return  # its layers are copied one by one
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
     for source, target in zip(sources, targets, strict=True):
-        if source.weights and not target.built:  # an activation, which a symbolic call leaves so
+        if source.weights and not target.built:  # a symbolic call does not build activations
             build_like(target, source)
         copy_own_state(source, target)
 
 
-def _copy_trainable(layer, twin):
+def _copy_trainable(layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
     twin.trainable = layer.trainable
     if opened(layer) is None:
-        # What a twin holds beside its original's layers is as trainable as what holds it.
+        # Layers of the twin without an original follow the layer around them.
         pairs = zip(keras_internals.sublayers(layer), keras_internals.sublayers(twin))
         for source, target in pairs:
             _copy_trainable(source, target)

@@ -1,31 +1,35 @@
 """A Keras model becomes low-rank in place: what it is, and what it can do, stays."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_lowrank import integrators, keras_internals
 from keras_lowrank.convert.conversion import Conversion, Converted, weights_left
 from keras_lowrank.convert.converted_model import compile_again, convert_class, fresh
+from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.low_rank import SMALLER, decompose, sizes
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select_in_place
 from keras_lowrank.keras_internals import become
-from keras_lowrank.layers.low_rank_layer import layers_by_path
+from keras_lowrank.layers.find_layers import layers_by_path
 from keras_lowrank.optimizers.options import make_rule
 from keras_lowrank.reporting.compression import count_others
 
 
 def make_low_rank(
-    model,
-    rank=None,
-    tolerance=None,
-    energy=None,
-    budget=None,
+    model: keras.Model,
+    rank: int | dict[str, int] | None = None,
+    tolerance: float | None = None,
+    energy: float | None = None,
+    budget: int | None = None,
     *,
-    include=None,
-    exclude=None,
-    only_smaller=True,
-    verbose=False,
-):
+    include: Any = None,
+    exclude: Any = None,
+    only_smaller: bool = True,
+    verbose: bool = False,
+) -> Conversion:
     r"""Makes a Keras model low-rank in place, whatever has built it, and returns a report.
 
     The model may be functional, subclassed, or a `Backbone` or `Task` of KerasHub. Every kernel in
@@ -113,21 +117,24 @@ def make_low_rank(
         )
     for path in concerned.keys() - chosen.keys():
         reasons[path] = "Its factors would be no smaller."
-    converted = {
-        path: Converted(*one.matricization.shape, ranks[path]) for path, one in chosen.items()
-    }
-    left = weights_left(model, layers, kernels, reasons)
+    converted = {}
+    for path, kernel in chosen.items():
+        n, m = kernel.matricization.shape
+        converted[path] = Converted(n, m, ranks[path])
+    skipped = weights_left(model, layers, kernels, reasons)
     for layer, twin in _twins(layers, chosen, factors):
         become(layer, twin)
     convert_class(model)
     compile_again(model)
-    return Conversion(converted, left, before, count_others(model, [])[1])
+    return Conversion(converted, skipped, before, count_others(model, [])[1])
 
 
-def _twins(layers, kernels, factors):
-    """The layers of `{path: Kernel}`, each with its low-rank twin: all of them, or an error."""
+def _twins(
+    layers: dict[str, keras.layers.Layer], kernels: dict[str, Kernel], factors: Callable[[str], Any]
+) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """Returns the layers of `{path: Kernel}`, each with its low-rank twin."""
     paths = {id(layer): path for path, layer in layers.items()}
-    given = {}
+    given: dict[int, tuple[Kernel, dict[str, Any]]] = {}
     for path, kernel in kernels.items():
         given.setdefault(id(kernel.layer), (kernel, {}))[1][path] = factors(path)
     return [

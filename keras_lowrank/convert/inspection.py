@@ -1,7 +1,9 @@
-"""What is in the kernels of a model: shapes, ranks, singular values, and what tolerances leave."""
+"""What is in the kernels of a model: shapes, ranks, singular values, and ranks by tolerance."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from keras_lowrank.convert.decomposition import singular_values
@@ -11,7 +13,7 @@ from keras_lowrank.convert.registry import PLAIN, converter_of
 from keras_lowrank.keras_graphs import is_graph
 from keras_lowrank.keras_internals import all_layers
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.reporting.compression import count_others
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -24,28 +26,30 @@ class KernelSpectrum(NamedTuple):
     """One kernel of a model, and its singular values.
 
     Attributes:
-        path: str, the layer's.
+        path: str, the path of the layer.
         kind: str, the class of the layer.
-        shape: `(n, m)`, of the matrix.
-        rank: int or None, what the layer holds; None is a whole kernel.
+        shape: `(n, m)`, the shape of the matrix.
+        rank: int, the rank of the layer; None for a whole kernel.
         values: array, the singular values, descending.
     """
 
     path: str
     kind: str
-    shape: tuple
+    shape: tuple[int, int]
     rank: int | None
     values: np.ndarray
 
 
-def kernels(model, track=iter):
+def kernels(
+    model: keras.Model, track: Callable[[Sequence[Any]], Iterable[Any]] = iter
+) -> Iterator[KernelSpectrum]:
     """Yields a `KernelSpectrum` for each layer that is low-rank or could be, in the model's order.
 
     Args:
         model: built `keras.Model`.
-        track: callable, what the layers are gone through by: a progress bar around a sequence.
+        track: callable from a sequence to an iterable over it, such as a progress bar.
     """
-    # Low-rank layers are found wherever they are; others only where conversion would find them.
+    # Low-rank layers are found everywhere, others only where `from_keras` finds them.
     layers = graph_layers(model) if is_graph(model) else {}
     found = {
         id(one): (path, one)
@@ -64,8 +68,8 @@ def kernels(model, track=iter):
             yield KernelSpectrum(path, kind, matrix.shape, None, singular_values(matrix))
 
 
-def reasons(model):
-    """Why the layers of a model do not convert: lines of text, one for each that has weights.
+def reasons(model: keras.Model) -> list[str]:
+    """Returns a line of text for each layer with weights: whether it converts, or why not.
 
     Args:
         model: built `keras.Model`.
@@ -82,12 +86,12 @@ def reasons(model):
     return _aligned(table) if table else ["No layer has weights."]
 
 
-def report(model, found):
-    """The lines of text on a model and its kernels.
+def report(model: keras.Model, found: list[KernelSpectrum]) -> list[str]:
+    """Returns the lines of text on a model and its kernels.
 
     Args:
         model: built `keras.Model`.
-        found: list of `KernelSpectrum`, those of the model.
+        found: list of `KernelSpectrum`, of all kernels of the model.
     """
     left = {tolerance: _left(found, tolerance) for tolerance in TOLERANCES}
     header = ["layer", "class", "n x m", "rank", "singular values".ljust(_WIDTH)]
@@ -107,15 +111,20 @@ def report(model, found):
     return _aligned(table)
 
 
-def plot(values, width=_WIDTH):
-    """One line of blocks: the singular values as heights, the largest first and full height."""
+def plot(values: np.ndarray, width: int = _WIDTH) -> str:
+    """Draws singular values as one line of blocks, relative to the largest.
+
+    Args:
+        values: array, descending.
+        width: int, the largest number of characters.
+    """
     top = values[0] if len(values) and values[0] > 0 else 1.0
     at = np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)
     heights = np.ceil(values[at] / top * (len(_BARS) - 1)).astype(int)
     return "".join(_BARS[height] for height in heights)
 
 
-def _reason(model, layer):
+def _reason(model: keras.Model, layer: keras.layers.Layer) -> str:
     converter = converter_of(layer)
     plain = next((cls for cls in type(layer).__mro__[1:] if cls in PLAIN), None)
     if converter.is_plain(layer) and is_graph(model):
@@ -124,17 +133,17 @@ def _reason(model, layer):
     if converter.is_plain(layer):
         return (
             f"Only the code of {type(model).__name__} says what becomes of its outputs. Write its "
-            "twin with `keras_lowrank.convert_layer`."
+            "low-rank twin with `keras_lowrank.convert_layer`."
         )
     if plain is not None:
         return f"A subclass of {plain.__name__} may compute anything."
     if any(converter_of(one).is_plain(one) for one in all_layers(layer)):
-        return converter.refusal(layer)
+        return converter.refusal(layer) or "It can be converted."
     return "There is no low-rank layer for its class."
 
 
-def _left(found, tolerance):
-    """`{path: rank}` that a tolerance would leave, None where the kernel stays whole."""
+def _left(found: list[KernelSpectrum], tolerance: float) -> dict[str, int | None]:
+    """Returns the rank of each kernel under a tolerance; None where it stays whole."""
     return Rule(tolerance=tolerance).ranks(
         {kernel.path: kernel for kernel in found},
         {kernel.path: kernel.shape for kernel in found},
@@ -144,12 +153,13 @@ def _left(found, tolerance):
     )
 
 
-def _held(kernel, rank):
+def _held(kernel: KernelSpectrum, rank: int | None) -> int:
+    """Returns the number of weights of a kernel at a rank."""
     n, m = kernel.shape
     return n * m if rank is None else rank * (n + m)
 
 
-def _aligned(table):
+def _aligned(table: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table)]
     return [
         "  ".join(

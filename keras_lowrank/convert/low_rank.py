@@ -1,10 +1,13 @@
 """A Keras model in, a `LowRankModel` out."""
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.decomposition import Decomposition
 from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
 from keras_lowrank.convert.moments import OutputMoment, stream
@@ -17,71 +20,72 @@ from keras_lowrank.user_warnings import warn_user
 
 
 def from_keras(
-    model,
-    rank=None,
-    tolerance=None,
-    energy=None,
-    budget=None,
+    model: keras.Model,
+    rank: int | dict[str, int] | None = None,
+    tolerance: float | None = None,
+    energy: float | None = None,
+    budget: int | None = None,
     *,
-    include=None,
-    exclude=None,
-    data=None,
-    only_smaller=True,
-    verbose=False,
-):
+    include: Any = None,
+    exclude: Any = None,
+    data: Any = None,
+    only_smaller: bool = True,
+    verbose: bool = False,
+) -> LowRankModel:
     r"""Returns a `LowRankModel` that computes what a Keras model does, at lower ranks.
 
-    The kernel W of every Dense, EinsumDense and Embedding layer, of every convolution (Conv1D,
-    Conv2D, Conv3D, Conv2DTranspose), of every projection in a layer of attention
-    ("attention/query", ...), and both kernels of an LSTM or GRU ("lstm/lstm_cell/kernel", ...),
-    bidirectional or not, become their best approximation `W_r = U S V^T` (truncated SVD;
-    randomised, and within 1% of the least error, where `rank` is small beside a large kernel),
-    with the layer's bias and arguments. All else is copied, with weights and statistics: names,
-    `trainable`, precision, layers that are used in several places. The model that was given is
-    left as it is, and shares nothing with the new one but what the function of a `Lambda` refers
-    to. The new one is not compiled; a `train_step` of one's own, in a subclass of a functional
-    model, stays behind.
+    Each of these kernels W becomes its best approximation `W_r = U S V^T` (truncated SVD):
 
-    With `data`, `W_r` is the best approximation for the inputs that the layer sees in it: it
-    minimises `E ||x W - x W_r||^2` in place of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS
-    2021), and the ranks follow the singular values of `C^{1/2} W` with `C = E[x x^T]`. A network
-    784-784-784-784-784-10 of 98.3% on MNIST has 96.6% when cut to rank 30, and 97.7% when cut
-    with 10,000 images (`examples/prune_and_retrain.py --data_aware`).
+    - of every Dense, EinsumDense and Embedding layer;
+    - of every convolution (Conv1D, Conv2D, Conv3D, Conv2DTranspose);
+    - of every projection in an attention layer ("attention/query", ...);
+    - both of an LSTM or GRU ("lstm/lstm_cell/kernel", ...), bidirectional or not.
+
+    Where `rank` is small for a large kernel, the SVD is randomised, with an error within 1% of the
+    least one. Everything else is copied, with weights and statistics: biases, arguments, names,
+    `trainable`, precision, and layers that are used in several places. The given model is not
+    changed, and the new one shares nothing with it but what the function of a `Lambda` refers to.
+    The new model is not compiled. A custom `train_step` is not copied.
+
+    With `data`, `W_r` is the best approximation for the inputs of the layer: it minimises
+    `E ||x W - x W_r||^2` instead of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS 2021), and ranks
+    follow the singular values of `C^{1/2} W` with `C = E[x x^T]`.
+
+    Layers whose arguments a low-rank layer refuses stay as they are, with a warning: a kernel
+    constraint, a kernel regularizer other than L2, groups, quantization, or an equation whose
+    kernel is a stack of matrices.
 
     Args:
-        model: functional or Sequential `keras.Model`, built. Models inside it are opened, and so is
-            what a `TimeDistributed` repeats. Subclassed ones must be rewritten with
-            `convert_layer`.
-        rank: int, the rank of all layers (of `min(n, m)` where that is less), or a dict from the
-            path, name or pattern of layers to their ranks, which converts no others.
+        model: functional or Sequential `keras.Model`, built. Nested models and the layer inside a
+            `TimeDistributed` are converted too. Rewrite subclassed models with `convert_layer`.
+        rank: int, the rank of all layers (`min(n, m)` where that is less), or a dict from the path,
+            name or pattern of layers to their ranks, which converts no others.
         tolerance: float in `[0, 1)`. Each layer keeps the smallest rank with
             `||W - W_r||_F <= tolerance ||W||_F`.
         energy: float in `(0, 1]`. The smallest rank with `||W_r||_F^2 >= energy ||W||_F^2`.
-        budget: int, the number of weights of the whole model, counted as `Compression.factored`
-            and spent on the singular values with the largest shares of their layers' energy.
-            Exactly one of `rank`, `tolerance`, `energy` and `budget` must be given.
+        budget: int, the number of weights of the whole model, counted as `Compression.factored`. It
+            is spent on the singular values with the largest shares of their layers' energy.
+            Give exactly one of `rank`, `tolerance`, `energy` and `budget`.
         include: the layers to convert: a path or name, a pattern with `*`, a layer class, a
-            function of a layer that returns a bool, or a list of these. All by default.
-        exclude: the layers that stay dense, in the same terms. None by default.
-        data: inputs, as an array (a list or dict of arrays for several inputs), or a
-            `tf.data.Dataset`, `PyDataset` or generator of batches, with or without targets, that
-            comes to an end. They are run
-            through the model once; m^2 numbers are held for a layer with m outputs. None
+            function from a layer to bool, or a list of these. Defaults to all.
+        exclude: the layers to keep dense, in the same terms. Defaults to none.
+        data: inputs, as an array (a list or dict of arrays for several inputs), or as a finite
+            `tf.data.Dataset`, `PyDataset` or generator of batches, with or without targets. The
+            model runs through them once, and holds m^2 numbers for a layer with m outputs. None
             approximates the kernels themselves.
-        only_smaller: bool. Leave a layer dense where its factors would be no smaller than its
-            kernel, `r (n + m) >= n m`. Defaults to `True`. With `False` and `tolerance=0.0` all
-            layers get the ranks of their kernels: a model to train and cut afterwards.
+        only_smaller: bool. Keep a layer dense where its factors would be no smaller than its
+            kernel, `r (n + m) >= n m`. Defaults to `True`. `only_smaller=False` with
+            `tolerance=0.0` gives each layer the rank of its kernel, to train and truncate later.
         verbose: bool. Show a progress bar over the layers. Defaults to `False`.
 
-    Layers whose arguments a low-rank layer refuses (a kernel constraint, a kernel regularizer
-    other than L2, groups, quantization, an equation whose kernel is a stack of matrices) stay
-    as they are, with a warning.
+    Returns:
+        `LowRankModel`.
 
     Raises:
         TypeError: no Keras model.
         ValueError: a subclassed or unbuilt model, nothing to convert, a name that means no layer,
-            an argument outside its range, a budget that rank 1 exceeds, weights that are not
-            finite, or a layer that cannot be copied.
+            an argument outside its range, a budget below the weights at rank 1, non-finite weights,
+            or a layer that cannot be copied.
 
     Example:
 
@@ -116,7 +120,14 @@ def from_keras(
     return _converted(model, chosen, factors, LowRankModel)[0]
 
 
-def decompose(model, kernels, rule, only_smaller, moments=None, verbose=False):
+def decompose(
+    model: keras.Model,
+    kernels: dict[str, Kernel],
+    rule: Rule,
+    only_smaller: bool,
+    moments: dict[str, np.ndarray] | None = None,
+    verbose: bool = False,
+) -> tuple[dict[str, Any], Callable[[str], Any]]:
     """Chooses the ranks of kernels, and decomposes them.
 
     Args:
@@ -133,7 +144,7 @@ def decompose(model, kernels, rule, only_smaller, moments=None, verbose=False):
     """
     decompositions = _decompose(kernels, rule, moments, verbose)
     shapes = {path: kernel.matricization.shape for path, kernel in kernels.items()}
-    ranks = rule.ranks(
+    ranks: dict[str, Any] = rule.ranks(
         kernels,
         shapes,
         {path: one.values for path, one in decompositions.items()},
@@ -151,19 +162,24 @@ def decompose(model, kernels, rule, only_smaller, moments=None, verbose=False):
     return ranks, factors
 
 
-def sizes(kernels, paths):
-    """Some of `{path: Kernel}` with their shapes, for a message."""
+def sizes(kernels: dict[str, Kernel], paths: Iterable[str]) -> str:
+    """Returns some of `{path: Kernel}` with their shapes, for a message."""
     return ", ".join("{} ({} x {})".format(p, *kernels[p].matricization.shape) for p in paths)
 
 
 SMALLER = "Ask for ranks below n m / (n + m), or pass only_smaller=False."
 
 
-def convert_layer(layer, rank=None, tolerance=None, energy=None):
-    """Returns the low-rank twin of one built Keras layer: for classes of your own.
+def convert_layer(
+    layer: keras.layers.Layer,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    energy: float | None = None,
+) -> keras.layers.Layer:
+    """Returns the low-rank twin of one built Keras layer, for subclassed models.
 
-    What a subclassed model computes only its code says, so its twin is written by hand, and this
-    is all that it takes: its layers, converted.
+    Only its code says what a subclassed model computes. So write its low-rank twin by hand, with
+    its layers converted.
 
     Args:
         layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D`, `Conv2DTranspose`,
@@ -171,11 +187,14 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
             or a `Bidirectional` of the last two.
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
-        energy: float in `(0, 1]`, as in `from_keras`. Exactly one of the three must be given.
+        energy: float in `(0, 1]`, as in `from_keras`. Give exactly one of the three.
+
+    Returns:
+        Low-rank layer, built.
 
     Raises:
-        ValueError: a layer of another class or without weights, or one of those that `from_keras`
-            leaves as they are; or an argument outside its range.
+        ValueError: a layer of another class or without weights, or one that `from_keras` keeps as
+            it is; or an argument outside its range.
 
     Example:
 
@@ -201,7 +220,7 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     converter = converter_of(layer)
     if not converter.is_plain(layer):
         raise ValueError(
-            f"`layer` must be one of the Keras layers {NAMES}, and no subclass of them. "
+            f"`layer` must be one of the Keras layers {NAMES}, and not of a subclass. "
             f"Received: {layer!r}"
         )
     if not layer.built:
@@ -213,13 +232,18 @@ def convert_layer(layer, rank=None, tolerance=None, energy=None):
     decompositions = _decompose(kernels, rule)
     shapes = {path: one.matricization.shape for path, one in kernels.items()}
     values = {path: one.values for path, one in decompositions.items()}
-    ranks = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
+    ranks: dict[str, Any] = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
     factors = {path: decompositions[path].factors(rank) for path, rank in ranks.items()}
     return converter.to_low_rank(layer.name, layer, factors)
 
 
-def _decompose(kernels, rule, moments=None, verbose=False):
-    """`{path: Decomposition}` of kernels, for the ranks that a rule asks for."""
+def _decompose(
+    kernels: dict[str, Any],
+    rule: Rule,
+    moments: dict[str, Any] | None = None,
+    verbose: bool = False,
+) -> dict[str, Decomposition]:
+    """Returns `{path: Decomposition}` of kernels, for the ranks that a rule asks for."""
     bar = keras.utils.Progbar(len(kernels), verbose=int(verbose), unit_name="layer")
     found = {}
     for path, kernel in kernels.items():
@@ -232,20 +256,25 @@ def _decompose(kernels, rule, moments=None, verbose=False):
     return found
 
 
-def _converted(model, chosen, factors, make=keras.Model):
-    """A copy of a model that is low-rank in part, and `{path: kernel}` of what is new in it.
+def _converted(
+    model: keras.Model,
+    chosen: Iterable[str],
+    factors: Callable[[str], Any],
+    make: Callable[..., Any] = keras.Model,
+) -> tuple[Any, dict[str, Any]]:
+    """Returns a copy of a model with low-rank kernels, and `{path: kernel}` of the new layers.
 
     Args:
         model: `keras.Model`.
-        chosen: paths of the kernels in whose place factors are put.
+        chosen: paths of the kernels that become low-rank.
         factors: callable from such a path to `(U, S, V)`.
         make: as `GraphCopy.of` takes it.
     """
     paths = {id(layer): path for path, layer in graph_layers(model).items()}
-    made = {}
+    made: dict[str, Any] = {}
 
     def replace(layer):
-        path, converter = paths.get(id(layer)), converter_of(layer)
+        path, converter = paths.get(id(layer), ""), converter_of(layer)
         given = {one: factors(one) for one in converter.kernels(path, layer) if one in chosen}
         if not given:
             return None
@@ -256,15 +285,27 @@ def _converted(model, chosen, factors, make=keras.Model):
     return GraphCopy(replace).of(model, make), made
 
 
-def _moments(model, kernels, data):
-    """`{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
+def rank_one_copy(
+    model: keras.Model, kernels: dict[str, Any]
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Returns a low-rank copy of a model to put other kernels into, and its new layers by path.
+
+    Args:
+        model: `keras.Model`.
+        kernels: dict from paths to `Kernel`, which become factors of rank 1.
+    """
 
     def nothing(path):
-        # Only where factors are is anything put in their place: those of rank 1 are not read.
         n, m = kernels[path].matricization.shape
         return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
 
-    copy, made = _converted(model, kernels, nothing)
+    return _converted(model, kernels, nothing)
+
+
+def _moments(model: keras.Model, kernels: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Returns `{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
+    # The moments take the place of the factors of rank 1, which are not read.
+    copy, made = rank_one_copy(model, kernels)
     moments = {
         path: OutputMoment(keras.ops.convert_to_tensor(kernel.matrix()))
         for path, kernel in kernels.items()

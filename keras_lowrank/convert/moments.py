@@ -1,32 +1,37 @@
-"""The second moments of what layers put out, streamed over the batches of a data set."""
+"""The second moments of the outputs of kernels, streamed over a data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
 from keras_lowrank.kernels.products import rows
+from keras_lowrank.manifold.factors import Factors
 
 _BATCH = 32
 
 
 class OutputMoment(ProductKernel):
-    """A whole kernel W in the place of factors, that adds up `E[y y^T]` of its outputs `y = x W`.
+    """A whole kernel W in place of factors that averages `y y^T` over its outputs `y = x W`.
 
     Args:
         kernel: float tensor W, shape `(n, m)`.
     """
 
-    def __init__(self, kernel):
+    def __init__(self, kernel: tf.Tensor) -> None:
         super().__init__(kernel)
         self._total = np.zeros((kernel.shape[1],) * 2)
         self._count = 0
 
-    def apply(self, maps, inputs, dtype, transposed=False):
+    def apply(
+        self, maps: KernelMaps, inputs: tf.Tensor, dtype: str, transposed: bool = False
+    ) -> tf.Tensor:
         outputs = super().apply(maps, inputs, dtype, transposed)
-        if transposed:  # what is approximated is what the rows of a table are looked up for
+        if transposed:  # a table is approximated for its lookups alone
             return outputs
         y = tf.cast(rows(outputs), tf.float64)
         self._total += tf.matmul(y, y, transpose_a=True).numpy()
@@ -34,13 +39,13 @@ class OutputMoment(ProductKernel):
         return outputs
 
     @property
-    def mean(self):
-        """float64 array of shape `(m, m)`, or None where the layer was not reached."""
+    def mean(self) -> np.ndarray | None:
+        """`E[y y^T]`, a float64 array of shape `(m, m)`; None where no data reached the layer."""
         return self._total / self._count if self._count else None
 
 
-def stream(model, moments, data):
-    """Runs `model` over `data` once, for inference, with `moments` in the place of factors.
+def stream(model: keras.Model, moments: dict[Factors, OutputMoment], data: Any) -> None:
+    """Runs `model` over `data` once, in inference, with `moments` in place of factors.
 
     Args:
         model: `keras.Model`.
@@ -59,10 +64,10 @@ def stream(model, moments, data):
         raise ValueError("`data` must hold at least one batch of inputs. Received: none")
 
 
-def _batches(data):
-    """The inputs in every batch; a data set may yield targets and sample weights with them."""
+def _batches(data: Any) -> Iterator[Any]:
+    """Yields the inputs of every batch, without targets and sample weights."""
     if isinstance(data, keras.utils.PyDataset):
-        batches = map(data.__getitem__, range(len(data)))
+        batches: Iterable[Any] = map(data.__getitem__, range(len(data)))
     elif isinstance(data, (tf.data.Dataset, Iterator)):
         batches = data
     else:

@@ -2,7 +2,10 @@
 
 import warnings
 
+import keras
+
 from keras_lowrank import keras_internals
+from keras_lowrank.convert.converter import Converter
 from keras_lowrank.convert.graph import GraphCopy, check_model, opened
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.layers import LowRankLayer
@@ -10,28 +13,31 @@ from keras_lowrank.layers import LowRankLayer
 _STYLES = ("smaller", "factored", "merged")
 
 
-def to_keras(model, style="smaller"):
+def to_keras(model: keras.Model, style: str = "smaller") -> keras.Model:
     r"""Returns a Keras model that computes the same, with no class of this package in it.
 
-    A low-rank layer becomes `"merged"`, the one Keras layer with the kernel `U S V^T`, or
-    `"factored"`, two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T` in a Sequential
-    model of the same name: Dense without a bias and Dense, Conv2D without a bias and a 1x1 Conv2D
-    (of height and of width, where it is factorized so),
-    EinsumDense without a bias and EinsumDense, and so for the other convolutions. The root of S in
-    each gives both the same norm, which training and quantization like best. The projections of
-    attention are always merged, since Keras's layer has one EinsumDense for each.
-    All else is copied, as `from_keras` does. The new model is not compiled.
+    A low-rank layer becomes one of two:
+
+    - `"merged"`: the Keras layer with the kernel `U S V^T`.
+    - `"factored"`: two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T`, in a Sequential
+      model of the same name. Both kernels have the same norm, which suits training and
+      quantization. The layers are two Dense, two EinsumDense, or a convolution and a 1x1
+      convolution (for `factorization="spatial"`, one along the height and one along the width). The
+      first has no bias.
+
+    Attention, LSTM, GRU and an Embedding of ragged indices (`keras.Input(..., ragged=True)`) are
+    always merged: their Keras layers have one kernel for each. All other layers are copied as in
+    `from_keras`. The new model is not compiled.
+
+    A factored layer loses its kernel regularizer, which acts on `||W||_F^2`, with a warning.
 
     Args:
-        model: functional or Sequential `keras.Model`, or `LowRankModel` of that kind, built.
-        style: str, `"smaller"`, which of the two has fewer weights, layer by layer (factored if
-            `r (n + m) < n m`); or `"factored"` or `"merged"` for all layers.
+        model: functional or Sequential `keras.Model` or `LowRankModel`, built.
+        style: str, `"factored"`, `"merged"`, or `"smaller"` (the default): for each layer the one
+            with fewer weights, factored if `r (n + m) < n m`.
 
-    LSTM and GRU, bidirectional or not, and an Embedding of ragged indices
-    (`keras.Input(..., ragged=True)`) have no form in factors and are merged in every case.
-
-    A kernel regularizer, which is one of `||W||_F^2`, stays with a merged kernel and has no place
-    in a factored one; there is a warning.
+    Returns:
+        `keras.Model`.
 
     Raises:
         TypeError: no Keras model.
@@ -51,7 +57,7 @@ def to_keras(model, style="smaller"):
     if style not in _STYLES:
         raise ValueError(f"`style` must be one of {_STYLES}. Received: style={style!r}")
     check_model(model, "to_keras", "The `kernel` of each low-rank layer holds its matrix.")
-    penalized = []
+    penalized: list[str] = []
 
     def replace(layer):
         converter = converter_of(layer)
@@ -72,18 +78,18 @@ def to_keras(model, style="smaller"):
     return copy
 
 
-def _is_merged(converter, layer, style):
+def _is_merged(converter: Converter, layer: keras.layers.Layer, style: str) -> bool:
     if style == "merged" or not converter.can_be_factored(layer):
         return True
     n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
     return style == "smaller" and rank * (n + m) >= n * m
 
 
-def _check_what_it_holds(layer):
+def _check_what_it_holds(layer: keras.layers.Layer) -> None:
     held = keras_internals.all_layers(layer) if opened(layer) is None else []
     if any(isinstance(one, LowRankLayer) for one in held):
         raise ValueError(
-            f"What a {type(layer).__name__} does with the low-rank layers that it holds only its "
-            "code says; `to_keras` cannot put plain ones in their place. "
+            f"`to_keras` cannot replace low-rank layers inside a {type(layer).__name__}: only its "
+            "code says how it uses them. "
             f"Received: the layer {layer.name!r}"
         )

@@ -2,7 +2,10 @@
 
 import math
 import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.convert.selection import matches, unknown
@@ -12,27 +15,38 @@ from keras_lowrank.ranks.truncation import Tolerance
 
 
 class Rule:
-    """How the ranks of the layers are chosen: exactly one of four ways.
+    """How the ranks of the layers are chosen. Exactly one of four arguments is given.
 
     Args:
         rank: int, or dict from the path, name or pattern of layers to int.
-        tolerance: float in [0, 1). The tail that is cut is at most that share of the norm.
-        energy: float in (0, 1]. What is kept is at least that share of the squared norm.
+        tolerance: float in [0, 1). The norm of the tail is at most that share of the norm.
+        energy: float in (0, 1]. The squared norm kept is at least that share of it.
         budget: int, the number of weights of the whole model.
+
+    Attributes:
+        rank: as given.
+        budget: as given.
 
     Raises:
         ValueError: none or several of them, or one outside its range.
     """
 
-    def __init__(self, rank=None, tolerance=None, energy=None, budget=None):
-        given = {"rank": rank, "tolerance": tolerance, "energy": energy, "budget": budget}
-        given = {name: value for name, value in given.items() if value is not None}
+    def __init__(
+        self,
+        rank: int | dict[str, int] | None = None,
+        tolerance: float | None = None,
+        energy: float | None = None,
+        budget: int | None = None,
+    ) -> None:
+        ways = {"rank": rank, "tolerance": tolerance, "energy": energy, "budget": budget}
+        given = {name: value for name, value in ways.items() if value is not None}
         if len(given) != 1:
             raise ValueError(
                 "Exactly one of `rank`, `tolerance`, `energy` and `budget` must be given. "
                 f"Received: {given or 'none of them'}"
             )
-        self.rank, self.budget, self._tolerance = rank, budget, None
+        self.rank, self.budget = rank, budget
+        self._tolerance: Tolerance | None = None
         if rank == {}:
             raise ValueError("`rank` must name at least one layer. Received: rank={}")
         for name, value in rank.items() if isinstance(rank, dict) else [("rank", rank)]:
@@ -47,8 +61,11 @@ class Rule:
             _check_share("energy", energy, "(0, 1]", lambda x: 0 < x <= 1)
             self._tolerance = Tolerance(math.sqrt(1.0 - energy))
 
-    def concerned(self, layers):
-        """Those of `{path: layer}` that a rank by name names; all, under another rule.
+    def concerned(self, layers: dict[str, Any]) -> dict[str, Any]:
+        """Returns the layers that a dict of ranks names; under another rule, all.
+
+        Args:
+            layers: `{path: layer}`.
 
         Raises:
             ValueError: a name that means no layer.
@@ -60,7 +77,14 @@ class Rule:
                 raise unknown(layers, "rank", text)
         return {path: layer for path, layer in layers.items() if self.asked(path, layer)}
 
-    def ranks(self, layers, shapes, values, others, only_smaller):
+    def ranks(
+        self,
+        layers: dict[str, Any],
+        shapes: dict[str, tuple[int, int]],
+        values: dict[str, np.ndarray],
+        others: int,
+        only_smaller: bool,
+    ) -> dict[str, int | None]:
         """Returns `{path: rank}`; None where the layer stays dense.
 
         Args:
@@ -71,7 +95,7 @@ class Rule:
             only_smaller: bool. Leave a layer dense where `r (n + m) >= n m`.
 
         Raises:
-            ValueError: a budget that rank 1 everywhere exceeds.
+            ValueError: a budget below the weights at rank 1 everywhere.
         """
         if self.budget is not None:
             return spend_budget(self.budget, others, shapes, values, only_smaller)
@@ -80,26 +104,31 @@ class Rule:
             if self._tolerance is not None:
                 rank = int(self._tolerance.rank(tf.constant(values[path]), None))
             else:
-                rank = self.asked(path, layer)
-            rank = min(max(rank, 1), *shapes[path])
-            chosen[path] = rank
+                rank = self.asked(path, layer) or 1
+            chosen[path] = min(max(rank, 1), *shapes[path])
         low_rank = _low_rank(chosen, shapes, only_smaller)
         return {path: rank if path in low_rank else None for path, rank in chosen.items()}
 
-    def asked(self, path, layer):
-        """The rank that was given for a layer, or None: it follows from the singular values."""
+    def asked(self, path: str, layer: Any) -> int | None:
+        """Returns the rank that was given for a layer; None where the singular values decide."""
         if not isinstance(self.rank, dict):
             return self.rank
         wanted = [rank for text, rank in self.rank.items() if matches(path, layer, text)]
-        return wanted[-1] if wanted else None  # the last word counts, as in a style sheet
+        return wanted[-1] if wanted else None  # the last match counts, as in a style sheet
 
 
-def spend_budget(budget, others, shapes, values, only_smaller):
-    """Ranks that cost as many weights as possible and not more: `{path: rank or None}`.
+def spend_budget(
+    budget: int,
+    others: int,
+    shapes: dict[str, tuple[int, int]],
+    values: dict[str, np.ndarray],
+    only_smaller: bool,
+) -> dict[str, int | None]:
+    """Returns the ranks that use up a budget of weights: `{path: rank or None}`.
 
-    Every layer gets rank 1, and then the singular values are paid for in the order of their share
-    of the layer's energy, as `Budget` does. A layer whose factors would be no smaller than its
-    kernel stays dense, and what it did not need is spent on the others.
+    Every layer gets rank 1. Then singular values are added in the order of their share of the
+    layer's energy, as in `Budget`. A layer whose factors would be no smaller than its kernel stays
+    dense, and the others get what it would have cost.
 
     Args:
         budget: int, the number of weights of the whole model.
@@ -107,14 +136,17 @@ def spend_budget(budget, others, shapes, values, only_smaller):
         shapes: `{path: (n, m)}`.
         values: `{path: singular values}`, descending.
         only_smaller: bool, as in `Rule.ranks`.
+
+    Raises:
+        ValueError: a budget below the weights at rank 1 everywhere.
     """
     ranks = dict.fromkeys(shapes, 1)
     low_rank = _low_rank(ranks, shapes, only_smaller)
     least = others + _cost(ranks, low_rank, shapes)
     if least > budget:
         raise ValueError(
-            f"`budget` must be at least {least:,}, which rank 1 in every layer takes with all that "
-            f"stays dense. Received: budget={budget:,}"
+            f"`budget` must be at least {least:,}, the weights at rank 1 in every layer with all "
+            f"that stays dense. Received: budget={budget:,}"
         )
     while low_rank:
         ones = dict.fromkeys(shapes, 1)
@@ -130,8 +162,10 @@ def spend_budget(budget, others, shapes, values, only_smaller):
     return {path: ranks[path] if path in low_rank else None for path in shapes}
 
 
-def _low_rank(ranks, shapes, only_smaller):
-    """The layers that are worth their factors."""
+def _low_rank(
+    ranks: dict[str, int], shapes: dict[str, tuple[int, int]], only_smaller: bool
+) -> list[str]:
+    """Returns the layers whose factors are smaller than the kernel, or all."""
     return [
         path
         for path, rank in ranks.items()
@@ -139,18 +173,20 @@ def _low_rank(ranks, shapes, only_smaller):
     ]
 
 
-def _cost(ranks, low_rank, shapes):
+def _cost(
+    ranks: dict[str, int], low_rank: Iterable[str], shapes: dict[str, tuple[int, int]]
+) -> int:
     return sum(
         ranks[path] * sum(shape) if path in low_rank else math.prod(shape)
         for path, shape in shapes.items()
     )
 
 
-def _check_count(name, value):
+def _check_count(name: str, value: Any) -> None:
     positive_integer(name, value)
 
 
-def _check_share(name, value, interval, contains):
+def _check_share(name: str, value: Any, interval: str, contains: Callable[[float], bool]) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not contains(value):
         raise ValueError(f"`{name}` must be a number in {interval}. Received: {name}={value!r}")

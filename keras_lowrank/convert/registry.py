@@ -1,4 +1,6 @@
-"""The converters of all families of layers: to convert another family, write one and list it."""
+"""The list of all converters. To convert another family of layers, write one and list it."""
+
+import keras
 
 from keras_lowrank.convert.attention import AttentionConverter
 from keras_lowrank.convert.converter import Converter, undecorated_class
@@ -11,7 +13,7 @@ from keras_lowrank.convert.single_kernel import (
     ConvConverter,
 )
 
-CONVERTERS = (
+CONVERTERS: tuple[Converter, ...] = (
     DENSE,
     ConvConverter(),
     Conv2DTransposeConverter(),
@@ -25,11 +27,12 @@ CONVERTERS = (
 _BY_CLASS = {cls: one for one in CONVERTERS for pair in one.classes for cls in pair}
 _OF_OTHERS = Converter()
 
-# The Keras classes that have a low-rank one, and their names for an error.
-PLAIN = [plain for one in CONVERTERS for plain, low_rank in one.classes if plain is not low_rank]
+# The Keras classes with a low-rank twin, and their names for an error.
+_PAIRS = [pair for one in CONVERTERS for pair in one.classes]
+PLAIN = [plain for plain, low_rank in _PAIRS if plain is not low_rank]
 NAMES = ", ".join(plain.__name__ for plain in PLAIN)
 
 
-def converter_of(layer):
-    """The `Converter` of a layer, plain or low-rank or of a class that is not converted."""
+def converter_of(layer: keras.layers.Layer) -> Converter:
+    """Returns the `Converter` of a layer: plain, low-rank, or of a class that is not converted."""
     return _BY_CLASS.get(undecorated_class(layer), _OF_OTHERS)

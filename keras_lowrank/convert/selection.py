@@ -1,9 +1,11 @@
-"""Which kernels of a model are meant: by name, path, pattern, type or predicate of layers."""
+"""Selecting kernels of a model: by name, path, pattern, type or predicate of layers."""
 
 import collections
 import fnmatch
 import itertools
 import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 
@@ -14,10 +16,10 @@ from keras_lowrank.convert.registry import NAMES, converter_of
 from keras_lowrank.keras_internals import own_variables
 
 
-def select_kernels(model, include, exclude):
+def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, Kernel]:
     """Returns `{path: Kernel}` of the kernels of a model that are to become low-rank.
 
-    Warns of layers that stay as they are.
+    Warns of selected layers that stay as they are.
 
     Args:
         model: built `keras.Model`, a graph of layers.
@@ -32,19 +34,19 @@ def select_kernels(model, include, exclude):
         converter = converter_of(layer)
         kernels = converter.convertible_kernels(path, layer)
         if kernels or (not converter.is_low_rank(layer) and _holds_plain(layer)):
-            # With what holds the kernels, so that it can be named in the place of all of them.
+            # With the layer that holds them, whose name stands for all of them.
             candidates.update({path: layer, **kernels})
     refused = {}
     for path, one in _select(candidates, include, exclude).items():
         converter = converter_of(_layer(one))
-        # What only holds kernels that were found stands for them, and is done with.
+        # A layer that only holds kernels that were found needs no reason of its own.
         if isinstance(one, Kernel) or not (opened(one) or converter.kernels(path, one)):
             refused[path] = converter.refusal(_layer(one))
     chosen = {path: candidates[path] for path, reason in refused.items() if reason is None}
     left = _by_reason(refused)
     if not chosen:
         raise ValueError(
-            "`from_keras` needs a layer to convert, in the graph of the model and left by "
+            "`from_keras` needs a layer to convert in the graph of the model, selected by "
             f"`include` and `exclude`: {NAMES}. Received: {left or 'none'}"
         )
     if left:
@@ -52,7 +54,9 @@ def select_kernels(model, include, exclude):
     return chosen
 
 
-def select_in_place(layers, include, exclude):
+def select_in_place(
+    layers: dict[str, keras.layers.Layer], include: Any, exclude: Any
+) -> tuple[dict[str, Kernel], dict[str, str | None]]:
     """Returns `({path: Kernel}, {path: reason})` of all kernels; None where one is to be low-rank.
 
     Args:
@@ -63,7 +67,8 @@ def select_in_place(layers, include, exclude):
     Raises:
         ValueError: a string that means no layer, or an item of another kind.
     """
-    candidates, kernels = {}, {}
+    candidates: dict[str, Any] = {}
+    kernels: dict[str, Kernel] = {}
     for path, layer in layers.items():
         converter = converter_of(layer)
         found = converter.convertible_kernels(path, layer).items() if layer.built else ()
@@ -74,7 +79,8 @@ def select_in_place(layers, include, exclude):
             candidates.update({path: layer, **own})
     owners = collections.Counter(id(v) for one in layers.values() for v in own_variables(one))
     chosen = _select(candidates, include, exclude)
-    reasons = {path: "Left out by `include` or `exclude`." for path in kernels}
+    left_out = "Left out by `include` or `exclude`."
+    reasons: dict[str, str | None] = dict.fromkeys(kernels, left_out)
     for path in kernels.keys() & chosen.keys():
         shared = any(owners[id(v)] > 1 for v in kernels[path].layer.weights)
         reasons[path] = _SHARED if shared else kernels[path].refusal()
@@ -87,47 +93,48 @@ _SHARED = (
 )
 
 
-def matches(path, layer, text):
-    """Whether a string, a pattern or not, means the layer: its path or name, or what holds it."""
+def matches(path: str, layer: Any, text: str) -> bool:
+    """Whether a name, path or pattern means the layer, or a layer or model that holds it."""
     names, name = path.split("/"), _layer(layer).name
     whole = itertools.accumulate(names, "{}/{}".format)
     return any(fnmatch.fnmatchcase(name, text) for name in (name, names[-1], *whole))
 
 
-def unknown(layers, argument, text):
-    """The error for a string that means no layer."""
+def unknown(layers: Iterable[str], argument: str, text: str) -> ValueError:
+    """Returns the error for a string that means no layer."""
     return ValueError(
         f"`{argument}` must name layers that can be converted, by path, name or pattern: "
         f"{', '.join(layers) or 'there is none'}. Received: {text!r}"
     )
 
 
-def _holds_plain(layer):
+def _holds_plain(layer: keras.layers.Layer) -> bool:
     return any(converter_of(one).is_plain(one) for one in keras_internals.all_layers(layer))
 
 
-def _by_reason(refused):
-    """One sentence for each reason, and not one for each block of a model."""
-    paths = {}
+def _by_reason(refused: dict[str, str | None]) -> str:
+    """Returns one sentence for each reason, and not one for each layer."""
+    paths: dict[str, list[str]] = {}
     for path, reason in refused.items():
         if reason is not None:
             paths.setdefault(reason, []).append(path)
     return "; ".join(f"{_listed(some)}: {reason}" for reason, some in paths.items())
 
 
-def _listed(paths):
+def _listed(paths: list[str]) -> str:
     some = ", ".join(paths[:3])
     return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
 
 
-def _select(layers, include, exclude):
+def _select(layers: dict[str, Any], include: Any, exclude: Any) -> dict[str, Any]:
     """Those of `{path: layer}` that are included and not excluded."""
     chosen = layers if include is None else _matching(layers, "include", include)
     dropped = {} if exclude is None else _matching(layers, "exclude", exclude)
     return {path: layer for path, layer in chosen.items() if path not in dropped}
 
 
-def _matching(layers, argument, items):
+def _matching(layers: dict[str, Any], argument: str, items: Any) -> dict[str, Any]:
+    """Returns those of `{path: layer}` that some items mean, and all inside them."""
     items = items if isinstance(items, (list, tuple, set)) else [items]
     found = {}
     for item in items:
@@ -140,7 +147,7 @@ def _matching(layers, argument, items):
     return {path: one for path, one in layers.items() if path in found or path.startswith(inside)}
 
 
-def _test(argument, item):
+def _test(argument: str, item: Any) -> Callable[[str, Any], bool]:
     if isinstance(item, str):
         return lambda path, layer: matches(path, layer, item)
     if isinstance(item, type) and issubclass(item, keras.layers.Layer):
@@ -153,6 +160,6 @@ def _test(argument, item):
     )
 
 
-def _layer(holder):
-    """The layer of a kernel; what else can be named is a layer."""
+def _layer(holder: Any) -> keras.layers.Layer:
+    """Returns the layer of a `Kernel`, or the layer itself."""
     return holder.layer if isinstance(holder, Kernel) else holder

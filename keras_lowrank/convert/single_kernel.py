@@ -1,6 +1,7 @@
-"""Conversion of layers with one kernel and a bias, two of which multiply with `U S V^T`."""
+"""The converters of layers with one kernel and a bias; two of them can multiply with `U S V^T`."""
 
 import string
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,68 +13,72 @@ from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.einsum_equation import EinsumEquation
 from keras_lowrank.layers.initial_factors import GivenFactors
 
-# What acts on outputs: on those of the second of two layers.
+# Arguments that act on the outputs: of two layers, the second has them.
 _ON_OUTPUTS = ("activation", "activity_regularizer", "bias_regularizer", "bias_constraint")
 
-# The arguments that a second layer of another class has, too.
+# The arguments that a second layer of another class takes too.
 _OF_EVERY_LAYER = ("trainable", "dtype", "activity_regularizer")
 
 _POINTWISE = {"kernel_size": 1, "strides": 1, "padding": "valid", "dilation_rate": 1}
 
 
 class SingleKernelConverter(Converter):
-    """How a layer with one kernel is converted.
+    """Base of the converters of layers with one kernel.
 
-    Factored, it is two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T`. A subclass
-    implements `two_layers`, which says how they differ from the merged one.
+    Factored, the layer becomes two Keras layers with the kernels `U S^{1/2}` and `S^{1/2} V^T`. A
+    subclass implements `two_layers`.
 
     Attributes:
-        kernel_name: str, what Keras calls the kernel.
+        kernel_name: str, the name of the kernel in Keras.
         second_class: the class of the second of two layers; None for that of the first.
     """
 
-    kernel_name = "kernel"
-    second_class = None
+    kernel_name: str = "kernel"
+    second_class: Any = None
 
-    def two_layers(self, layer):
-        """Two dicts: the arguments of two Keras layers, where they are others than the layer's."""
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the arguments of each of two Keras layers that differ from the layer's."""
+        # Abstract: each layer type has its own.
         raise NotImplementedError(f"{type(self).__name__} must implement `two_layers`.")
 
-    def kernels(self, path, layer):
+    def kernels(self, path: str, layer: keras.layers.Layer) -> dict[str, Any]:
         return super().kernels(path, layer) or {path: Kernel(self, layer, self.kernel_name)}
 
-    def can_be_factored(self, layer):
+    def can_be_factored(self, layer: keras.layers.Layer) -> bool:
         return True
 
-    def to_low_rank(self, path, layer, factors):
+    def to_low_rank(
+        self, path: str, layer: keras.layers.Layer, factors: dict[str, Any]
+    ) -> keras.layers.Layer:
         given = factors[path]
         low_rank = self.with_rank(layer, given[1].shape[0])
-        # In the place of factors that would be drawn, and thrown away.
+        # In place of factors that would be drawn and thrown away.
         drawn, low_rank.kernel_initializer = low_rank.kernel_initializer, GivenFactors(given)
         build_like(low_rank, layer)
         low_rank.kernel_initializer = drawn
         copy_bias(layer, low_rank)
         return low_rank
 
-    def to_plain(self, layer, style):
+    def to_plain(self, layer: keras.layers.Layer, style: str) -> keras.layers.Layer:
         return self._factored(layer) if style == "factored" else super().to_plain(layer, style)
 
-    def second_matricization(self, layer, second):
-        """How the kernel of the second of two layers is the matrix `S^{1/2} V^T`."""
+    def second_matricization(self, layer: Any, second: keras.layers.Layer) -> Matricization:
+        """Returns how the kernel of the second of two layers is the matrix `S^{1/2} V^T`."""
         return self.matricization(second, second.kernel.shape)
 
-    def _factored(self, layer):
+    def _factored(self, layer: Any) -> keras.Sequential:
         arguments = self.plain_arguments(layer)
-        linear = {name: None for name in _ON_OUTPUTS if name in arguments}
+        linear: dict[str, Any] = {name: None for name in _ON_OUTPUTS if name in arguments}
         linear[f"{self.kernel_name}_regularizer"] = None
         behind = {**arguments, "kernel_regularizer": None}
         if self.second_class is not None:
             behind = {name: one for name, one in behind.items() if name in _OF_EVERY_LAYER}
-        (left, right), plain, name = self.two_layers(layer), self.plain_class(layer), layer.name
-        first = plain.from_config({**arguments, **linear, **left, "name": f"{name}_left"})
+        plain, name = self.plain_class(layer), layer.name
+        of_first, of_second = self.two_layers(layer)
+        first = plain.from_config({**arguments, **linear, **of_first, "name": f"{name}_left"})
         plain = self.second_class or plain
-        second = plain.from_config({**behind, **right, "name": f"{name}_right"})
-        shape = input_shape(layer)
+        second = plain.from_config({**behind, **of_second, "name": f"{name}_right"})
+        shape: Any = input_shape(layer)
         build_like(first, layer, {"input_shape": shape}, inside=(name,))
         shape = first.compute_output_shape(shape or (None,))
         build_like(second, layer, {"input_shape": shape}, inside=(name,))
@@ -90,12 +95,12 @@ class DenseConverter(SingleKernelConverter):
 
     classes = ((keras.layers.Dense, layers.LowRankDense),)
 
-    def two_layers(self, layer):
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"units": layer.factors.rank, "use_bias": False}, {}
 
 
 class ConvConverter(SingleKernelConverter):
-    """Factored, the second layer is a 1x1 convolution, or the one along the width."""
+    """Factored, the second layer is a 1x1 convolution; in the spatial form, one along the width."""
 
     classes = (
         (keras.layers.Conv1D, layers.LowRankConv1D),
@@ -104,17 +109,17 @@ class ConvConverter(SingleKernelConverter):
     )
     low_rank_arguments = (*SingleKernelConverter.low_rank_arguments, "factorization")
 
-    def two_layers(self, layer):
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {"filters": layer.factors.rank, "use_bias": False}
         if not _is_spatial(layer):
             return first, _POINTWISE
-        second = {}
+        second: dict[str, Any] = {}
         for name in ("kernel_size", "strides", "dilation_rate"):
             along_height, along_width = getattr(layer, name)
             first[name], second[name] = (along_height, 1), (1, along_width)
         return first, second
 
-    def second_matricization(self, layer, second):
+    def second_matricization(self, layer: Any, second: keras.layers.Layer) -> Matricization:
         if not _is_spatial(layer):
             return super().second_matricization(layer, second)
         return Matricization(tuple(second.kernel.shape), rows=(2,), columns=(0, 1, 3))
@@ -125,28 +130,28 @@ class Conv2DTransposeConverter(SingleKernelConverter):
 
     classes = ((keras.layers.Conv2DTranspose, layers.LowRankConv2DTranspose),)
 
-    def two_layers(self, layer):
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {"filters": layer.factors.rank, "use_bias": False}
         return first, {**_POINTWISE, "output_padding": None}
 
-    def matricization(self, layer, shape):
+    def matricization(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Matricization:
         return layers.LowRankConv2DTranspose.matricization_of(shape)
 
-    def arguments(self, layer):
+    def arguments(self, layer: keras.layers.Layer) -> dict[str, Any]:
         # Older versions of Keras leave it out of the config.
         return {**super().arguments(layer), "output_padding": layer.output_padding}
 
 
 class EinsumDenseConverter(SingleKernelConverter):
-    """Factored, an axis for the rank is the last of what the first layer puts out."""
+    """Factored, the outputs of the first layer have a last axis for the rank."""
 
     classes = ((keras.layers.EinsumDense, layers.LowRankEinsumDense),)
 
-    def matricization(self, layer, shape):
+    def matricization(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Matricization:
         return EinsumEquation.parse(layer.equation).matricization(shape)
 
-    def two_layers(self, layer):
-        shape = input_shape(layer)
+    def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        shape: Any = input_shape(layer)
         axes = EinsumEquation.parse(layer.equation).expanded(len(shape))
         rank = next(a for a in string.ascii_letters if a not in axes.inputs + axes.outputs)
         free, rows, columns = map("".join, (axes.free, axes.rows, axes.columns))
@@ -166,12 +171,12 @@ class EinsumDenseConverter(SingleKernelConverter):
 DENSE, EINSUM_DENSE = DenseConverter(), EinsumDenseConverter()
 
 
-def _is_spatial(layer):
+def _is_spatial(layer: keras.layers.Layer) -> bool:
     return getattr(layer, "factorization", "matrix") == "spatial"
 
 
-def _balanced(layer):
-    """`U S^{1/2}` and `S^{1/2} V^T` in float64, S made diagonal."""
+def _balanced(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `U S^{1/2}` and `S^{1/2} V^T` in float64, after making S diagonal."""
     u, s, v = in_float64(layer)
     inner, values, outer = np.linalg.svd(s)
     root = np.sqrt(values)

@@ -1,7 +1,7 @@
-"""Numerical checks of a layer, an optimizer rule or an integrator of your own.
+"""Numerical checks of your own layer, optimizer rule or integrator.
 
-Each one raises a ValueError that lists the rules which are broken, in plain words, or returns a
-`Report` of the rules that hold. They take about a second, and belong into your tests.
+Each check returns a `Report` of the rules that hold, or raises a ValueError that lists the broken
+ones. A check takes about a second. Call it in your tests.
 """
 
 from keras_lowrank.diagnostics.layer import check_layer

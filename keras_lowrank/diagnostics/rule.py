@@ -1,6 +1,7 @@
-"""Whether an optimizer rule moves a matrix, and not the factors that it happens to have."""
+"""A check that an optimizer rule depends on the matrix, not on the choice of its factors."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,29 +11,32 @@ from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT, Direction
+from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT, Direction, Rule
 
 _STEPS, _RATE = 3, 0.1
 
 
-def check_rule(rule, shape=(9, 7), rank=3):
+def check_rule(rule: Rule, shape: tuple[int, int] = (9, 7), rank: int = 3) -> Report:
     """Checks a `Rule` on random gradients of one matrix, over three steps.
 
-    It keeps what it says, in the right shapes; all values are finite, also for gradients of zero;
-    the first step goes down along a plain gradient; no step depends on the bases of the matrix: for
-    U Q and V P in place of U and V, with orthogonal Q and P, the matrix D is the same; it can be
-    traced, and has no side effects; rows of a gradient do as the whole of it, if `takes_rows`.
+    - It returns exactly the state that it names, in the right shapes.
+    - All values are finite, also for gradients of zero.
+    - The first step is a descent direction.
+    - The direction D does not depend on the bases: U Q and V P give the same matrix D as U and V,
+      for orthogonal Q and P.
+    - It can be traced, and has no side effects.
+    - With `takes_rows`, a gradient by its rows gives the same as the whole gradient.
 
     Args:
-        rule: `Rule`, made of its optimizer.
-        shape: `(n, m)`, ints, of the matrix.
-        rank: int, below both.
+        rule: `Rule`, made from its optimizer.
+        shape: `(n, m)`, ints, the shape of the matrix.
+        rank: int, below both. Defaults to 3.
 
     Returns:
         `Report`.
 
     Raises:
-        ValueError: rules that are broken, each with what was received.
+        ValueError: rules are broken. The message lists each with what was received.
 
     Example:
 
@@ -50,7 +54,7 @@ def check_rule(rule, shape=(9, 7), rank=3):
     bases = [np.linalg.qr(rng.standard_normal((extent, r)))[0] for extent in shape]
     turns = [np.linalg.qr(rng.standard_normal((r, r)))[0] for _ in shape]
     gradients = rng.standard_normal((_STEPS, n, m))
-    gradients[:, 0] = 0.0  # a row that is never used
+    gradients[:, 0] = 0.0  # an unused row
     with Report(type(rule).__name__) as report:
         kinds = {TANGENT, ROWS, COLUMNS, SCALAR}
         report.need(
@@ -63,15 +67,18 @@ def check_rule(rule, shape=(9, 7), rank=3):
             lambda: float(rule.step_size(tf.constant(_RATE), tf.constant(1.0))),
         )
         report.check(
-            np.isfinite(size) and size > 0, "`step_size` is finite and above 0", f"h={size:.2g}"
+            bool(np.isfinite(size)) and size > 0,
+            "`step_size` is finite and above 0",
+            f"h={size:.2g}",
         )
-        here, there = _Place(*bases, np.eye(r), np.eye(r)), _Place(*bases, *turns)
+        (u, v), (q, p) = bases, turns
+        here, there = _Bases(u, v, np.eye(r), np.eye(r)), _Bases(u, v, q, p)
         first, *_ = steps = _run(report, rule, here, gradients)
         plain = here.full(here.tangent(gradients[0]))
         down = float(tf.reduce_sum(first[_DIRECTION] * plain))
         report.check(
             down > 0,
-            "The first step goes down the gradient G: <G, D> > 0",
+            "The first step descends along the gradient G: <G, D> > 0",
             f"<G, D> = {down:.2g}",
         )
         for one, other in zip(steps, _run(report, rule, there, gradients)):
@@ -89,18 +96,18 @@ def check_rule(rule, shape=(9, 7), rank=3):
     return report
 
 
-class _Place:
-    """The matrix `W = U S V^T` with the bases `U = U0 Q` and `V = V0 P`, as a step has it.
+class _Bases:
+    """One matrix `W = U S V^T` with the bases `U = U0 Q` and `V = V0 P`.
 
     Args:
         u, v: arrays U0 and V0.
         q, p: arrays, orthogonal.
     """
 
-    def __init__(self, u, v, q, p):
+    def __init__(self, u: np.ndarray, v: np.ndarray, q: np.ndarray, p: np.ndarray) -> None:
         scale = np.diag(1.5 ** -np.arange(len(q)))
         core, inverse = q.T @ scale @ p, np.linalg.inv(scale)
-        # What a layer holds in the chart with this scale, see `integrators.chart`.
+        # The layer's variables in the chart with this scale, see `integrators.chart`.
         held = (
             u @ q @ core @ inverse,
             scale @ np.linalg.inv(core) @ scale,
@@ -111,14 +118,14 @@ class _Place:
         self.U, self.V = (tf.constant(basis, tf.float32) for basis in (u @ q, v @ p))
 
     @staticmethod
-    def point(u, s, v, core, scale):
-        """What `Rule.direction` is given as `point`."""
+    def point(u: tf.Tensor, s: tf.Tensor, v: tf.Tensor, core: tf.Tensor, scale: tf.Tensor) -> Chart:
+        """The argument `point` of `Rule.direction`."""
         chart = Chart(Point(u, s, v), scale)
-        chart.S = core  # that of W itself, as in a `Point`
+        chart.S = core  # the core of W itself, as in a `Point`
         return chart
 
-    def tangent(self, gradient, by_rows=False):
-        """The `TangentVector` of a gradient, an array."""
+    def tangent(self, gradient: np.ndarray, by_rows: bool = False) -> TangentVector:
+        """The tangent gradient of a full gradient, optionally with the K-part by its rows."""
         g = tf.constant(gradient, tf.float32)
         k = tf.matmul(g, self.V)
         parts = k, tf.matmul(self.U, k, transpose_a=True), tf.matmul(g, self.U, transpose_a=True)
@@ -127,15 +134,15 @@ class _Place:
             k = tf.IndexedSlices(tf.gather(k, used), used, tf.shape(k, out_type=tf.int64))
         return TangentVector(k, *parts[1:])
 
-    def full(self, tangent):
-        """The matrix of a `TangentVector`."""
+    def full(self, tangent: TangentVector) -> tf.Tensor:
+        """The full matrix of a tangent vector."""
         inside = tf.matmul(self.U, tangent.S)
         k = row_sparse.dense(tangent.K)
         return tf.matmul(k - inside, self.V, transpose_b=True) + tf.matmul(
             self.U, tangent.L, transpose_b=True
         )
 
-    def empty(self, kind):
+    def zeros(self, kind: str) -> Any:
         """The state of a kind before the first step."""
         (r, n, m) = len(self.parts[-1]), len(self.U), len(self.V)
         if kind == TANGENT:
@@ -146,26 +153,32 @@ class _Place:
 _DIRECTION = "The direction"
 
 
-def _run(report, rule, place, gradients, when="", by_rows=False):
-    """Takes steps at one place, and checks what comes of each.
+def _run(
+    report: Report,
+    rule: Rule,
+    place: _Bases,
+    gradients: np.ndarray,
+    when: str = "",
+    by_rows: bool = False,
+) -> list[dict[str, Any]]:
+    """Takes one step for each gradient, and checks the results.
 
     Returns:
-        A dict for each step: the matrix of the direction and all of the state, by name.
+        List of dicts, one for each step: the direction's full matrix and the state, by name.
     """
-    state = _empty(rule, place)
+    state = _zero_state(rule, place)
     steps = []
     for number, gradient in enumerate(gradients, 1):
         given = place.tangent(gradient, by_rows)
         result = report.attempt(
             f"`direction` returns a `Direction` and a state{when}",
-            lambda given=given, state=state, number=number: _call(
-                rule, given, state, place.parts, number
-            ),
+            functools.partial(_call, rule, given, state, place.parts, number),
         )
         state = _checked_state(report, rule, place, result, when)
         values = _values(place, result)
         for name, value in values.items():
-            report.need(np.all(np.isfinite(value)), f"{name} is finite{when}", "NaN or infinity")
+            finite = bool(np.all(np.isfinite(value)))
+            report.need(finite, f"{name} is finite{when}", "NaN or infinity")
         steps.append(values)
         state = {
             name: value.scaled(rule.decay) if isinstance(value, TangentVector) else value
@@ -174,14 +187,16 @@ def _run(report, rule, place, gradients, when="", by_rows=False):
     return steps
 
 
-def _call(rule, gradient, state, parts, number):
-    point, step = _Place.point(*parts), tf.cast(number, tf.float32)
+def _call(
+    rule: Rule, gradient: TangentVector, state: dict[str, Any], parts: list, number: Any
+) -> tuple[Direction, dict[str, Any]]:
+    point, step = _Bases.point(*parts), tf.cast(number, tf.float32)
     direction, state = rule.direction(gradient, dict(state), point, tf.constant(_RATE), step)
     return Direction(*direction), dict(state)
 
 
-def _values(place, result):
-    """The matrix of a direction, and the state, by name: what no choice of bases changes."""
+def _values(place: _Bases, result: tuple[Direction, dict[str, Any]]) -> dict[str, Any]:
+    """The direction's full matrix and the state, by name: values that no bases may change."""
     direction, state = result
     values = {
         _DIRECTION: place.full(direction.tangent),
@@ -194,12 +209,18 @@ def _values(place, result):
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _checked_state(report, rule, place, result, when):
-    """The state that `direction` returned, if all that it returned has its shape."""
+def _checked_state(
+    report: Report,
+    rule: Rule,
+    place: _Bases,
+    result: tuple[Direction, dict[str, Any]],
+    when: str,
+) -> dict[str, Any]:
+    """The state that `direction` returned, after a check of all shapes."""
     direction, state = result
     report.need(
         state.keys() == rule.state.keys(),
-        "`direction` returns all that `state` names, and nothing else",
+        "`direction` returns exactly the state that `state` names",
         f"{sorted(state)} in place of {sorted(rule.state)}",
     )
     of_kind = {"The direction": (direction.tangent, TANGENT)}
@@ -215,11 +236,11 @@ def _checked_state(report, rule, place, result, when):
         if name != "The direction":
             report.need(
                 not any(map(row_sparse.is_slices, parts)),
-                f"{name} is kept whole{when}",
-                "rows of a K-part; take the methods of `TangentVector`",
+                f"{name} has no K-part by its rows{when}",
+                "rows; use the methods of `TangentVector`, which keep them out of the state",
             )
         found = [tuple(row_sparse.dense(part).shape) for part in map(_tensor, parts)]
-        expected = [tuple(part.shape) for part in tf.nest.flatten(place.empty(kind))]
+        expected = [tuple(part.shape) for part in tf.nest.flatten(place.zeros(kind))]
         report.need(
             found == expected, f"{name} has the shapes of its kind, {kind!r}", f"shapes {found}"
         )
@@ -232,22 +253,22 @@ def _checked_state(report, rule, place, result, when):
     return state
 
 
-def _tensor(part):
+def _tensor(part: Any) -> Any:
     return part if row_sparse.is_slices(part) else tf.convert_to_tensor(part)
 
 
-def _check_purity(report, rule, place, gradients):
-    """Checks that a call depends on its arguments alone, and can be traced."""
+def _check_purity(report: Report, rule: Rule, place: _Bases, gradients: np.ndarray) -> None:
+    """Checks that a call depends only on its arguments, and can be traced."""
     gradient, number = place.tangent(gradients[0]), tf.constant(2.0)
-    _, state = _call(rule, place.tangent(gradients[1]), _empty(rule, place), place.parts, 1)
+    _, state = _call(rule, place.tangent(gradients[1]), _zero_state(rule, place), place.parts, 1)
     arguments = gradient, state, place.parts, number
     expected = _values(place, _call(rule, *arguments))
     again = _values(place, _call(rule, *arguments))
     for name, value in again.items():
-        report.close(f"{name} depends on the arguments alone", value, expected[name])
+        report.close(f"{name} depends only on the arguments", value, expected[name])
 
     @functools.partial(tf.function, autograph=False)
-    def traced(*flat):
+    def traced(*flat: tf.Tensor) -> dict[str, Any]:
         return _values(place, _call(rule, *tf.nest.pack_sequence_as(arguments, flat)))
 
     flat = tf.nest.flatten(arguments)
@@ -257,8 +278,8 @@ def _check_purity(report, rule, place, gradients):
         lambda: traced.get_concrete_function(*open_shapes)(*flat),
     )
     for name, value in values.items():
-        report.close(f"{name} is the same when traced", value, expected[name])
+        report.close(f"{name} is the same if traced", value, expected[name])
 
 
-def _empty(rule, place):
-    return {name: place.empty(kind) for name, kind in rule.state.items()}
+def _zero_state(rule: Rule, place: _Bases) -> dict[str, Any]:
+    return {name: place.zeros(kind) for name, kind in rule.state.items()}

@@ -1,4 +1,4 @@
-"""A model as a file for inference: SavedModel, LiteRT, ONNX; checked, then put in place."""
+"""Exports a model for inference, as SavedModel, LiteRT or ONNX, after a check of the file."""
 
 from keras_lowrank.export.pipeline import export_model
 from keras_lowrank.export.report import ExportReport

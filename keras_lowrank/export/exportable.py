@@ -1,92 +1,101 @@
 """`LowRankModel.export`."""
 
+import os
+from typing import Any
+
+import keras
+
 from keras_lowrank.export.pipeline import export_model
+from keras_lowrank.export.report import ExportReport
 
 
 class Exportable:
-    """Gives a `keras.Model` an `export` that checks what it writes."""
+    """Gives a `keras.Model` an `export` that checks the file it writes."""
 
     def export(
         self,
-        filepath,
-        format="tf_saved_model",
-        verbose=None,
-        input_signature=None,
-        overwrite=False,
+        filepath: str | os.PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | int | None = None,
+        input_signature: Any = None,
+        overwrite: bool = False,
         *,
-        batch_size=None,
-        example_inputs=None,
-        quantization=None,
-        representative_data=None,
-        inference_type="float32",
-        check_data=None,
-        accuracy_drop=0.01,
-        preprocessing=None,
-        class_labels=None,
-        opset_version=None,
-        optimizations=None,
-        representative_dataset=None,
-        target_spec=None,
-        report=False,
-    ):
-        """Writes the model for inference, after a check against the model.
+        batch_size: int | None = None,
+        example_inputs: Any = None,
+        quantization: str | None = None,
+        representative_data: Any = None,
+        inference_type: str = "float32",
+        check_data: tuple[Any, Any] | None = None,
+        accuracy_drop: float = 0.01,
+        preprocessing: keras.layers.Layer | None = None,
+        class_labels: list[str] | None = None,
+        opset_version: int | None = None,
+        optimizations: list | None = None,
+        representative_dataset: Any = None,
+        target_spec: Any = None,
+        report: bool | str | os.PathLike = False,
+    ) -> ExportReport | None:
+        """Writes the model for inference, after a check that the file computes the same.
 
-        Every low-rank layer becomes two products, `(U S)` and `V^T`, or one dense product where
-        that is cheaper. The artefact is written to a temporary folder, checked, and moved to
-        `filepath` in one step; after a failure, what was there is as it was.
+        Every low-rank layer becomes two products, with `U S` and `V^T`, or one dense product if
+        that is cheaper. The model is written to a temporary folder, checked, and moved to
+        `filepath` in one step. After an error, `filepath` is unchanged.
+
+        In float, the outputs may differ by `1e-4`, relative to outputs above 1. Quantised, the
+        accuracy on `check_data` decides. Without `check_data`, the root mean square of the
+        difference may be 1% (float16) or 10% (int8) of that of the outputs.
 
         Args:
-            filepath: str or path: the folder of a SavedModel, or a file that ends in `.tflite` or
+            filepath: str or path, the folder of a SavedModel, or a file that ends in `.tflite` or
                 `.onnx`.
-            format: str, `"tf_saved_model"`, `"litert"` (`"tflite"` is the same) or `"onnx"`, which
-                needs `pip install 'keras_lowrank[onnx]'`.
-            verbose: bool or None. Print a line on the result, and the report. None is `True`.
+            format: str, `"tf_saved_model"`, `"litert"` (or `"tflite"`), or `"onnx"`, which needs
+                `pip install 'keras_lowrank[onnx]'`. Defaults to `"tf_saved_model"`.
+            verbose: bool, int or None. Print a line about the file, and the report. None means
+                `True`.
             input_signature: as in `keras.Model.export`. None takes the inputs of `preprocessing` if
-                that is a model with inputs, else the model's own, with a free batch size.
-            overwrite: bool. Replace what is at `filepath`. Defaults to `False`.
+                it is a model with inputs, else those of the model, with an open batch size.
+            overwrite: bool. Replace an existing file or folder. Defaults to `False`.
             batch_size: int or None, the batch size to fix in the file. LiteRT in a browser needs
-                one: `batch_size=1`. None leaves it as `input_signature` has it.
-            example_inputs: inputs to check on, as `predict` takes them: a few are enough. Without,
-                those of `representative_data` or `check_data`, or random numbers. A model that
-                takes a logarithm, divides by a mask or decodes images needs them.
+                `batch_size=1`. None keeps that of `input_signature`.
+            example_inputs: a few inputs for the check, as `predict` takes them. None takes
+                `representative_data` or `check_data`, or else random numbers. Pass them for a model
+                that takes logarithms, divides by a mask or decodes images.
             quantization: None, or for LiteRT `"float16"` (weights in half precision: half the
-                size), `"dynamic_int8"` (weights in int8, activations in float: a quarter), or
-                `"int8"` (both in int8).
-            representative_data: for `"int8"`, typical inputs that the ranges of the activations
-                are taken from, some hundred of them: arrays as `predict` takes them, a
-                `tf.data.Dataset` of batches, or a callable as TFLite's converter takes it.
+                size), `"dynamic_int8"` (weights in int8, activations in float: a quarter of the
+                size) or `"int8"` (weights and activations in int8).
+            representative_data: for `"int8"`, about a hundred typical inputs, which set the ranges
+                of the activations: arrays as `predict` takes them, a `tf.data.Dataset` of batches,
+                or a callable as `tf.lite.TFLiteConverter` takes it.
             inference_type: str, for `"int8"`, the type of the file's inputs and outputs:
-                `"float32"`, or `"int8"` or `"uint8"` for devices without floating point.
-            check_data: `(x, y)`, inputs and targets, labels or one-hot, to compare accuracies on.
-            accuracy_drop: float, how much lower than the model's the accuracy on `check_data` may
-                be. Defaults to 0.01, one point.
-            preprocessing: Keras layer or model that the artefact applies before the model.
-            class_labels: list of str. A SavedModel then answers
+                `"float32"`, or `"int8"` or `"uint8"` for devices without floating point. Defaults
+                to `"float32"`.
+            check_data: `(x, y)` or None, inputs and targets (labels or one-hot) to compare the
+                accuracies of file and model on.
+            accuracy_drop: float, how far the accuracy on `check_data` may fall below the model's.
+                Defaults to 0.01, one percentage point.
+            preprocessing: Keras layer or model that the file applies before the model, or None.
+            class_labels: list of str or None. A SavedModel then returns
                 `{"scores": outputs, "label": the label of the highest score}`.
             opset_version: int or None, for ONNX, the version of its operations.
-            optimizations: list of `tf.lite.Optimize` or None, for LiteRT: Keras's way to ask for
-                `quantization`. Pass one of the two.
-            representative_dataset: Keras's name for `representative_data`. Pass one of the two.
-            target_spec: dict or `tf.lite.TargetSpec` or None, for LiteRT: what the file may use, as
-                `{"supported_types": [tf.float16]}`.
-            report: bool, or the path of a JSON file to write it to. Measure the artefact beside
-                the same model at full rank, a second export, and return the `ExportReport`.
+            optimizations: list of `tf.lite.Optimize` or None, for LiteRT: Keras's form of
+                `quantization`. Pass only one of them.
+            representative_dataset: Keras's name of `representative_data`. Pass only one of them.
+            target_spec: dict, `tf.lite.TargetSpec` or None, for LiteRT: what the file may use, as
+                in `{"supported_types": [tf.float16]}`.
+            report: bool, or the path of a JSON file. Export the same model at full rank too,
+                measure both, and return the `ExportReport`. A path also writes it to that file.
                 Defaults to `False`.
 
         Returns:
-            `ExportReport` (size, parameters, multiply-adds, median time of an inference, largest
-            difference, accuracy) or, without a report, None.
+            `ExportReport` (size, parameters, multiply-adds, median inference time, largest
+            difference, accuracy), or None without `report`.
 
         Raises:
-            FileExistsError: something is at `filepath` and `overwrite` is `False`.
-            ImportError: a package that ONNX needs is not installed.
-            OSError: a folder that may not be written, or a full disk.
-            ValueError: an argument outside its range; a model that fails on random input, or gives
-                NaN; an operation that the format has not; or an artefact that does not agree with
-                the model. In float, outputs may differ by `1e-4` (relative to outputs above 1).
-                Quantised, the accuracy on `check_data` decides or, without, the root mean square
-                of the difference relative to that of the outputs: 1% for float16, 10% for int8.
-                Nothing is left at `filepath` then.
+            FileExistsError: `filepath` exists and `overwrite` is `False`.
+            ImportError: a package for ONNX is not installed.
+            OSError: the folder is not writable, or the disk is full.
+            ValueError: an argument is out of range, the model fails or returns NaN on the inputs of
+                the check, the format lacks an operation, or the file does not agree with the model.
 
         Example:
 

@@ -1,29 +1,39 @@
-"""What an artefact holds in place of U, S and V."""
+"""The matrices that an export stores instead of U, S and V."""
 
 import math
+from collections.abc import Callable, Iterable
 
+import keras
 import tensorflow as tf
 
 from keras_lowrank.kernels.kernel_override import ProductKernel
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
+from keras_lowrank.manifold.factors import Factors
 
 
-def deployed_kernels(model):
-    """The matrices that an export holds in place of U, S and V: `{factors: ProductKernel}`.
+def deployed_kernels(model: keras.Model) -> dict[Factors, ProductKernel]:
+    """Returns the matrices of an export: `U S` and V, or W if it has no more entries.
 
-    The folded pair `(U S, V)`, or W itself where that has no more entries: what costs less to
-    keep costs less to multiply with.
+    The smaller choice is also the cheaper one to multiply with.
+
+    Args:
+        model: built model.
+
+    Returns:
+        Dict from the `Factors` of each low-rank layer to its `ProductKernel`.
     """
     return _kernels(model, lambda n, m, rank: rank * (n + m) < n * m)
 
 
-def full_rank_kernels(model):
-    """W itself for every low-rank layer, `{factors: ProductKernel}`: the model's full-rank twin."""
+def full_rank_kernels(model: keras.Model) -> dict[Factors, ProductKernel]:
+    """Returns W for every low-rank layer, as `deployed_kernels` does: the model at full rank."""
     return _kernels(model, lambda n, m, rank: False)
 
 
-def count_parameters(layers, kernels):
-    """The numbers that an artefact holds: its kernels, and all other weights of the layers."""
+def count_parameters(
+    layers: Iterable[keras.layers.Layer], kernels: dict[Factors, ProductKernel]
+) -> int:
+    """Counts the numbers in an export: the kernels, and all other weights of the layers."""
     inside = {id(variable) for factors in kernels for variable in factors.variables}
     others = {id(weight): weight for layer in layers for weight in layer.weights}
     return sum(
@@ -35,13 +45,15 @@ def count_parameters(layers, kernels):
     )
 
 
-def _kernels(model, as_pair):
+def _kernels(
+    model: keras.Model, as_pair: Callable[[int, int, int], bool]
+) -> dict[Factors, ProductKernel]:
     kernels = {}
     for layer in find_built_layers(model).values():
         u, s, v = layer.factors.read()
-        pair = (tf.matmul(u, s), v)
+        matrices = [tf.matmul(u, s), v]
         if not as_pair(layer.factors.n, layer.factors.m, layer.factors.rank):
-            pair = (tf.matmul(*pair, transpose_b=True),)
-        held = [tf.Variable(matrix, trainable=False, name="kernel") for matrix in pair]
+            matrices = [tf.matmul(*matrices, transpose_b=True)]
+        held = [tf.Variable(matrix, trainable=False, name="kernel") for matrix in matrices]
         kernels[layer.factors] = ProductKernel(*held)
     return kernels

@@ -1,18 +1,22 @@
-"""LiteRT (TensorFlow Lite): one file, in float or quantised, as phones and small devices run it.
+"""LiteRT (TensorFlow Lite): one file, in float or quantised, for phones and small devices.
 
-The same weights give the same bytes: the converter orders and names what it writes by the graph
-alone, and for `"int8"` by the samples, in their order.
+The same weights give the same bytes: the converter's order and names depend only on the graph and,
+for `"int8"`, on the samples in their order.
 """
 
 import importlib
+import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.export import litert_errors, saved_model
-from keras_lowrank.export.served import position
+from keras_lowrank.export.samples import Samples
+from keras_lowrank.export.served import Served, position
 
 SUFFIX = ".tflite"
 QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
@@ -23,26 +27,29 @@ trace = saved_model.trace
 
 
 def write(
-    served,
-    function,
-    path,
-    quantization=None,
-    samples=None,
-    inference_type="float32",
-    optimizations=None,
-    target_spec=None,
-):
-    """Writes a function that `trace` has made to the file `path`.
+    served: Served,
+    function: tf.types.experimental.GenericFunction,
+    path: pathlib.Path,
+    quantization: str | None = None,
+    samples: Samples | None = None,
+    inference_type: str = "float32",
+    optimizations: list | None = None,
+    target_spec: Any = None,
+) -> None:
+    """Writes a traced function to a file.
 
     Args:
         served: `Served`.
-        function: traced `tf.function`.
-        path: `pathlib.Path`.
+        function: `tf.function`, as `trace` returns it.
+        path: `pathlib.Path` of the file.
         quantization: one of `QUANTIZATIONS`.
-        samples: `Samples`, what the ranges of the activations are taken from, for `"int8"`.
+        samples: `Samples` that set the ranges of the activations for `"int8"`, or None.
         inference_type: one of `INFERENCE_TYPES`, the type of inputs and outputs for `"int8"`.
         optimizations: as in `LowRankModel.export`.
         target_spec: as in `LowRankModel.export`.
+
+    Raises:
+        ValueError: LiteRT lacks an operation, or `target_spec` has an unknown attribute.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         saved_model.write(served, function, folder)
@@ -56,8 +63,8 @@ def write(
             converter.representative_dataset = lambda: samples.one_by_one(served.names)
         if quantization == "int8":
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            # Not public. A scale and a zero point for each column of V^T are more bytes than the
-            # rank has rows; one for the whole took 21% off LeNet5 and 0.04 points of accuracy.
+            # Not public. One scale and zero point for each column of V^T would take more bytes
+            # than the few rows of V^T themselves.
             converter._experimental_disable_per_channel_quantization_for_dense_layers = True
             converter.inference_input_type = tf.as_dtype(inference_type)
             converter.inference_output_type = tf.as_dtype(inference_type)
@@ -66,12 +73,12 @@ def write(
         _set_target(converter, target_spec)
         try:
             content = converter.convert()
-        except Exception as error:  # the converter has many, some with pages of MLIR in them
+        except Exception as error:  # of many classes, some with pages of MLIR
             raise ValueError(litert_errors.explained(error, served, function)) from error
         path.write_bytes(content)
 
 
-def _set_target(converter, target_spec):
+def _set_target(converter: tf.lite.TFLiteConverter, target_spec: Any) -> None:
     if not isinstance(target_spec, dict):
         converter.target_spec = target_spec or converter.target_spec
         return
@@ -84,8 +91,13 @@ def _set_target(converter, target_spec):
         setattr(converter.target_spec, name, value)
 
 
-def rounding(quantization, samples, optimizations=None, target_spec=None):
-    """How a file is quantised, one of `QUANTIZATIONS`, by our argument or by Keras's."""
+def rounding(
+    quantization: str | None,
+    samples: Samples | None,
+    optimizations: list | None = None,
+    target_spec: Any = None,
+) -> str | None:
+    """Returns the quantization, one of `QUANTIZATIONS`, that these arguments or Keras's ask for."""
     if quantization is not None or not optimizations:
         return quantization
     if samples is not None:
@@ -95,8 +107,17 @@ def rounding(quantization, samples, optimizations=None, target_spec=None):
     return "float16" if tf.float16 in given.get("supported_types", ()) else "dynamic_int8"
 
 
-def load(served, function, path):
-    """A callable: the arguments in, the flat list of outputs as arrays out, in float."""
+def load(
+    served: Served, function: tf.types.experimental.GenericFunction, path: pathlib.Path
+) -> Callable[..., list[np.ndarray]]:
+    """Loads a file that `write` wrote.
+
+    Returns:
+        Callable from the arguments to the flat list of outputs, arrays in float.
+
+    Raises:
+        ValueError: the interpreter cannot run the file.
+    """
     session = _interpreter()(model_path=str(path))
     try:
         run_signature = session.get_signature_runner("serving_default")
@@ -105,7 +126,7 @@ def load(served, function, path):
     details = run_signature.get_input_details()
     made = run_signature.get_output_details()
 
-    def run(*arguments):
+    def run(*arguments: Any) -> list[np.ndarray]:
         given = zip(served.names, keras.tree.flatten(arguments), strict=True)
         try:
             outputs = run_signature(
@@ -115,18 +136,18 @@ def load(served, function, path):
             raise ValueError(litert_errors.explained_run(error, function)) from error
         return [_dequantized(outputs[key], made[key]) for key in sorted(outputs, key=position)]
 
-    run.session = session  # the runner does not own it
+    vars(run)["session"] = session  # the runner does not own it
     return run
 
 
-def _interpreter():
+def _interpreter() -> Any:
     try:
         return importlib.import_module("ai_edge_litert.interpreter").Interpreter
-    except ImportError:  # an optional package; TensorFlow still ships the older one
+    except ImportError:  # an optional package; TensorFlow ships an older interpreter
         return tf.lite.Interpreter
 
 
-def _quantized(values, detail):
+def _quantized(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     dtype = detail["dtype"]
     if dtype not in (np.int8, np.uint8) or values.dtype == dtype:
         return values
@@ -135,16 +156,26 @@ def _quantized(values, detail):
     return np.clip(np.round(values / scale) + zero, limits.min, limits.max).astype(dtype)
 
 
-def _dequantized(values, detail):
+def _dequantized(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     scale, zero = detail["quantization"]
     return (values.astype("float32") - zero) * np.float32(scale) if scale else values
 
 
-def check_arguments(quantization, samples, inference_type, optimizations=None, target_spec=None):
-    """Raises ValueError where the arguments on quantisation do not fit together."""
+def check_arguments(
+    quantization: str | None,
+    samples: Samples | None,
+    inference_type: str,
+    optimizations: list | None = None,
+    target_spec: Any = None,
+) -> None:
+    """Checks that the arguments for quantisation fit together.
+
+    Raises:
+        ValueError: they do not.
+    """
     if quantization is not None and optimizations:
         raise ValueError(
-            "`optimizations` is Keras's word for `quantization`: pass one of them. "
+            "`optimizations` is Keras's form of `quantization`: pass only one of them. "
             f"Received: quantization={quantization!r}, optimizations={optimizations!r}"
         )
     if quantization not in QUANTIZATIONS:
@@ -160,12 +191,12 @@ def check_arguments(quantization, samples, inference_type, optimizations=None, t
     by_ranges = rounding(quantization, samples, optimizations, target_spec) == "int8"
     if by_ranges != (samples is not None):
         raise ValueError(
-            "`representative_data`, some hundred typical inputs, goes with quantization='int8', "
-            f"and with that alone. Received: quantization={quantization!r} "
+            "`representative_data`, about a hundred typical inputs, must be passed with "
+            f"quantization='int8', and only then. Received: quantization={quantization!r} "
             f"{'without' if samples is None else 'with'} representative data"
         )
     if inference_type != "float32" and quantization != "int8":
         raise ValueError(
-            "`inference_type` other than 'float32' goes with quantization='int8' alone. "
+            "`inference_type` must be 'float32', except with quantization='int8'. "
             f"Received: quantization={quantization!r}, inference_type={inference_type!r}"
         )

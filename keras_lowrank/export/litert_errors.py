@@ -1,12 +1,15 @@
-"""What stands in the way of LiteRT, and the way round it, from the pages of its converter."""
+"""Short errors with a remedy, from the long ones of LiteRT's converter."""
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import tensorflow as tf
 
+from keras_lowrank.error_reason import reason
 from keras_lowrank.export import signature
 from keras_lowrank.export.random_inputs import EXTENTS
-from keras_lowrank.export.reason import reason
+from keras_lowrank.export.served import Served
 
 _OPERATION = re.compile(
     r"""'tf\.(\w+)' op|operation 'tf\.(\w+)'|current operation: .*"tf\.(\w+)\""""
@@ -14,78 +17,84 @@ _OPERATION = re.compile(
 _LOOP = ("TensorList", "TensorArray", "While")
 _COMPLEX = {tf.complex64, tf.complex128}
 
-_OTHER_WORDS = (
-    "Write it with other operations; or export `keras_lowrank.to_keras(model)` by Keras, which "
-    "takes TensorFlow's own operations into the file, for interpreters with its Flex delegate"
+_OTHER_OPERATIONS = (
+    "Use other operations; or export `keras_lowrank.to_keras(model)` with Keras, which includes "
+    "TensorFlow's own operations, for interpreters with the Flex delegate"
 )
 
 
-def explained(error, served, function):
-    """The text of the error for a failure of the converter.
+def explained(
+    error: Exception, served: Served, function: tf.types.experimental.GenericFunction
+) -> str:
+    """Returns the error text for a failed conversion.
 
     Args:
-        error: what it raised.
+        error: the converter's exception.
         served: `Served`.
-        function: the traced function that it was to convert.
+        function: the traced `tf.function` that failed to convert.
     """
     names = dict.fromkeys(name for found in _OPERATION.findall(str(error)) for name in found)
     operations = ", ".join(filter(None, names))
     kinds = _types(function.get_concrete_function().graph)
     return (
-        "LiteRT must have a builtin operation for all that the model computes. "
+        "LiteRT must have a builtin operation for everything that the model computes. "
         f"{_remedy(operations, kinds, served, function)}. "
         f"Received: {operations or reason(error)}"
     )
 
 
-def explained_run(error, function):
-    """The text of the error for an interpreter that cannot run what the converter has written."""
+def explained_run(error: Exception, function: tf.types.experimental.GenericFunction) -> str:
+    """Returns the error text for a converted file that the interpreter cannot run."""
     complex_numbers = _types(function.get_concrete_function().graph) & _COMPLEX
     return (
-        "LiteRT must be able to run the file that its converter has written. "
+        "LiteRT must be able to run the file that its converter wrote. "
         f"{'It has few operations for complex numbers. ' if complex_numbers else ''}"
-        f"{_OTHER_WORDS}. Received: {reason(error)}"
+        f"{_OTHER_OPERATIONS}. Received: {reason(error)}"
     )
 
 
-def _remedy(operations, kinds, served, function):
+def _remedy(
+    operations: str,
+    kinds: set,
+    served: Served,
+    function: tf.types.experimental.GenericFunction,
+) -> str:
     if any(name in operations for name in _LOOP):
-        return "A loop has none: recurrent layers need `unroll=True`"
+        return "It has none for loops: recurrent layers need `unroll=True`"
     if kinds & _COMPLEX:
-        return f"It has few for complex numbers: compute real and imaginary parts. {_OTHER_WORDS}"
-    if {layer.compute_dtype for layer in served.layers} - {"float32"}:
         return (
-            "It computes in float32: other precisions are for training. Load the weights into a "
-            "model without a dtype policy"
+            f"It has few for complex numbers: compute real and imaginary parts. {_OTHER_OPERATIONS}"
         )
-    # Whether fixing what is free is the cure is tried, not guessed.
-    for extent in EXTENTS if signature.is_free(served.signature) else ():
+    if {layer.compute_dtype for layer in served.layers} - {"float32"}:
+        return "It computes in float32. Load the weights into a model without a dtype policy"
+    # Fixed extents are only suggested if they make the conversion succeed.
+    for extent in EXTENTS if signature.is_open(served.signature) else ():
         fixed = signature.with_extents(served.signature, extent)
         if _converts(function, fixed):
             return (
-                "It has them for extents that are fixed: pass "
-                f"`input_signature={signature.written(fixed)}`, with the lengths that you need, "
+                "It has them for fixed shapes: pass "
+                f"`input_signature={signature.written(fixed)}`, with the extents that you need, "
                 "or --input_shape on the command line"
             )
     one = signature.with_batch_size(signature.with_extents(served.signature, EXTENTS[0]), 1)
     if served.batch_size is None and _converts(function, one):
-        return "It has them for a batch size that is fixed: pass `batch_size=1`"
-    return _OTHER_WORDS
+        return "It has them for a fixed batch size: pass `batch_size=1`"
+    return _OTHER_OPERATIONS
 
 
-def _converts(function, arguments):
-    """Whether the function converts, in float, once it is called with other shapes."""
+def _converts(function: tf.types.experimental.GenericFunction, arguments: Iterable) -> bool:
+    """Whether the function converts, in float, with arguments of these shapes."""
     try:
         traced = tf.function(function.python_function, input_signature=arguments, autograph=False)
         concrete = traced.get_concrete_function()
         tf.lite.TFLiteConverter.from_concrete_functions([concrete], function).convert()
-    except Exception:  # the first conversion has failed, too: its words are what is reported
+    except Exception:  # the first failure is the one to report
         return False
     return True
 
 
-def _types(graph):
-    """The types of all tensors in a graph and in the functions that it calls."""
+def _types(graph: tf.Graph) -> set[Any]:
+    """The dtypes of all tensors in a graph and in the functions that it calls."""
     return {
         tf.as_dtype(kind.type)
         for function in graph.as_graph_def().library.function

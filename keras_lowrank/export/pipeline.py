@@ -1,8 +1,14 @@
-"""Write, check, measure, put in place: the way of every export, whatever the format."""
+"""The steps of every export: write, check, measure, move into place."""
 
 import contextlib
+import os
 import pathlib
 import tempfile
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import keras
 
 from keras_lowrank.export import litert, onnx, parity, saved_model
 from keras_lowrank.export.kernels import (
@@ -19,40 +25,51 @@ from keras_lowrank.export.report import (
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served
 from keras_lowrank.files.placing import disk_errors, placed, size
+from keras_lowrank.kernels.kernel_override import ProductKernel
+from keras_lowrank.manifold.factors import Factors
 
-FORMATS = {"tf_saved_model": saved_model, "litert": litert, "tflite": litert, "onnx": onnx}
+# Each module has `SUFFIX`, `trace`, `write` and `load`.
+FORMATS: dict[str, Any] = {
+    "tf_saved_model": saved_model,
+    "litert": litert,
+    "tflite": litert,
+    "onnx": onnx,
+}
 
 
 def export_model(
-    model,
-    filepath,
-    format="tf_saved_model",
-    verbose=None,
-    input_signature=None,
-    overwrite=False,
+    model: keras.Model,
+    filepath: str | os.PathLike,
+    format: str = "tf_saved_model",
+    verbose: bool | int | None = None,
+    input_signature: Any = None,
+    overwrite: bool = False,
     *,
-    batch_size=None,
-    example_inputs=None,
-    quantization=None,
-    representative_data=None,
-    inference_type="float32",
-    check_data=None,
-    accuracy_drop=0.01,
-    preprocessing=None,
-    class_labels=None,
-    opset_version=None,
-    optimizations=None,
-    representative_dataset=None,
-    target_spec=None,
-    report=False,
-):
-    """Writes a built Keras model for inference. See `LowRankModel.export`."""
+    batch_size: int | None = None,
+    example_inputs: Any = None,
+    quantization: str | None = None,
+    representative_data: Any = None,
+    inference_type: str = "float32",
+    check_data: tuple[Any, Any] | None = None,
+    accuracy_drop: float = 0.01,
+    preprocessing: keras.layers.Layer | None = None,
+    class_labels: list[str] | None = None,
+    opset_version: int | None = None,
+    optimizations: list | None = None,
+    representative_dataset: Any = None,
+    target_spec: Any = None,
+    report: bool | str | os.PathLike = False,
+) -> ExportReport | None:
+    """Writes a built Keras model, low-rank or not, for inference.
+
+    The arguments, the result and the errors are those of `LowRankModel.export`.
+    """
     target = pathlib.Path(filepath)
     verbose = True if verbose is None else bool(verbose)
     kind = _checked_format(format, target)
     if not model.built:
         raise ValueError(
-            "A model can be exported once it is built. Call it on a batch, or `build` it. "
+            "A model must be built before it is exported. Call it on a batch, or `build` it. "
             f"Received: an unbuilt model {model.name!r}"
         )
     served = Served(model, preprocessing, class_labels, input_signature, batch_size)
@@ -70,8 +87,8 @@ def export_model(
     if representative_dataset is not None:
         if representative_data is not None:
             raise ValueError(
-                "`representative_dataset` is Keras's word for `representative_data`: pass one of "
-                "them. Received: both"
+                "`representative_dataset` is Keras's name of `representative_data`: pass only one "
+                "of them. Received: both"
             )
         representative_data = representative_dataset
     converter = {"optimizations": optimizations, "target_spec": target_spec}
@@ -83,8 +100,8 @@ def export_model(
     litert.check_arguments(quantization, ranges, inference_type, **converter)
     labelled = None if check_data is None else parity.Labelled(served, check_data)
     rounding = litert.rounding(quantization, ranges, **converter)
-    inputs = next(iter(given.values()), labelled and labelled.samples)
-    options = {}
+    inputs = next(iter(given.values()), labelled.samples if labelled else None)
+    options: dict[str, Any] = {}
     if kind is litert:
         options = {"quantization": quantization, "samples": ranges}
         options.update(inference_type=inference_type, **converter)
@@ -94,7 +111,7 @@ def export_model(
         _placed_report(report, target, overwrite) as made_report,
         placed(target, overwrite) as made,
     ):
-        # What the model itself makes of its inputs comes first: what fails later is the export.
+        # The model itself runs first, so that a later failure is one of the export.
         expected = parity.reference(served, inputs, rounding is not None)
         kernels = deployed_kernels(model)
         function = kind.trace(served, kernels)
@@ -102,51 +119,56 @@ def export_model(
             kind.write(served, function, made, **options)
         run = kind.load(served, function, made)
         agreement = parity.check(served, run, expected, rounding, labelled, accuracy_drop)
+        measured = None
         if report:
             arguments, _ = expected.batches[0]
-            costs = _costs(kind, served, kernels, made, run, arguments)
-            measured = ExportReport(str(target), format, rounding, *costs, *agreement)
-        if made_report:
+            artefact, full_rank = _costs(kind, served, kernels, made, run, arguments)
+            measured = ExportReport(str(target), format, rounding, artefact, full_rank, *agreement)
+        if made_report and measured:
             made_report.write_text(measured.json())
     if verbose:
         print(f"Wrote {target}: {format}, {size(target):,} bytes.")
         if report:
             print(measured)
-    return measured if report else None
+    return measured
 
 
-def _check_format_of(arguments, kind, format):
-    """Raises ValueError where an argument goes with another format.
+def _check_format_of(
+    arguments: dict[ModuleType, dict[str, Any]], kind: ModuleType, format: str
+) -> None:
+    """Raises ValueError if an argument belongs to another format.
 
     Args:
-        arguments: dict from a format's module to its own arguments, by name; None is not given.
-        kind: the module of the format that was asked for.
-        format: str, its name.
+        arguments: dict from the module of a format to its arguments by name, None if not passed.
+        kind: the module of the chosen format.
+        format: str, the name of the chosen format.
     """
     for other, own in arguments.items():
         for name, value in own.items():
             if other is not kind and value is not None:
                 right = next(name for name, module in FORMATS.items() if module is other)
                 raise ValueError(
-                    f"`{name}` goes with format={right!r} alone. "
+                    f"`{name}` needs format={right!r}. "
                     f"Received: format={format!r}, {name}={value!r}"
                 )
 
 
-def _placed_report(report, target, overwrite):
-    """A place for the file of the report, or None where only the result is wanted."""
+def _placed_report(
+    report: bool | str | os.PathLike, target: pathlib.Path, overwrite: bool
+) -> contextlib.AbstractContextManager[pathlib.Path | None]:
+    """A context with the path to write the report to, or None without a file."""
     if report is None or isinstance(report, bool):
         return contextlib.nullcontext()
     path = pathlib.Path(report)
     if target.resolve() in (path.resolve(), *path.resolve().parents):
         raise ValueError(
-            "`report` must be True, or a path outside of the artefact. "
+            "`report` must be a bool, or a path outside of the export. "
             f"Received: report={str(report)!r}, filepath={str(target)!r}"
         )
     return placed(path, overwrite)
 
 
-def _checked_format(format, target):
+def _checked_format(format: str, target: pathlib.Path) -> Any:
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {sorted(FORMATS)}. Received: format={format!r}")
     suffix = FORMATS[format].SUFFIX
@@ -157,14 +179,21 @@ def _checked_format(format, target):
     for name, kind in FORMATS.items():
         if not suffix and kind.SUFFIX and target.suffix == kind.SUFFIX:
             raise ValueError(
-                f"A path that ends in {target.suffix!r} goes with format={name!r}; "
+                f"A path that ends in {target.suffix!r} needs format={name!r}; "
                 f"format={format!r} writes a folder. Received: {target}"
             )
     return FORMATS[format]
 
 
-def _costs(kind, served, kernels, path, run, arguments):
-    """The `Cost`s of an artefact and of its full-rank twin, which is written for the purpose."""
+def _costs(
+    kind: Any,
+    served: Served,
+    kernels: dict[Factors, ProductKernel],
+    path: pathlib.Path,
+    run: Callable,
+    arguments: Any,
+) -> list[Cost]:
+    """The costs of an export, and of a temporary one at full rank."""
     full = full_rank_kernels(served.model)
     with tempfile.TemporaryDirectory() as folder:
         twin = pathlib.Path(folder) / f"full_rank{kind.SUFFIX}"

@@ -1,12 +1,15 @@
-"""Random numbers for the check of an export, where no data are given."""
+"""Random inputs for the check of an export without data."""
+
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.export import signature
+from keras_lowrank.export.served import Served
 
-# Tried in this order where an extent is free: five poolings in a row need more than a few pixels.
+# Tried in this order for open extents: five poolings in a row need more than 8 pixels.
 EXTENTS = (8, 64)
 
 
@@ -14,34 +17,42 @@ class RandomInputs:
     """Draws arguments that a model can be called with.
 
     Args:
-        served: `Served`. It is called here, to find the extents that it takes.
+        served: `Served`. With open extents it is called, to find extents that it accepts.
+
+    Attributes:
+        name: str, a description of the inputs, for errors.
+        remedy: str, what to do if the model fails on them.
     """
 
-    name = "random input"
-    remedy = "Pass `example_inputs=`, a few inputs as the model takes them."
+    name: str = "random input"
+    remedy: str = "Pass `example_inputs=`, a few inputs as the model takes them."
 
-    def __init__(self, served):
+    def __init__(self, served: Served) -> None:
         self._served = served
         self._random = np.random.default_rng(0)
         self._extent = EXTENTS[0]
-        if signature.is_free(served.signature):
-            self._extent = next(filter(self._bears, EXTENTS), EXTENTS[0])
+        if signature.is_open(served.signature):
+            self._extent = next(filter(self._accepts, EXTENTS), EXTENTS[0])
 
-    def arguments(self, batch):
-        """The arguments of one batch, of the size of the signature where that is fixed."""
+    def arguments(self, batch: int) -> Any:
+        """Returns the arguments of one batch.
+
+        Args:
+            batch: int, the batch size if the signature does not fix one.
+        """
         fixed = signature.with_batch_size(self._served.signature, self._served.batch_size or batch)
         fixed = signature.with_extents(fixed, self._extent)
         return keras.tree.map_structure(self._draw, fixed)
 
-    def _bears(self, extent):
+    def _accepts(self, extent: int) -> bool:
         self._extent = extent
         try:
             self._served(*self.arguments(1))
-        except Exception:  # of the model's code: the check, which calls it again, explains it
+        except Exception:  # from the model's code; the check calls it again and explains it
             return False
         return True
 
-    def _draw(self, spec):
+    def _draw(self, spec: tf.TensorSpec) -> tf.Tensor:
         if spec.dtype.is_floating:
             return tf.constant(self._random.standard_normal(spec.shape), spec.dtype)
         if spec.dtype == tf.string:

@@ -1,27 +1,30 @@
-"""What an artefact costs and how it compares, beside the same of the model at full rank."""
+"""The costs of an export beside those of the same model at full rank."""
 
 import json
 import logging
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_lowrank.kernels.kernel_override import override_kernels
+from keras_lowrank.export.served import Served
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
+from keras_lowrank.manifold.factors import Factors
 
-_SECONDS = 0.5  # of inferences, for the two medians together
-_FEWEST = 5  # inferences of each, however long they take
+_SECONDS = 0.5  # of inference, for all medians together
+_FEWEST = 5  # inferences for a median, however long they take
 
 
 class Cost(NamedTuple):
-    """What one artefact costs.
+    """The cost of one export.
 
     Attributes:
-        bytes: int, size of the file, or of all files in the folder.
-        parameters: int, the numbers in it: kernels, biases, statistics.
-        multiply_adds: int, of the matrix products and convolutions of one inference at batch 1.
+        bytes: int, the size of the file, or of all files in the folder.
+        parameters: int, how many numbers it stores: kernels, biases, statistics.
+        multiply_adds: int, in the matrix products and convolutions of one inference at batch 1.
             Products inside loops (recurrent layers) are not counted.
         milliseconds: float, the median time of one inference at batch 1.
     """
@@ -33,18 +36,18 @@ class Cost(NamedTuple):
 
 
 class ExportReport(NamedTuple):
-    """The report on an export; `print` shows it as a table.
+    """The report on an export. `print` shows it as a table.
 
     Attributes:
-        path: str, where the artefact is.
-        format: str.
-        quantization: str or None.
-        artefact: `Cost`.
-        full_rank: `Cost` of the same model with whole kernels `U S V^T`, in the same format, in
-            float: what would be shipped without low-rank layers.
-        difference: float, the largest one between the artefact's outputs and the model's.
-        accuracy: float or None, the artefact's, on the data that were given.
-        model_accuracy: float or None, the model's, on the same.
+        path: str, the file or folder.
+        format: str, as in `LowRankModel.export`.
+        quantization: str or None, as in `LowRankModel.export`.
+        artefact: `Cost` of the export.
+        full_rank: `Cost` of the same model with full kernels `U S V^T`, in the same format and in
+            float.
+        difference: float, the largest difference between the outputs of export and model.
+        accuracy: float or None, the export's accuracy on `check_data`.
+        model_accuracy: float or None, the model's accuracy on `check_data`.
     """
 
     path: str
@@ -56,13 +59,13 @@ class ExportReport(NamedTuple):
     accuracy: float | None
     model_accuracy: float | None
 
-    def json(self):
-        """The report as JSON text."""
+    def json(self) -> str:
+        """Returns the report as JSON text."""
         fields = self._asdict()
         fields.update({name: fields[name]._asdict() for name in ("artefact", "full_rank")})
         return json.dumps(fields, indent=2) + "\n"
 
-    def __str__(self):
+    def __str__(self) -> str:
         kind = self.format if self.quantization is None else f"{self.format} {self.quantization}"
         lines = [self.path, f"{'':<14} {kind:>20} {'full rank':>14} {'ratio':>8}"]
         for name in Cost._fields:
@@ -76,8 +79,16 @@ class ExportReport(NamedTuple):
         return "\n".join(lines)
 
 
-def count_multiply_adds(served, kernels, arguments):
-    """Multiply-adds of one inference, by TensorFlow's own count of the traced graph."""
+def count_multiply_adds(
+    served: Served, kernels: dict[Factors, ProductKernel], arguments: Any
+) -> int:
+    """Counts the multiply-adds of one inference with TensorFlow's profiler.
+
+    Args:
+        served: `Served`.
+        kernels: dict from `Factors` to the `ProductKernel` to use instead.
+        arguments: list of arguments of one inference.
+    """
     specs = keras.tree.map_structure(tf.TensorSpec.from_tensor, arguments)
     with override_kernels(kernels):
         graph = tf.function(lambda *x: served(*x)).get_concrete_function(*specs).graph
@@ -88,23 +99,26 @@ def count_multiply_adds(served, kernels, arguments):
     }
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # the profiler calls what TensorFlow itself calls deprecated
+    logger.setLevel(logging.ERROR)  # the profiler triggers warnings of deprecation
     try:
         return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops // 2
     finally:
         logger.setLevel(level)
 
 
-def median_milliseconds(runs, arguments):
-    """The median times of one inference, of artefacts that take turns.
+def median_milliseconds(runs: list[Callable], arguments: Any) -> list[float]:
+    """Measures the median time of one inference, of exports that take turns.
 
     Args:
-        runs: list of callables, the artefacts.
-        arguments: list of arguments, of batch size 1 where it is free.
+        runs: list of callables, the exports.
+        arguments: list of arguments of one inference.
+
+    Returns:
+        List of floats, one for each export.
     """
     for run in runs:
-        run(*arguments)  # memory is allocated, and kernels are prepared, once
-    times = [[] for _ in runs]
+        run(*arguments)  # the first run allocates memory and prepares kernels
+    times: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + _SECONDS
     while len(times[0]) < _FEWEST or time.perf_counter() < end:
         for run, seconds in zip(runs, times):

@@ -1,37 +1,45 @@
-"""Inputs that a caller gives: to take the ranges of activations from, and to check accuracy on."""
+"""A user's inputs, for the ranges of activations and for the checks."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_lowrank.export.inputs import in_order
+from keras_lowrank.export.served import Served
 
 
 class Samples:
-    """Batches of typical inputs, checked against what the artefact is called with.
+    """Batches of typical inputs, checked against the signature of the export.
 
     Args:
-        data: array or structure of arrays, as `keras.Model.predict` takes them, dictionaries by the
-            names of inputs among them; or a `tf.data.Dataset` of batches of such, with or without
-            targets; or a callable that returns an iterable of them, as `tf.lite.TFLiteConverter`
-            takes it.
+        data: array or structure of arrays, as `keras.Model.predict` takes them, including
+            dictionaries by the names of inputs; or a `tf.data.Dataset` of batches of them, with or
+            without targets; or a callable that returns an iterable of batches, as
+            `tf.lite.TFLiteConverter` takes it.
         served: `Served`.
-        argument: str, the name of the argument, for errors.
+        argument: str, the name of the user's argument, for errors.
 
     Attributes:
-        name: str, the name of the argument.
-        remedy: str, what to do where the model fails on them.
+        name: str, the name of the argument in backticks.
+        remedy: str, what to do if the model fails on them.
+        batches: list of flat lists of arrays.
 
     Raises:
-        ValueError: no samples, or arrays of another number or shape than the inputs.
+        ValueError: there are no samples, or the number or shapes of arrays are not the inputs'.
     """
 
-    remedy = "Look at these inputs, and at its weights."
+    name: str
+    remedy: str = "Check these inputs and the model's weights."
+    batches: list[list[np.ndarray]]
 
-    def __init__(self, data, served, argument):
+    def __init__(self, data: Any, served: Served, argument: str) -> None:
         self.name = f"`{argument}`"
         self._served = served
         self._specs = keras.tree.flatten(served.signature)
+        batches: Iterable
         if isinstance(data, tf.data.Dataset):
             batches = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in data)
         else:
@@ -43,20 +51,23 @@ class Samples:
         if not self.batches or not len(self):
             raise ValueError(f"`{argument}` must hold at least one sample. Received: none")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return sum(len(batch[0]) for batch in self.batches)
 
-    def one_by_one(self, names):
-        """Yields every sample as `{name: array of batch size 1}`."""
+    def one_by_one(self, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Yields every sample as a dict from the names of inputs to arrays of batch size 1."""
         for batch in self.batches:
             for row in range(len(batch[0])):
                 yield {name: array[row : row + 1] for name, array in zip(names, batch)}
 
-    def arguments(self, batch):
-        """The arguments of one batch: as many samples, or as many as the first batch has.
+    def arguments(self, batch: int) -> Any:
+        """Returns the arguments of one batch, from the first batch of the data.
+
+        Args:
+            batch: int, the batch size if the signature does not fix one.
 
         Raises:
-            ValueError: fewer samples than the batch size that is fixed.
+            ValueError: there are fewer samples than the fixed batch size.
         """
         count = self._served.batch_size or batch
         arrays = [array[:count] for array in self.batches[0]]
@@ -67,21 +78,21 @@ class Samples:
             )
         return self._served.arguments(arrays)
 
-    def check_one_by_one(self):
-        """Raises ValueError where the batch size is fixed at more than one sample."""
+    def check_one_by_one(self) -> None:
+        """Raises ValueError if the batch size is fixed at more than one sample."""
         if self._served.batch_size not in (None, 1):
             raise ValueError(
-                f"{self.name} goes with a batch size that is free, or 1. "
+                f"{self.name} needs an open batch size, or 1. "
                 f"Received: inputs of batch size {self._served.batch_size}"
             )
 
-    def in_batches(self, size):
-        """Yields flat lists of arrays of at most `size` samples."""
+    def in_batches(self, size: int) -> Iterator[list[np.ndarray]]:
+        """Yields flat lists of arrays with at most `size` samples."""
         for batch in self.batches:
             for start in range(0, len(batch[0]), size):
                 yield [array[start : start + size] for array in batch]
 
-    def _checked(self, arrays):
+    def _checked(self, arrays: list) -> list[np.ndarray]:
         arrays = [np.asarray(array) for array in arrays]
         if len(arrays) == len(self._specs):
             arrays = list(map(_of_rank, arrays, self._specs))
@@ -94,7 +105,7 @@ class Samples:
             )
         if len({len(array) for array in arrays}) > 1:
             raise ValueError(
-                f"`{self._argument}` must hold as many samples for each input. "
+                f"`{self._argument}` must hold equally many samples for each input. "
                 f"Received: {_listed(shapes)}"
             )
         return [
@@ -105,19 +116,19 @@ class Samples:
         ]
 
 
-def _of_rank(array, spec):
-    """The array, with a last axis of length 1 or without, as the input has it."""
+def _of_rank(array: np.ndarray, spec: tf.TensorSpec) -> np.ndarray:
+    """The array with a last axis of length 1 added or removed, as the input needs."""
     more = len(spec.shape) - array.ndim
     if more == 1 and spec.shape[-1] == 1:
         return array[..., None]
     return array[..., 0] if more == -1 and array.shape[-1] == 1 else array
 
 
-def _fits(shape, wanted):
+def _fits(shape: Sequence, wanted: Sequence) -> bool:
     return len(shape) == len(wanted) and all(
         extent is None or extent == length for length, extent in zip(shape[1:], wanted[1:])
     )
 
 
-def _listed(shapes):
+def _listed(shapes: Iterable) -> str:
     return ", ".join("({})".format(", ".join(map(str, shape))) for shape in shapes)

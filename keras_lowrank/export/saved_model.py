@@ -1,26 +1,36 @@
-"""TensorFlow SavedModel: a folder, as TF Serving and `tf.saved_model.load` read it.
+"""TensorFlow SavedModel: a folder, for TF Serving and `tf.saved_model.load`.
 
-Two exports of the same weights hold the same arrays and the same graph, bit for bit, in files that
-are not the same bytes: TensorFlow numbers the variables in the order of a Python set and puts a
-counter of the process into the names of functions; `fingerprint.pb` is a hash over both.
+Two exports of the same weights have the same arrays and graph, bit for bit, but not the same bytes:
+TensorFlow orders the variables by a Python set and counts the names of functions, and
+`fingerprint.pb` is a hash of both.
 """
 
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.saved_model.experimental import TrackableResource
 
-from keras_lowrank.kernels.kernel_override import override_kernels
+from keras_lowrank.export.served import Served
+from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
+from keras_lowrank.manifold.factors import Factors
 
 SUFFIX = ""
 
 
-def trace(served, kernels):
-    """A traced `tf.function` of what is served, with `kernels` in place of the factors.
+def trace(
+    served: Served, kernels: dict[Factors, ProductKernel]
+) -> tf.types.experimental.GenericFunction:
+    """Traces the exported function, with `kernels` instead of the factors.
 
-    Traced again, by its `python_function`, it has them too.
+    Returns:
+        `tf.function`. Its `python_function` also uses `kernels`, in any later trace.
     """
 
-    def serve(*arguments):
+    def serve(*arguments: Any) -> Any:
         with override_kernels(kernels):
             return served(*arguments)
 
@@ -29,11 +39,21 @@ def trace(served, kernels):
     return function
 
 
-def write(served, function, path):
-    """Writes a function that `trace` has made to the folder `path`.
+def write(
+    served: Served, function: tf.types.experimental.GenericFunction, path: str | os.PathLike
+) -> None:
+    """Writes a traced function to a folder.
 
-    Only what it reads is written: no factor, no optimizer state, no table of a layer that only
-    training or another model needs.
+    The folder contains only the variables and tables that the function reads: no factors and no
+    optimizer state.
+
+    Args:
+        served: `Served`.
+        function: `tf.function`, as `trace` returns it.
+        path: str or path of the folder.
+
+    Raises:
+        ValueError: the function reads a resource that no layer has as an attribute.
     """
     concrete = function.get_concrete_function()
     artefact = tf.Module()
@@ -43,8 +63,8 @@ def write(served, function, path):
     tf.saved_model.save(artefact, str(path), signatures=signatures)
 
 
-def _tables(served, graph):
-    """The look-up tables, and other resources but variables, that a graph reads."""
+def _tables(served: Served, graph: tf.Graph) -> Iterable[TrackableResource]:
+    """The lookup tables, and other resources except variables, that a graph reads."""
     variables = {id(variable.handle) for variable in graph.variables}
     needed = {
         id(given)
@@ -58,18 +78,24 @@ def _tables(served, graph):
                 found[id(one.resource_handle)] = one
     if needed - set(found):
         raise ValueError(
-            "A look-up table or another resource of TensorFlow that the model reads must be an "
-            "attribute of one of its layers, for the file to hold it. "
+            "A lookup table, or another TensorFlow resource that the model reads, must be an "
+            "attribute of one of its layers to be exported. "
             f"Received: {len(needed) - len(found)} that no layer has"
         )
     return found.values()
 
 
-def load(served, function, path):
-    """A callable: the arguments in, the flat list of outputs as arrays out."""
-    artefact = tf.saved_model.load(str(path))  # held: it owns the variables of its functions
+def load(
+    served: Served, function: tf.types.experimental.GenericFunction, path: str | os.PathLike
+) -> Callable[..., list[np.ndarray]]:
+    """Loads a folder that `write` wrote.
 
-    def run(*arguments):
+    Returns:
+        Callable from the arguments to the flat list of outputs, as arrays.
+    """
+    artefact = tf.saved_model.load(str(path))  # owns the variables of its functions
+
+    def run(*arguments: Any) -> list[np.ndarray]:
         return [output.numpy() for output in keras.tree.flatten(artefact.serve(*arguments))]
 
     return run

@@ -1,11 +1,13 @@
-"""What an artefact computes, whatever its format: preprocessing, the model, labels."""
+"""The function that every export computes: preprocessing, the model, labels."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
+from keras_lowrank.error_reason import reason
 from keras_lowrank.export import signature
-from keras_lowrank.export.reason import reason
 
 SCORES, LABEL = "scores", "label"
 
@@ -15,27 +17,48 @@ _OTHER_INPUTS = (
 
 
 class Served:
-    """The function `model(preprocessing(x))` in inference, and what it is called with.
+    """The function `model(preprocessing(x))` in inference, and its signature.
 
     Args:
         model: built `keras.Model`.
         preprocessing: `keras.layers.Layer` or model, or None.
-        class_labels: list of str, one a column of the model's output, or None. With them, the
-            function returns `{"scores": outputs, "label": the label of the highest score}`.
-        input_signature: as in `keras.Model.export`, or None: the inputs of `preprocessing` if it is
-            a model with inputs of its own, else those of `model`.
+        class_labels: list of str or None, one label for each column of the model's output. With
+            labels, the function returns `{"scores": outputs, "label": that of the highest score}`.
+        input_signature: as in `keras.Model.export`. None takes the inputs of `preprocessing` if it
+            is a model with inputs, else those of `model`.
         batch_size: int or None, the batch size to fix.
 
     Attributes:
+        model: `keras.Model`, as the argument.
+        preprocessing: `keras.layers.Layer` or None, as the argument.
+        class_labels: list of str or None, as the argument.
         signature: list of arguments, structures of `tf.TensorSpec`.
-        batch_size: int, or None where it is free: as it was given, of the states of a stateful
-            layer, or as the `input_signature` has it.
+        batch_size: int, or None if it is open. Fixed by the argument, by the `input_signature` or
+            by the states of a stateful layer.
         names: list of str, the names of the inputs, flat.
+        remedy: str, what else to do if the model fails on its inputs; may be empty.
+
+    Raises:
+        TypeError: `preprocessing` is not a layer.
+        ValueError: the labels do not fit the outputs, or `preprocessing` does not take the inputs.
     """
 
+    model: keras.Model
+    preprocessing: keras.layers.Layer | None
+    class_labels: list[str] | None
+    signature: list
+    batch_size: int | None
+    names: list[str]
+    remedy: str
+
     def __init__(
-        self, model, preprocessing=None, class_labels=None, input_signature=None, batch_size=None
-    ):
+        self,
+        model: keras.Model,
+        preprocessing: keras.layers.Layer | None = None,
+        class_labels: list[str] | None = None,
+        input_signature: Any = None,
+        batch_size: int | None = None,
+    ) -> None:
         if preprocessing is not None and not isinstance(preprocessing, keras.layers.Layer):
             raise TypeError(
                 "`preprocessing` must be a Keras layer or model. "
@@ -43,7 +66,7 @@ class Served:
             )
         self.model, self.preprocessing = model, preprocessing
         self.class_labels = _checked_labels(model, class_labels)
-        # A model without inputs yet takes what a layer takes: what the model takes.
+        # A model without inputs is like a layer: it takes the inputs of `model`.
         own = isinstance(preprocessing, keras.Model) and preprocessing.built
         given = input_signature is not None
         if not given:
@@ -54,13 +77,13 @@ class Served:
         flat = keras.tree.flatten(self.signature)
         self.batch_size = next((spec.shape[0] for spec in flat if spec.shape[0]), None)
         self.names = [spec.name for spec in flat]
-        self.remedy = ""  # beside that of the inputs, where the model fails on them
+        self.remedy = ""
         if preprocessing is not None and not own and not given:
-            self.remedy = f" Is it `preprocessing` that fails, {_OTHER_INPUTS}."
+            self.remedy = f" If `preprocessing` fails, {_OTHER_INPUTS}."
         if preprocessing is not None and not preprocessing.built:
             self._call_once(preprocessing)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         if self.preprocessing is not None:
             arguments = (self.preprocessing(*arguments, training=False),)
         outputs = self.model(*arguments, training=False)
@@ -70,42 +93,42 @@ class Served:
         return {LABEL: tf.gather(tf.constant(self.class_labels), best), SCORES: outputs}
 
     @property
-    def layers(self):
-        """All layers inside, at every depth."""
+    def layers(self) -> list[keras.layers.Layer]:
+        """List of all layers inside, at every depth."""
         if self.preprocessing is None:
             return keras_internals.all_layers(self.model)
         before = [self.preprocessing, *keras_internals.all_layers(self.preprocessing)]
         return [*before, *keras_internals.all_layers(self.model)]
 
-    def arguments(self, arrays):
-        """The arguments of a flat list of arrays, each converted to the type of its input."""
+    def arguments(self, arrays: list) -> Any:
+        """Converts a flat list of arrays to arguments, each with the dtype of its input."""
         flat = [
             tf.cast(array, spec.dtype) if spec.dtype != "string" else tf.constant(array)
             for array, spec in zip(arrays, keras.tree.flatten(self.signature), strict=True)
         ]
         return keras.tree.pack_sequence_as(self.signature, flat)
 
-    def _call_once(self, preprocessing):
-        """Makes what `preprocessing` makes in its first call, on symbolic inputs."""
+    def _call_once(self, preprocessing: keras.layers.Layer) -> None:
+        """Builds `preprocessing` by a call on symbolic inputs."""
         inputs = keras.tree.map_structure(
             lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), self.signature
         )
         try:
             preprocessing(*inputs)
-        except Exception as error:  # whatever the code of a layer raises, the cure is one
+        except Exception as error:  # any class, from the layer's code
             raise ValueError(
-                "`preprocessing` must take the inputs of the model: if it takes others, "
+                "`preprocessing` must take the inputs of the model. If it takes other inputs, "
                 f"{_OTHER_INPUTS}. Received: {reason(error)}"
             ) from error
 
 
-def position(key):
-    """Sorts `output_10` behind `output_9`, and other names as Keras flattens dictionaries."""
+def position(key: str) -> tuple[str, int]:
+    """Returns a key that sorts `output_10` after `output_9`, and other names as Keras does."""
     stem, _, digits = key.rpartition("_")
     return (stem, int(digits)) if digits.isdigit() and stem == "output" else (key, 0)
 
 
-def _checked_labels(model, labels):
+def _checked_labels(model: keras.Model, labels: list[str] | None) -> list[str] | None:
     if labels is None:
         return None
     labels = list(labels)

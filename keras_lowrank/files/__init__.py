@@ -1,1 +1,1 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all, and checksums of weights files."""

@@ -1,20 +1,26 @@
-"""A file that is there whole, or not at all."""
+"""Writing a file whole or not at all."""
 
 import os
 import pathlib
+from collections.abc import Callable
+from typing import BinaryIO
 
 
-def write_atomically(path, write, keep_as=None):
-    """Replaces the file at `path` by a new one, so that a crash at any moment leaves one of both.
+def write_atomically(
+    path: str | os.PathLike[str],
+    write: Callable[[BinaryIO], object],
+    keep_as: str | os.PathLike[str] | None = None,
+) -> None:
+    """Replaces the file at `path`; a crash at any moment leaves the old file or the new one.
 
-    The new file is written beside the old one, forced to the disk, and renamed; then the folder,
-    which holds the names, is forced to the disk.
+    Writes the new file beside the old one, syncs it to the disk, and renames it. Then syncs the
+    folder, which holds the names.
 
     Args:
-        path: path of the file, on a local file system. Its folder is made where it is missing.
-        write: callable that writes the contents to the binary file that it is given.
+        path: path of the file, on a local file system. A missing folder is made.
+        write: callable that writes the contents to a binary file.
         keep_as: path in the same folder under which the old file stays, or None to lose it.
-            Between the two renamings only that one is there.
+            Between the two renames only that file is there.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

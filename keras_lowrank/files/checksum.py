@@ -1,15 +1,16 @@
-"""A checksum for weights files: HDF5, as Keras writes it, has none over the numbers it holds."""
+"""Checksums of weights files: HDF5, as Keras writes it, has none over its numbers."""
 
 import os
 import zlib
+from typing import Any
 
 import h5py
 
 _NAME = "keras_lowrank_crc32"
 
 
-def seal(path):
-    """Writes the checksum of a weights file into it, unless it has one; leaves other files."""
+def seal(path: str | os.PathLike[str]) -> None:
+    """Writes a checksum into a weights file that has none; leaves other files as they are."""
     if not _is_local_weights_file(path):
         return
     with h5py.File(path, "r+") as file:
@@ -17,8 +18,12 @@ def seal(path):
             file.attrs[_NAME] = _checksum(file, os.path.getsize(path))
 
 
-def verify(path):
-    """Raises ValueError where a weights file has a checksum that is not that of its contents."""
+def verify(path: str | os.PathLike[str]) -> None:
+    """Checks the contents of a weights file against its checksum, where it has one.
+
+    Raises:
+        ValueError: they differ.
+    """
     if not _is_local_weights_file(path):
         return
     with h5py.File(path, "r") as file:
@@ -29,22 +34,22 @@ def verify(path):
             )
 
 
-def _is_local_weights_file(path):
+def _is_local_weights_file(path: str | os.PathLike[str]) -> bool:
     return str(path).endswith(".weights.h5") and os.path.isfile(path)
 
 
-def _checksum(file, size):
-    """CRC32 over the name, type, shape and numbers of every data set of a file of `size` bytes."""
-    found = []
+def _checksum(file: h5py.File, size: int) -> int:
+    """Returns the CRC32 over names, types, shapes and numbers of a file of `size` bytes."""
+    found: list[tuple[str, Any]] = []
     file.visititems(lambda name, item: found.append((name, item)))
     total = 0
     for name, item in found:
         label = [name]
         if isinstance(item, h5py.Dataset):
-            # What a crafted file declares may be more than any memory, or in another file.
+            # A crafted file may declare more than the memory holds, or point to another file.
             if item.external or item.is_virtual or item.nbytes > size:
                 raise ValueError(
-                    "A data set of a weights file must be in the file, as Keras writes it. "
+                    "A data set of a weights file must lie in the file, as Keras writes it. "
                     f"Received: {name!r} of shape {item.shape} in {file.filename}, a file of "
                     f"{size} bytes"
                 )

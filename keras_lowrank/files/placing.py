@@ -1,31 +1,32 @@
-"""Files that appear whole or not at all."""
+"""Writing a file or a folder elsewhere, and moving it into place in one step."""
 
 import contextlib
 import errno
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_lowrank.export.reason import reason
+from keras_lowrank.error_reason import reason
 
 
 @contextlib.contextmanager
-def placed(target, overwrite):
-    """While open, a path to write in place of `target`; on success it is moved there in one step.
+def placed(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """Yields a path to write to, and moves it to `target` in one step on success.
 
     Args:
-        target: `pathlib.Path`.
-        overwrite: bool, whether something may be at `target`. After a failure it is as it was.
+        target: `pathlib.Path`, of a file or a folder.
+        overwrite: bool, whether to replace what is at `target`. A failure leaves that as it was.
 
     Yields:
-        `pathlib.Path`, in a new folder of the system's place for temporary files (`TMPDIR`), which
-        is gone afterwards. A process that is killed leaves nothing beside `target`.
+        `pathlib.Path` in a new temporary folder (`TMPDIR`), which is deleted afterwards. A process
+        that is killed leaves nothing beside `target`.
 
     Raises:
-        FileExistsError: something is there, and `overwrite` is False.
-        OSError: a folder that may not be written, a disk that is full.
+        FileExistsError: something is at `target`, and `overwrite` is False.
+        OSError: the folder is not writable, or the disk is full.
     """
     if target.exists() and not overwrite:
         raise FileExistsError(
@@ -43,49 +44,52 @@ def placed(target, overwrite):
 
 
 @contextlib.contextmanager
-def disk_errors(target):
-    """Around what writes for `target` and computes nothing: its errors say what to do."""
+def disk_errors(target: pathlib.Path) -> Iterator[None]:
+    """Makes the errors of code that writes `target` say what to do. That code must only write."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         kind = type(error) if isinstance(error, OSError) else OSError
         raise kind(
-            f"{target} could not be written, and what was there is as it was. Choose a folder "
-            f"that may be written, with room on its disk and in {tempfile.gettempdir()}. "
+            f"{target} could not be written; what was there is unchanged. Choose a folder that is "
+            f"writable, with room on its disk and in {tempfile.gettempdir()}. "
             f"Received: {reason(error)}"
         ) from error
 
 
-def size(path):
-    """Bytes of a file, or of all files in a folder."""
+def size(path: pathlib.Path) -> int:
+    """Returns the bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _check_writable(folder):
+def _check_writable(folder: pathlib.Path) -> None:
     """Raises OSError where nothing can be written: before the work, not after it."""
     while not folder.exists():
         folder = folder.parent
-    with tempfile.TemporaryFile(dir=folder):  # without a name where the system can
+    with tempfile.TemporaryFile(dir=folder):  # has no name on systems that can do so
         pass
 
 
-def _put_in_place(made, target):
-    """Moves `made` to `target`, on whatever disk that is."""
+def _put_in_place(made: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves `made` to `target`, on the same disk or another."""
     try:
         _exchange(made, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # Only on the disk of the target is the last move one step.
+        # A move is one step only within a disk: copy to the target's disk first.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            near = pathlib.Path(folder) / target.name
-            (shutil.copytree if made.is_dir() else shutil.copy2)(made, near)
-            _exchange(near, target)
+            copy = pathlib.Path(folder) / target.name
+            if made.is_dir():
+                shutil.copytree(made, copy)
+            else:
+                shutil.copy2(made, copy)
+            _exchange(copy, target)
 
 
-def _exchange(made, target):
-    """Moves `made` to `target`; what was there comes back if that fails."""
+def _exchange(made: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves `made` to `target`; if that fails, puts back what was there."""
     if not target.is_dir():
         made.replace(target)
         return

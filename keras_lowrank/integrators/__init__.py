@@ -1,7 +1,7 @@
 """Time integrators of the gradient flow on the manifold of rank-r matrices.
 
-For an integrator of your own: `augment`, `moved_core` and `truncate` are the stages that those here
-share, and a `Problem` is what an integrator sees of a step.
+To write one, subclass `Integrator`. `augment`, `moved_core` and `truncate` are the stages that the
+integrators here share; a `Problem` is one step as an integrator sees it.
 """
 
 import keras
@@ -28,8 +28,8 @@ __all__ = [
 _NAMES = {"parallel": Parallel, "rank_adaptive": RankAdaptive, "fixed_rank": FixedRank}
 
 
-def get(identifier):
-    """Returns an `Integrator` for one, for its name or for a config."""
+def get(identifier: Integrator | str | dict) -> Integrator:
+    """Returns the `Integrator` of an instance, a name or a config."""
     if isinstance(identifier, Integrator):
         return identifier
     if isinstance(identifier, dict):

@@ -1,4 +1,4 @@
-"""Augmented bases, and the way back: stages 2 to 4 that the integrators share."""
+"""Augmentation, core step and truncation: stages 2 to 4, which the integrators share."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,14 @@ from keras_lowrank.manifold.complement import Complement, complement, rotate
 from keras_lowrank.manifold.decompositions import signed_svd
 from keras_lowrank.manifold.orthonormalize import orthonormalized
 from keras_lowrank.manifold.point import Point, diagonal
+from keras_lowrank.manifold.tangent_vector import TangentVector
+from keras_lowrank.ranks.policy import Policy
 
 
 class Augmented(NamedTuple):
-    """The bases `U^ = [U, Q]` and `V^ = [V, Z]`, kept as their parts.
+    """The bases `U^ = [U, Q]` and `V^ = [V, Z]`, in parts.
 
-    In them the matrix `U S V^T` is `[[S, 0], [0, 0]]`, so augmenting changes nothing yet.
+    In them the core of `U S V^T` is `[[S, 0], [0, 0]]`: augmentation does not change W.
 
     Attributes:
         factors: `Point` with the old U, S and V.
@@ -27,11 +29,15 @@ class Augmented(NamedTuple):
     right: Complement
 
 
-def augment(factors, direction, static=False):
-    """Adds to the bases what the direction has outside of them.
+def augment(factors: Point, direction: TangentVector, static: bool = False) -> Augmented:
+    """Adds the parts of the direction outside of the bases: stage 2.
 
-    `span(U^)` is that of `[K1, U]` with `K1 = U S - h G V`, as the papers write it. `static` is
-    that of `complement`.
+    `span(U^)` is that of `[K1, U]` with `K1 = U S - h G V`, as in the papers.
+
+    Args:
+        factors: `Point`.
+        direction: `TangentVector` at it.
+        static: as in `complement`.
     """
     return Augmented(
         factors,
@@ -40,11 +46,17 @@ def augment(factors, direction, static=False):
     )
 
 
-def moved_core(augmented, step_size, normal_block=None):
-    """Returns `S^ - h U^^T D V^` in the augmented bases.
+def moved_core(
+    augmented: Augmented, step_size: tf.Tensor, normal_block: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Returns `S^ - h U^^T D V^` in the augmented bases: stage 3.
 
-    Three blocks of the product are in the direction's pair; the fourth, `Q^T D Z`, is zero unless
-    it is given.
+    The direction gives three blocks of the product. The fourth, `Q^T D Z`, is the normal block.
+
+    Args:
+        augmented: `Augmented`.
+        step_size: scalar tensor h.
+        normal_block: tensor, shape `(a, b)`; None for zero.
 
     Returns:
         Tensor of shape `(r + a, r + b)`.
@@ -60,12 +72,11 @@ def moved_core(augmented, step_size, normal_block=None):
     return tf.concat([tf.concat(top, axis=1), tf.concat(bottom, axis=1)], axis=0)
 
 
-def truncate(augmented, core, policy):
-    """Returns the best approximation of `U^ S^ V^^T` at the rank that the policy chooses.
+def truncate(augmented: Augmented, core: tf.Tensor, policy: Policy) -> Point:
+    """Returns the best approximation of `U^ S^ V^^T` at the rank that the policy chooses: stage 4.
 
-    With `S^ = P diag(s) Q^T`: `U = U^ P_r`, `S = diag(s_r)`, `V = V^ Q_r`. Both `P` and `Q` are
-    cut by columns, so the error is exactly the tail `||(s_{r+1}, ...)||_2`. The result is in a
-    fixed gauge: S diagonal and descending, signs as in `signed_svd`.
+    With `S^ = P diag(s) Q^T`: `U = U^ P_r`, `S = diag(s_r)`, `V = V^ Q_r`. The error is exactly
+    the tail `||(s_{r+1}, ...)||_2`. S is diagonal and descending, with signs as in `signed_svd`.
     """
     (u, s, v), left, right = augmented
     p, values, q = signed_svd(core)

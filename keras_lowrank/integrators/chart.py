@@ -1,4 +1,4 @@
-r"""Between two full steps: a chart of the manifold, in which a step is an addition.
+r"""A chart of the manifold, in which a step is an addition: the steps between two full steps.
 
 Near a matrix `W0 = U0 D V0^T`, D diagonal, every matrix of rank r is
 
@@ -9,22 +9,23 @@ and a step `W - h A` along a tangent vector `A = K_A V^T + U L_A^T - U S_A V^T` 
 
     K <- K - h K_A,   C <- C - h S_A,   L <- L - h L_A :
 
-the orthographic retraction (Absil and Malick, SIAM J. Optim. 22, 2012). Tall blocks are added to,
-as the factors of a plain product A B^T are, and nothing is orthonormalised. A momentum keeps its
-numbers: to hold the three parts is to carry it along the chart, exact to first order, as a
-trivialization of the manifold has it (Lezcano-Casado, arXiv:1909.09501).
+the orthographic retraction (Absil and Malick, SIAM J. Optim. 22, 2012). Nothing is
+orthonormalised. A momentum keeps its three parts unchanged: this transports it to first order, as
+in a trivialization of the manifold (Lezcano-Casado, arXiv:1909.09501).
 
-A layer holds `U S V^T` all the time, here with `K D^-1`, `D C^-1 D` and `L D^-1` in their places.
-Their ordinary gradients, which any tape takes, then are those of K, C and L:
+A layer always holds factors `U S V^T`; in a chart, `U = K D^-1`, `S = D C^-1 D`, `V = L D^-1`. The
+ordinary gradients of U, S and V from any tape give those of K, C and L:
 
     K-part = G_U D^-1,   L-part = G_V D^-1,   S-part = (S D^-1)^T G_S (S^T D^-1).
 
-Only D has to be kept beside them. U and V are orthonormal at W0 and lose it with the square of the
-angle between their present span and the one at W0; `Step.defect` measures that.
+Only D is stored beside the factors. U and V are orthonormal at W0; away from it their defect grows
+with the square of the angle to W0's spans, and `Step.defect` measures it.
 
-Columns with `D = 0` are frozen: their bases stay and only their core learns, `S <- S - h G_S`. What
-is new or too faint to be turned gathers strength there.
+Columns with `D = 0` are frozen: their bases stay, and only their core learns, `S <- S - h G_S`. New
+and faint directions grow there.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from keras_lowrank.manifold.decompositions import identity_like, signed_svd
 from keras_lowrank.manifold.point import Point, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector
 
-# Columns of signs that the defect of a basis is measured with.
+# Random-sign columns that estimate the defect of a basis.
 _PROBES = 4
 
 
@@ -43,10 +44,9 @@ class Step(NamedTuple):
     """A step inside the chart.
 
     Attributes:
-        factors: `Point`, what the layer holds then.
-        defect: scalar tensor, an estimate of the larger of `||U^T U - I||_F` for the two bases:
-            no less than the square of the tangent of the largest angle. NaN where a value is not
-            finite.
+        factors: `Point`, the new factors of the layer.
+        defect: scalar tensor, an estimate of the larger `||U^T U - I||_F` of the two bases, at
+            least the squared tangent of the largest angle. NaN if a value is not finite.
     """
 
     factors: Point
@@ -54,19 +54,19 @@ class Step(NamedTuple):
 
 
 class Chart:
-    """The chart that a layer is in, and where.
+    """The chart of a layer, and its present point there.
 
     Args:
-        factors: `Point`, what the layer holds.
+        factors: `Point`, the factors of the layer.
         scale: tensor, shape `(r,)`, the diagonal of D.
 
     Attributes:
-        U, V: tensors `(n, r)` and `(m, r)`, bases of W that are orthonormal up to the defect.
-        S: tensor `(r, r)`, what the layer holds.
-        active: tensor, shape `(r,)`, 1 for each column that turns, 0 for a frozen one.
+        U, V: tensors `(n, r)` and `(m, r)`, bases of W, orthonormal up to the defect.
+        S: tensor `(r, r)`, the core of `factors`.
+        active: tensor, shape `(r,)`, 1 for an active column, 0 for a frozen one.
     """
 
-    def __init__(self, factors, scale):
+    def __init__(self, factors: Point, scale: tf.Tensor) -> None:
         self.factors, self.scale = factors, scale
         self.S = factors.S
         self._inverse = tf.math.reciprocal_no_nan(scale)
@@ -75,39 +75,47 @@ class Chart:
             self.active[:, None] * self.active,
             (1 - self.active)[:, None] * (1 - self.active),
         )
-        self._left, self._right = self._turns(factors.S)
+        self._left, self._right = self._basis_maps(factors.S)
 
     @property
-    def U(self):
+    def U(self) -> tf.Tensor:
         return tf.matmul(self.factors.U, self._left)
 
     @property
-    def V(self):
+    def V(self) -> tf.Tensor:
         return tf.matmul(self.factors.V, self._right)
 
-    def tangent(self, gradients, factor=None):
-        """The gradient as a `TangentVector`, from those of U, S and V as any tape has them."""
+    def tangent(
+        self,
+        gradients: tuple[row_sparse.Block, tf.Tensor, tf.Tensor],
+        factor: tf.Tensor | None = None,
+    ) -> TangentVector:
+        """The tangent gradient, from the ordinary gradients of U, S and V.
+
+        Args:
+            gradients: gradients of the three factors of the layer.
+            factor: scalar tensor to multiply with; None for 1.
+        """
         g_u, g_s, g_v = gradients
         factor = 1.0 if factor is None else tf.cast(factor, self.scale.dtype)
         scale = factor * self._inverse
         core = tf.matmul(tf.matmul(self._left, g_s, transpose_a=True), self._right)
         both, neither = self._blocks
-        core *= both - neither  # what is frozen is in no other part
+        core *= both - neither  # frozen columns have only the term -U S V^T
         return TangentVector(
             row_sparse.with_values(g_u, row_sparse.values(g_u) * scale),
             factor * core,
             g_v * scale,
         )
 
-    def in_parts(self, tangent):
-        """The same vector with an S-part that has nothing between frozen columns and others."""
+    def in_parts(self, tangent: TangentVector) -> TangentVector:
+        """The vector without the blocks of its S-part between frozen and active columns."""
         return tangent._replace(S=tangent.S * tf.add_n(self._blocks))
 
-    def to_tangent(self, k, l):
-        """The tangent vector of a K-part and an L-part that were worked out apart, and its size.
+    def to_tangent(self, k: tf.Tensor, l: tf.Tensor) -> tuple[TangentVector, tf.Tensor]:
+        """The tangent vector nearest to a K-part and an L-part from separate formulas.
 
-        Each implies an S-part. Their mean gives the vector whose K- and L-part, as they then are,
-        are nearest to the given ones. It has nothing of what is frozen.
+        Each of the two implies an S-part, and the result has their mean, without frozen columns.
 
         Args:
             k: tensor, shape `(n, r)`.
@@ -126,49 +134,49 @@ class Chart:
         size = tf.reduce_sum(k**2) + tf.reduce_sum(l**2) - sum(outside) + inside[0]
         return TangentVector(k, core, l), tf.maximum(size, 0.0)
 
-    def frozen(self, core):
-        """The part of an S-part that is of frozen columns alone."""
+    def frozen(self, core: tf.Tensor) -> tf.Tensor:
+        """The block of an S-part for frozen columns."""
         return core * self._blocks[1]
 
-    def step(self, direction, step_size):
-        """`W - h A` inside the chart, a `Step`."""
+    def step(self, direction: TangentVector, step_size: tf.Tensor) -> Step:
+        """`W - h A` inside the chart."""
         u, s, v = self.factors
         k, core, l = direction
         h = tf.cast(step_size, s.dtype)
-        turn = -h * self._inverse
-        u = row_sparse.plus(u, row_sparse.with_values(k, row_sparse.values(k) * turn))
-        v += l * turn
-        # D (C - h S_A)^-1 D, to second order in h: what is left out is beyond the retraction's.
+        weights = -h * self._inverse
+        u = row_sparse.plus(u, row_sparse.with_values(k, row_sparse.values(k) * weights))
+        v += l * weights
+        # D (C - h S_A)^-1 D to second order in h, the order of the retraction.
         core *= h
         move = tf.matmul(self._inverse[:, None] * core * self._inverse, s)
         gain = tf.matmul(s, move)
         s += gain + tf.matmul(gain, move) + core * self._blocks[1]
-        left, right = self._turns(s)
+        left, right = self._basis_maps(s)
         defects = [_defect(u, left), _defect(v, right)]
         return Step(Point(u, s, v), tf.maximum(*defects))
 
-    def refreshed(self):
-        """The same W with orthonormal bases, a `Point` with any core."""
+    def refreshed(self) -> Point:
+        """The same W with orthonormal bases; the core need not be diagonal."""
         (left, core, right), factors = self._orthonormalizers(), self.factors
         return Point(tf.matmul(factors.U, left), core, tf.matmul(factors.V, right))
 
-    def diagonalized(self):
+    def diagonalized(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """`(A, s, B)` with `W = (U A) diag(s) (V B)^T`, U A and V B orthonormal, s descending."""
         left, core, right = self._orthonormalizers()
         p, values, q = signed_svd(core)
         return tf.matmul(left, p), values, tf.matmul(right, q)
 
-    def rotated(self, left, values, right):
-        """`(U A) diag(s) (V B)^T`, a `Point`: of what `diagonalized` returns, or first columns."""
+    def rotated(self, left: tf.Tensor, values: tf.Tensor, right: tf.Tensor) -> Point:
+        """`(U A) diag(s) (V B)^T`, for all or the first columns of `diagonalized`."""
         u, _, v = self.factors
         return Point(tf.matmul(u, left), diagonal(values), tf.matmul(v, right))
 
-    def origin(self):
-        """The same W at the origin of another chart, `(Point, scale)`; as many columns turn."""
+    def origin(self) -> tuple[Point, tf.Tensor]:
+        """`(point, scale)`: the same W at the origin of a chart, with as many active columns."""
         point = self.rotated(*self.diagonalized())
         scale = tf.linalg.diag_part(point.S)
-        turns = tf.range(tf.size(scale)) < tf.math.count_nonzero(self.scale, dtype=tf.int32)
-        return point, tf.where(turns, scale, tf.zeros_like(scale))
+        active = tf.range(tf.size(scale)) < tf.math.count_nonzero(self.scale, dtype=tf.int32)
+        return point, tf.where(active, scale, tf.zeros_like(scale))
 
     def _orthonormalizers(self):
         """`(A, C, B)`, all `(r, r)`, with `W = (U A) C (V B)^T`, U A and V B orthonormal."""
@@ -178,10 +186,10 @@ class Chart:
         core = tf.matmul(tf.matmul(left_inverse, s), right_inverse, transpose_b=True)
         return left, core, right
 
-    def holds(self):
-        """Whether W is where the chart can be used, and whether it is at the origin; bool scalars.
+    def holds(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Whether W is inside the chart, and whether it is at the origin: bool scalars.
 
-        For factors of which it is not known who has assigned them.
+        It checks factors that someone else may have assigned.
         """
         one = identity_like(self.S)
         known = tf.reduce_all(self.scale >= 0.0)
@@ -190,31 +198,31 @@ class Chart:
         turned = tf.reduce_max(tf.abs(tf.stack([self._left - one, self._right - one])))
         return known & (off <= 0.5), known & (tf.maximum(off, turned) <= 1e-4)
 
-    def _turns(self, s):
-        """What takes U and V as they are held to bases of W: `C^-1 D` and `C^-T D`."""
+    def _basis_maps(self, s):
+        """`C^-1 D` and `C^-T D`, which map the factors U and V of the layer to bases of W."""
         frozen = tf.linalg.diag(1.0 - self.active)
         return s * self._inverse + frozen, tf.transpose(s) * self._inverse + frozen
 
 
-def signs(n, count, dtype):
-    """A matrix of plus and minus ones, shape `(n, count)`, that repeat in no pattern."""
+def signs(n: int | tf.Tensor, count: int, dtype: tf.DType) -> tf.Tensor:
+    """A matrix of plus and minus ones without a regular pattern, shape `(n, count)`."""
     places = tf.range(1, n + 1)[:, None] * tf.range(1, count + 1)
     golden_angle = 2.399963
     return tf.sign(tf.cos(golden_angle * tf.cast(places, dtype) + 0.5))
 
 
 def _defect(basis, turn):
-    """An estimate of `||(B T)^T B T - I||_F`, by some columns of signs."""
+    """An estimate of `||(B T)^T B T - I||_F`, from some columns of random signs."""
     probes = signs(tf.shape(turn)[0], _PROBES, turn.dtype)
-    seen = tf.matmul(basis, tf.matmul(turn, probes))
-    seen = tf.matmul(turn, tf.matmul(basis, seen, transpose_a=True), transpose_a=True)
-    return tf.sqrt(tf.reduce_sum(tf.square(seen - probes)) / _PROBES)
+    products = tf.matmul(basis, tf.matmul(turn, probes))
+    products = tf.matmul(turn, tf.matmul(basis, products, transpose_a=True), transpose_a=True)
+    return tf.sqrt(tf.reduce_sum(tf.square(products - probes)) / _PROBES)
 
 
 def _orthonormalizer(basis, turn):
-    """`(A, A^-1)`, `(r, r)`, with orthonormal columns in `B A`, by a Cholesky factor.
+    """`(A, A^-1)`, `(r, r)`, with orthonormal columns in `B A`, from a Cholesky factor.
 
-    `B T` is almost orthonormal already, so that rounding is not enlarged.
+    `B T` is almost orthonormal already, so rounding is not amplified.
     """
     gram = tf.matmul(basis, basis, transpose_a=True)
     factor = tf.linalg.cholesky(tf.matmul(tf.matmul(turn, gram, transpose_a=True), turn))

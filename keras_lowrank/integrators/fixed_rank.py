@@ -1,10 +1,12 @@
 """The unconventional (KLS) integrator at fixed rank."""
 
+from __future__ import annotations
+
 import keras
 import tensorflow as tf
 
 from keras_lowrank.integrators.augmentation import augment
-from keras_lowrank.integrators.integrator import Integrator
+from keras_lowrank.integrators.integrator import Integrator, Problem
 from keras_lowrank.integrators.parallel import Parallel
 from keras_lowrank.integrators.trace_once import trace_once
 from keras_lowrank.manifold.complement import rotate
@@ -19,19 +21,18 @@ class FixedRank(Integrator):
 
     1. `U1 = orth(K1)`, `K1 = U S - h G V`, and `V1 = orth(L1)`, `L1 = V S^T - h G^T U`.
     2. The old matrix in the new bases: `S~ = (U1^T U) S (V^T V1)`.
-    3. `S1 = S~ - h U1^T G(U1 S~ V1^T) V1`: a second pass over the same batch, because projecting
-       W onto the new bases moves it.
+    3. `S1 = S~ - h U1^T G(U1 S~ V1^T) V1`: a second pass over the same batch, because step 2
+       changes W.
 
-    No shape ever changes. Bases come from the augmented ones: `K1 = [U, Q] C` with a small C of
-    shape `(r + a, r)`, whose Householder QR has r columns also where K1 has lower rank.
+    No shape ever changes. `K1 = [U, Q] C` with a small C of shape `(r + a, r)`: its Householder QR
+    has r columns even if K1 has a lower rank.
 
-    Step 2 loses norm, also at full rank unless the kernel is square: the basis of the longer side
-    turns, and W is not in the new one. So at full rank this is not gradient descent, as the other
-    integrators are. Before a `BatchNormalization`, where the loss does not hold the norm, that can
-    cost much accuracy.
+    Step 2 loses norm: W is not in the span of the new bases. So even at full rank this is not
+    gradient descent, unless the kernel is square. Before a `BatchNormalization` the loss does not
+    restore the norm, and that can cost much accuracy.
 
-    That is `adapt_every=1`. Otherwise a full step takes no second pass and loses nothing: it is one
-    of `Parallel`, at the rank that there is.
+    All this holds for `adapt_every=1`. Otherwise a full step is one of `Parallel` at the present
+    rank: it takes no second pass and loses no norm.
 
     Args:
         adapt_every: as in `Integrator`.
@@ -44,10 +45,10 @@ class FixedRank(Integrator):
     adapts_rank = False
 
     @property
-    def needs_second_pass(self):
+    def needs_second_pass(self) -> bool:  # type: ignore[override]
         return self.adapt_every == 1
 
-    def step(self, problem):
+    def step(self, problem: Problem) -> list[Point]:
         directions, h = problem.direction(), problem.step_size
         new_bases = trace_once(lambda factors, direction: _new_bases(factors, direction, h))
         bases = list(map(new_bases, problem.factors, directions))

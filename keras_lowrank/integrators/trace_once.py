@@ -1,24 +1,27 @@
-"""Less for TensorFlow to trace before the first step: one trace for all layers.
+"""One trace for all layers, which shortens the time before the first step.
 
-What a step does to a matrix is the same for all layers, and TensorFlow would trace it for each.
-These functions change nothing in what is computed.
+A step does the same to every matrix, but TensorFlow would trace it for each of them. The results
+are the same.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.outlined import apart
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
-def trace_once(function):
+def trace_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `function`, traced once for all matrices of a step that it treats alike.
 
     Args:
         function: callable of nests of tensors, None and `Policy`s, that returns a nest of tensors.
-            All else that it depends on has to be the same for all matrices.
+            All else that it uses must be equal for all matrices.
     """
-    traces = {}
+    traces: dict[tuple, Callable] = {}
 
     def traced(*arguments):
         if tf.executing_eagerly():
@@ -53,10 +56,10 @@ def _is_constant(tensor):
 
 
 def _opaque(tensor):
-    """A tensor that TensorFlow does not take for a constant: it would copy functions for each."""
+    """Hides that a tensor is constant: TensorFlow would copy the function for each value."""
     return tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tensor.shape)
 
 
 def _parts(argument):
-    """`(kind, tensors)` of an argument, as `Policy.parts`."""
+    """`(kind, tensors)` of an argument, as in `Policy.parts`."""
     return argument.parts() if isinstance(argument, Policy) else (None, argument)

@@ -1,7 +1,7 @@
 """How a layer multiplies with its matrix.
 
-For a layer of your own: `Matricization` says how its kernel is a matrix, and `matmul_last` is the
-fastest product of inputs of any number of axes with a matrix.
+Use them to write a layer: `Matricization` says how its kernel is read as a matrix, and
+`matmul_last` multiplies inputs of any number of axes with a matrix.
 """
 
 from keras_lowrank.kernels.matricization import Matricization

@@ -1,38 +1,49 @@
-"""How a layer applies its low-rank matrix, and what may be put in its place.
+"""How a layer applies its low-rank matrix, and how a step replaces that matrix.
 
-Every low-rank layer applies its matrix through `low_rank_apply`, with its variables, which any tape
-differentiates as it does everything; or, inside `override_kernels`, with a `ProductKernel` of given
-matrices.
+Every low-rank layer applies its matrix with `low_rank_apply`. It uses the layer's variables, which
+any tape differentiates; inside `override_kernels` it uses a `ProductKernel` of given matrices.
 """
+
+from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import keras
 import tensorflow as tf
 
+from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.products import matmul_last
+from keras_lowrank.manifold.factors import Factors
+from keras_lowrank.manifold.point import Point
+
+_Kernel = TypeVar("_Kernel", bound="ProductKernel")
 
 
 class ProductKernel:
-    """A matrix given as a product `A B ... C^T`: A projects, C expands, the rest is plain.
+    """A matrix given as a product `A B ... C^T`: A projects, C expands.
 
     Args:
-        matrices: tensors or variables, shapes `(n, a), (a, b), ..., (m, z)`: the last of two or
-            more is held transposed, as V is.
+        matrices: tensors or variables, shapes `(n, a), (a, b), ..., (m, z)`. The last of two or
+            more is given transposed, as V is.
         core: tensor, the S of a product `U S V^T`, for regularizers; None for any other.
     """
 
-    def __init__(self, *matrices, core=None):
+    def __init__(self, *matrices: tf.Tensor, core: tf.Tensor | None = None) -> None:
         self.matrices = matrices
         self.core = core
 
     @classmethod
-    def of(cls, factorization):
+    def of(cls: type[_Kernel], point: Point) -> _Kernel:
         """`U S V^T`, multiplied from the left: the cheapest order for a tall U and a small S."""
-        return cls(*factorization, core=factorization.S)
+        return cls(*point, core=point.S)
 
-    def apply(self, maps, inputs, dtype, transposed=False):
+    def apply(
+        self, maps: KernelMaps, inputs: tf.Tensor, dtype: str, transposed: bool = False
+    ) -> tf.Tensor:
+        """Applies the matrix; arguments as in `low_rank_apply`."""
         first, *rest = (tf.cast(matrix, dtype) for matrix in self.matrices)
         if transposed:
             outputs = inputs
@@ -47,21 +58,23 @@ class ProductKernel:
             coordinates = matmul_last(coordinates, core)
         return maps.expanded(coordinates, last)
 
-    def folded(self, dtype):
-        """The same as a product of two, for whoever multiplies with it again and again."""
+    def folded(self, dtype: str) -> ProductKernel:
+        """The same matrix as a product of two, which is cheaper to apply many times."""
         first, *rest = self.matrices
         for matrix in rest[:-1]:
             first = tf.matmul(first, matrix)
         return ProductKernel(*(tf.cast(one, dtype) for one in (first, *rest[-1:])))
 
 
-def low_rank_apply(maps, factors, inputs, dtype, transposed=False):
+def low_rank_apply(
+    maps: KernelMaps, factors: Factors, inputs: tf.Tensor, dtype: str, transposed: bool = False
+) -> tf.Tensor:
     """Applies a layer's matrix to its inputs: `expand(project(inputs, U) S, V)`.
 
     Args:
-        maps: `KernelMaps`, the layer's type.
-        factors: the layer's `Factors`.
-        inputs: tensor, what the layer was called with.
+        maps: `KernelMaps` of the layer type.
+        factors: `Factors` of the layer.
+        inputs: tensor, the inputs of the layer.
         dtype: str, the type to compute in (the layer's `compute_dtype`).
         transposed: bool. Apply the transposed matrix, `inputs V S^T U^T`, with `maps=PLAIN`.
 
@@ -69,13 +82,13 @@ def low_rank_apply(maps, factors, inputs, dtype, transposed=False):
         Tensor of shape `(..., m)`, or `(..., n)`.
     """
     kernel = overrides().get(factors)
-    # By a direct call of `call`, as `stateless_call` makes one; indices that a layer holds.
+    # From `stateless_call`, which calls `call` directly; or indices that a layer holds.
     if isinstance(inputs, keras.Variable) or not tf.is_tensor(inputs):
         inputs = tf.convert_to_tensor(inputs)
     if kernel is None:
         u, s, v = factors.read()
-        # A batch of vectors is shorter than U as a rule; images, vectors in sequence and indices
-        # have more places than that, and half precision no digits for a core of its own.
+        # A batch of vectors usually has fewer rows than U: the core is cheapest on its side. Images
+        # and sequences have more, and half precision should not round the core on its own.
         if inputs.shape.rank == 2 and inputs.dtype.is_floating and dtype == s.dtype:
             kernel = ProductKernel(u, s, v)
         elif transposed or not inputs.dtype.is_floating:
@@ -85,29 +98,29 @@ def low_rank_apply(maps, factors, inputs, dtype, transposed=False):
     return kernel.apply(maps, inputs, dtype, transposed)
 
 
-def whole_matrix(factors):
-    """W itself, or that of what stands in its place, shape `(n, m)`."""
+def whole_matrix(factors: Factors) -> tf.Tensor:
+    """W of the layer or of its override, shape `(n, m)`."""
     kernel = overrides().get(factors) or ProductKernel.of(factors.read())
     first, *last = kernel.folded(factors.S.dtype).matrices
     return tf.matmul(first, last[0], transpose_b=True) if last else first
 
 
-def squared_norm(factors):
-    r"""`||W||_F^2` without forming W, differentiable, whatever the state of the factors.
+def core_gram(factors: Factors) -> tf.Tensor:
+    r"""`U^T U S V^T V S^T`, shape `(r, r)`, without forming W, differentiable.
 
-    `<U^T U S, S V^T V>`, in an override that has a core too: what a second pass adds to bases is
-    as long as the rule of the optimizer makes it, and need not be orthogonal to the rest.
+    Its eigenvalues are the squares of the singular values of W; its trace is `||W||_F^2`. Bases
+    need not be orthonormal: those of a second pass are not.
     """
     kernel = overrides().get(factors)
     u, s, v = factors.read() if kernel is None or kernel.core is None else kernel.matrices
     left = tf.matmul(tf.matmul(u, u, transpose_a=True), s)
     right = tf.matmul(s, tf.matmul(v, v, transpose_a=True))
-    return tf.reduce_sum(left * right)
+    return tf.matmul(left, right, transpose_b=True)
 
 
 @contextlib.contextmanager
-def override_kernels(kernels):
-    """While open, `low_rank_apply` uses `kernels[factors]` in place of the layer's variables.
+def override_kernels(kernels: Mapping[Factors, ProductKernel]) -> Iterator[None]:
+    """While open, `low_rank_apply` uses `kernels[factors]` instead of the layer's variables.
 
     Args:
         kernels: dict from `Factors` to a `ProductKernel`.
@@ -120,8 +133,8 @@ def override_kernels(kernels):
         _LOCAL.kernels = outer
 
 
-def folded(factors, dtype):
-    """While open, layers that multiply again and again do so with products of two.
+def folded(factors: list[Factors], dtype: str) -> contextlib.AbstractContextManager[None]:
+    """While open, layers apply products of two: cheaper for a recurrent layer.
 
     Args:
         factors: list of `Factors`.
@@ -132,10 +145,10 @@ def folded(factors, dtype):
     return override_kernels({one: kernel.folded(dtype) for one, kernel in kernels.items()})
 
 
-# One table per thread: each replica of a tf.distribute strategy traces in a thread of its own.
+# One table per thread: every replica of a tf.distribute strategy traces in its own thread.
 _LOCAL = threading.local()
 
 
-def overrides():
+def overrides() -> dict[Factors, ProductKernel]:
     """The open overrides: dict from `Factors` to a `ProductKernel`."""
     return getattr(_LOCAL, "kernels", {})

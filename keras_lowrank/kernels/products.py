@@ -1,20 +1,23 @@
 """Products of arrays of any number of axes with a matrix."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 
-def rows(inputs):
+def rows(inputs: tf.Tensor) -> tf.Tensor:
     """Folds all axes but the last into one: shape `(..., k)` to `(batch, k)`."""
     if inputs.shape.rank == 2:
         return inputs
     return tf.reshape(inputs, [-1, extent(inputs, -1)])
 
 
-def matmul_last(inputs, matrix, transpose=False):
+def matmul_last(
+    inputs: tf.Tensor | tf.SparseTensor, matrix: tf.Tensor, transpose: bool = False
+) -> tf.Tensor:
     """Returns `inputs @ matrix`, or `inputs @ matrix^T`, over the last axis of any array.
 
-    Leading axes are folded into one, so that one plain matrix product does the work: a batched
-    product of a rank-4 activation with a matrix is several times slower.
+    Leading axes are folded into one: one matrix product is several times faster than a batched one.
 
     Args:
         inputs: tensor, shape `(..., k)`, or `tf.SparseTensor`, shape `(batch, k)`.
@@ -32,19 +35,19 @@ def matmul_last(inputs, matrix, transpose=False):
     return _with_leading(outputs, inputs, -1, [extent(matrix, 0 if transpose else 1)])
 
 
-def reshape_last(inputs, count, extents):
-    """Puts axes of the given extents in the place of the last `count` axes of any array."""
+def reshape_last(inputs: tf.Tensor, count: int, extents: Sequence[int | tf.Tensor]) -> tf.Tensor:
+    """Replaces the last `count` axes of any array by axes of the given extents."""
     if count == len(extents) == 1:
         return inputs
     return _with_leading(inputs, inputs, inputs.shape.rank - count, extents)
 
 
 def _with_leading(outputs, inputs, end, extents):
-    """Reshapes `outputs` to the axes of `inputs` up to `end`, and axes of the given extents."""
+    """Reshapes `outputs` to the axes of `inputs` up to `end`, then the given extents."""
     known = inputs.shape[:end].as_list()
     if known.count(None) <= 1:
-        # One unknown extent can be inferred. The graph then needs no arithmetic on shapes, which
-        # keeps every tensor of a LiteRT file static.
+        # One unknown extent can be inferred: with no arithmetic on shapes in the graph, every
+        # tensor of a LiteRT file is static.
         leading = [-1 if extent is None else extent for extent in known]
     else:
         leading = tf.unstack(tf.shape(inputs)[:end], num=len(known))
@@ -53,7 +56,7 @@ def _with_leading(outputs, inputs, end, extents):
     return outputs
 
 
-def extent(tensor, axis):
-    """The length of an axis: an int where it is known when traced, else a tensor."""
+def extent(tensor: tf.Tensor, axis: int) -> int | tf.Tensor:
+    """The length of an axis: an int if it is known when traced, else a tensor."""
     static = tensor.shape[axis]
     return tf.shape(tensor)[axis] if static is None else static

@@ -1,13 +1,34 @@
-"""Arguments of low-rank layers: checked, refused with a reason, or found by their position."""
+"""Arguments of low-rank layers: their types, their checks, and those that are refused."""
 
 import inspect
 import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 
+from keras_lowrank.layers.kernel_penalty import Conditioning
+from keras_lowrank.ranks.truncation import Truncation
 
-def check_ranks(rank, min_rank, max_rank):
-    """Returns the three as int, or None; raises ValueError where they are not in order."""
+# What Keras accepts for each: a name, a config or the object itself.
+Activation: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
+Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
+Regularizer: TypeAlias = str | dict[str, Any] | keras.regularizers.Regularizer | None
+Constraint: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
+
+# With the batch first; None is unknown.
+Shape: TypeAlias = tuple[int | None, ...]
+
+# A tolerance, a rule or its config; None for the model's.
+TruncationLike: TypeAlias = float | Truncation | dict[str, Any] | None
+
+
+def check_ranks(rank: Any, min_rank: Any, max_rank: Any) -> tuple[int | None, int, int | None]:
+    """Returns the three as int or None.
+
+    Raises:
+        ValueError: not a positive integer, or not `min_rank <= rank <= max_rank`.
+    """
     rank = rank if rank is None else positive_integer("rank", rank)
     min_rank = positive_integer("min_rank", min_rank)
     max_rank = max_rank if max_rank is None else positive_integer("max_rank", max_rank)
@@ -20,8 +41,12 @@ def check_ranks(rank, min_rank, max_rank):
     return rank, min_rank, max_rank
 
 
-def positive_integer(name, value):
-    """Returns an argument as int, whatever kind of integer it is; raises ValueError on another."""
+def positive_integer(name: str, value: Any) -> int:
+    """Returns an argument of any integer type as int.
+
+    Raises:
+        ValueError: not a positive integer.
+    """
     try:
         if not isinstance(value, bool) and operator.index(value) > 0:
             return operator.index(value)
@@ -30,15 +55,15 @@ def positive_integer(name, value):
     raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
 
 
-def by_name(keras_layer, named, args):
-    """Positional arguments behind the first `named`, by the names that Keras has in their places.
+def by_name(keras_layer: type, named: int, args: tuple) -> dict[str, Any]:
+    """Returns further positional arguments of a Keras layer under their names in Keras.
 
     Args:
         keras_layer: class of Keras.
-        named: int, how many arguments before them a low-rank layer names itself.
-        args: tuple.
+        named: int, how many positional arguments the low-rank layer has itself.
+        args: tuple, the positional arguments after those.
     """
-    names = list(inspect.signature(keras_layer.__init__).parameters)[1 + named :]
+    names = list(inspect.signature(keras_layer).parameters)[named:]
     names = [name for name in names if name != "kwargs"]
     if len(args) > len(names):
         raise TypeError(
@@ -52,21 +77,27 @@ NO_LORA = "the layer is low-rank already; set `rank`"
 QUANTIZE = "quantize the exported file instead"
 
 
-def refuse(value, name, reason):
+def refuse(value: Any, name: str, reason: str) -> None:
     """Raises ValueError, with the reason, where an argument that must be None is not."""
     if value is not None:
         raise ValueError(f"`{name}` must be None in a low-rank layer: {reason}. Received: {value}")
 
 
-def check_regularizer(regularizer, name="kernel_regularizer"):
-    """Returns a regularizer that a low-rank layer can compute; raises ValueError on another."""
-    kinds = (keras.regularizers.L2, keras.regularizers.L1L2)
+def check_regularizer(
+    regularizer: keras.regularizers.Regularizer | None, name: str = "kernel_regularizer"
+) -> keras.regularizers.Regularizer | None:
+    """Returns a regularizer that a low-rank layer can compute: L2, `Conditioning` or None.
+
+    Raises:
+        ValueError: another regularizer.
+    """
+    kinds = (keras.regularizers.L2, keras.regularizers.L1L2, Conditioning)
     if regularizer is None or (
         isinstance(regularizer, kinds) and float(getattr(regularizer, "l1", 0.0)) == 0.0
     ):
         return regularizer
     raise ValueError(
-        f"`{name}` must be L2, which a low-rank layer computes as ||S||_F^2 without "
-        "forming its kernel; a sum over the entries of the kernel cannot be had without forming "
-        f"it. Received: {name}={regularizer}"
+        f"`{name}` must be L2 or `keras_lowrank.Conditioning`, which a layer computes from its "
+        "factors. Other penalties need the entries of the kernel, which is never formed. "
+        f"Received: {name}={regularizer}"
     )

@@ -1,36 +1,54 @@
-"""Layers of attention with low-rank projections."""
+"""Attention with low-rank projections."""
+
+from typing import Any
 
 import keras
 
 from keras_lowrank import keras_internals
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.einsum_dense import LowRankEinsumDense
-from keras_lowrank.layers.several_kernels import RankArguments, SeveralKernels
+from keras_lowrank.layers.several_kernels import (
+    MinRank,
+    Rank,
+    RankArguments,
+    SeveralKernels,
+    Truncations,
+)
 
-# What Keras calls the projections; the gate is there with `use_gate` alone.
+# The names of the projections in Keras; only `use_gate` has a gate.
 _PROJECTIONS = ("query", "key", "gate", "value", "attention_output")
 
 
 class LowRankAttention(SeveralKernels, CompositeInputs):
-    """What the low-rank layers of attention share: a base beside the layer of Keras.
+    """Base of the low-rank attention layers; before the Keras layer.
 
-    In `build` that layer makes each of its projections, an `EinsumDense`, puts it into an
-    attribute, and goes on with what is in the attribute. The low-rank projection takes its place on
-    the way there, before a kernel exists. Nothing else of the Keras layer is touched.
+    The Keras layer makes each of its projections, an `EinsumDense`, in `build`, sets it as an
+    attribute, and builds what the attribute holds. This class replaces it when the attribute is
+    set, before it has a kernel. Nothing else of the Keras layer changes.
     """
 
-    def __init__(self, *args, rank=None, min_rank=1, max_rank=None, truncation=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        rank: Rank = None,
+        min_rank: MinRank = 1,
+        max_rank: Rank = None,
+        truncation: Truncations = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         config = super(SeveralKernels, self).get_config()  # Keras's own: no ranks are known yet
         names = [name for name in _PROJECTIONS if name != "gate" or config.get("use_gate")]
         self.rank_arguments = RankArguments(names, rank, min_rank, max_rank, truncation)
-        shared = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
-        shared = {name: config[name] for name in shared}
+        shared = {
+            name: config[name]
+            for name in ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
+        }
         for own in filter(None, map(self.rank_arguments.of, names)):
-            # Its own checks, with its own words.
+            # Checks the arguments now: the projections are made in `build`.
             LowRankEinsumDense("ab,bc->ac", 1, name=self.name, **shared, **own)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if type(value) is keras.layers.EinsumDense:
             arguments = self.rank_arguments.of(value.name)
             if arguments:
@@ -38,8 +56,7 @@ class LowRankAttention(SeveralKernels, CompositeInputs):
                 value.caps_rank = self.rank_arguments.one_rank
         super().__setattr__(name, value)
 
-    def low_rank_kernels(self):
-        """The projections that are low-rank."""
+    def low_rank_kernels(self) -> list[LowRankEinsumDense]:
         return [one for one in projections(self).values() if isinstance(one, LowRankEinsumDense)]
 
 
@@ -47,33 +64,34 @@ class LowRankAttention(SeveralKernels, CompositeInputs):
 class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttention):
     r"""`keras.layers.MultiHeadAttention` with low-rank projections.
 
-    Each head attends by `softmax(q k^T / sqrt(key_dim)) v` as in Keras, masks, dropout and all;
-    the kernels that make queries, keys, values and outputs are matrices `U S V^T`, all heads of a
-    projection together: `(dim, num_heads key_dim)` for queries and keys,
-    `(dim, num_heads value_dim)` for values, and `(num_heads value_dim, dim)` for outputs.
-    From "Attention is all you need" (arXiv:1706.03762), section 3.2, with kernels as in "Low-rank
-    lottery tickets" (arXiv:2205.13571), section 4.
+    Attention is Keras's: `softmax(q k^T / sqrt(key_dim)) v`, with masks and dropout. The kernels
+    that make queries, keys, values and outputs are matrices `U S V^T`, one for all heads:
+    `(dim, num_heads key_dim)` for queries and keys, `(dim, num_heads value_dim)` for values, and
+    `(num_heads value_dim, dim)` for outputs. From "Attention is all you need" (arXiv:1706.03762),
+    section 3.2, with kernels as in "Low-rank lottery tickets" (arXiv:2205.13571), section 4.
 
     Args:
-        num_heads, key_dim, value_dim: as in `keras.layers.MultiHeadAttention`.
+        num_heads, key_dim, value_dim, dropout, use_bias, output_shape, attention_axes: as in
+            `keras.layers.MultiHeadAttention`.
+        *args: its next arguments, in its order.
         rank: int or None, the rank that each projection starts with, as in `LowRankLayer`, or
-            `min(n, m)` where a projection has no more; or a dict from "query", "key", "value",
-            "attention_output" (and "gate", with `use_gate`) to such, and the projections that it
-            leaves out stay dense. The attribute `rank` has the present ranks, as such a dict.
-        min_rank, max_rank, truncation: as in `LowRankLayer`, for each low-rank projection, or by
+            `min(n, m)` where that is smaller; or a dict with keys among "query", "key", "value",
+            "attention_output" (and "gate", with `use_gate`). A projection that it leaves out stays
+            dense. The attribute `rank` has the present ranks, as such a dict.
+        min_rank, max_rank, truncation: as in `LowRankLayer`, for all low-rank projections or as
             such a dict.
         **kwargs: all other arguments of `keras.layers.MultiHeadAttention`.
 
     Input shape:
-        As in Keras, in call: queries `(batch, T, dim)` and values `(batch, S, dim)`, and keys like
-        values, or more axes between the batch and the last.
+        As in Keras's `call`: queries `(batch, T, dim)`, values `(batch, S, dim)` and keys like
+        values, or with more axes between the first and the last.
 
     Output shape:
-        `(batch, T, dim)`, or with the axes of `output_shape` at the end.
+        `(batch, T, dim)`, or with the axes of `output_shape` last.
 
     Raises:
-        ValueError: an argument outside its range or that a low-rank layer refuses; an unknown
-            projection; a rank in a dict above `min(n, m)` of its projection when built.
+        ValueError: an argument outside its range, or that a low-rank layer refuses; an unknown
+            projection; when built, a rank in a dict above `min(n, m)` of its projection.
 
     Example:
 
@@ -88,32 +106,66 @@ class LowRankMultiHeadAttention(LowRankAttention, keras.layers.MultiHeadAttentio
      'low_rank_multi_head_attention/attention_output': 6}
     """
 
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int | None = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        output_shape: int | tuple[int, ...] | None = None,
+        attention_axes: int | tuple[int, ...] | None = None,
+        *args: Any,
+        rank: Rank = None,
+        min_rank: MinRank = 1,
+        max_rank: Rank = None,
+        truncation: Truncations = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_heads,
+            key_dim,
+            value_dim,
+            dropout,
+            use_bias,
+            output_shape,
+            attention_axes,
+            *args,
+            rank=rank,
+            min_rank=min_rank,
+            max_rank=max_rank,
+            truncation=truncation,
+            **kwargs,
+        )
+
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class LowRankGroupQueryAttention(LowRankAttention, keras.layers.GroupQueryAttention):
     r"""`keras.layers.GroupQueryAttention` with low-rank projections.
 
-    Several heads of queries share one of keys and values; attention itself is Keras's. The kernels
-    are matrices `U S V^T`, all heads of a projection together: `(dim, num_query_heads head_dim)`
-    for queries, `(dim, num_key_value_heads head_dim)` for keys and values, and
+    Several query heads share one head of keys and values. Attention is Keras's. The kernels are
+    matrices `U S V^T`, one for all heads: `(dim, num_query_heads head_dim)` for queries,
+    `(dim, num_key_value_heads head_dim)` for keys and values, and
     `(num_query_heads head_dim, dim)` for outputs. From "GQA" (arXiv:2305.13245), with kernels as
     in "Low-rank lottery tickets" (arXiv:2205.13571), section 4.
 
     Args:
-        head_dim, num_query_heads, num_key_value_heads: as in `keras.layers.GroupQueryAttention`.
+        head_dim, num_query_heads, num_key_value_heads, dropout, use_bias: as in
+            `keras.layers.GroupQueryAttention`.
+        *args: its next arguments, in its order.
         rank, min_rank, max_rank, truncation: as in `LowRankMultiHeadAttention`.
         **kwargs: all other arguments of `keras.layers.GroupQueryAttention`.
 
     Input shape:
-        As in Keras, in call: queries `(batch, T, dim)`, values `(batch, S, dim)`, and keys like
+        As in Keras's `call`: queries `(batch, T, dim)`, values `(batch, S, dim)` and keys like
         values.
 
     Output shape:
         `(batch, T, dim)`.
 
     Raises:
-        ValueError: an argument outside its range or that a low-rank layer refuses; an unknown
-            projection; a rank in a dict above `min(n, m)` of its projection when built.
+        ValueError: an argument outside its range, or that a low-rank layer refuses; an unknown
+            projection; when built, a rank in a dict above `min(n, m)` of its projection.
 
     Example:
 
@@ -126,9 +178,37 @@ class LowRankGroupQueryAttention(LowRankAttention, keras.layers.GroupQueryAttent
     {'query': 6, 'attention_output': 4}
     """
 
+    def __init__(
+        self,
+        head_dim: int,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        *args: Any,
+        rank: Rank = None,
+        min_rank: MinRank = 1,
+        max_rank: Rank = None,
+        truncation: Truncations = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            head_dim,
+            num_query_heads,
+            num_key_value_heads,
+            dropout,
+            use_bias,
+            *args,
+            rank=rank,
+            min_rank=min_rank,
+            max_rank=max_rank,
+            truncation=truncation,
+            **kwargs,
+        )
 
-def projections(layer):
-    """`{name: projection}` of a built layer of attention, Keras's own or low-rank."""
+
+def projections(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
+    """Returns `{name: projection}` of a built attention layer, Keras's own or low-rank."""
     kinds = (keras.layers.EinsumDense, LowRankEinsumDense)
     found = [one for one in keras_internals.sublayers(layer) if isinstance(one, kinds)]
     return {one.name: one for one in found}

@@ -1,7 +1,8 @@
-"""The equation of an einsum layer, read as a product with one matrix."""
+"""An einsum equation, read as a product with one matrix."""
 
 import re
 import string
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from keras_lowrank.kernels.matricization import Matricization
@@ -12,13 +13,15 @@ _FORM = re.compile(r"(\.{3})?([a-zA-Z]+)(\.{3})?,([a-zA-Z]+)->(\.{3})?([a-zA-Z]+
 class EinsumEquation(NamedTuple):
     """An einsum equation whose kernel is a matrix.
 
-    Axes of the kernel that are contracted with the inputs are the rows of the matrix, in the order
-    of the inputs, and axes that it brings into the outputs the columns, in the order of the
-    outputs: so a group of axes that stand together there is one axis by a mere reshape.
+    The rows of the matrix are the axes of the kernel that are contracted with the inputs, in the
+    order of the inputs. The columns are those that reach the outputs, in the order of the outputs.
+    A reshape then joins axes that are neighbours.
 
     Attributes:
-        inputs, kernel, outputs: str, one letter an axis, without ellipsis.
-        ellipsis: str, "left" or "right", where inputs and outputs have one, or "".
+        inputs: str, one letter an axis, without ellipsis.
+        kernel: str, the same.
+        outputs: str, the same.
+        ellipsis: str, the side of the ellipsis of inputs and outputs, "left" or "right"; or "".
     """
 
     inputs: str
@@ -27,14 +30,17 @@ class EinsumEquation(NamedTuple):
     ellipsis: str
 
     @classmethod
-    def parse(cls, equation):
+    def parse(cls, equation: str) -> "EinsumEquation":
         """Reads an equation of the forms that `keras.layers.EinsumDense` takes.
 
+        Args:
+            equation: str.
+
         Raises:
-            ValueError: another form, or a kernel that is no matrix.
+            ValueError: another form, or a kernel that is not one matrix.
         """
         match = _FORM.fullmatch(equation)
-        left, inputs, right, kernel, *outputs = match.groups() if match else [None] * 7
+        left, inputs, right, kernel, *outputs = match.groups("") if match else [""] * 7
         if match is None or (left, right) != (outputs[0], outputs[2]) or (left and right):
             raise ValueError(
                 "`equation` must be of the form '[X],[Y]->[Z]', '...[X],[Y]->...[Z]' or "
@@ -45,25 +51,27 @@ class EinsumEquation(NamedTuple):
         return parsed
 
     @property
-    def rows(self):
+    def rows(self) -> list[str]:
+        """The axes of the rows of the matrix."""
         return [axis for axis in self.inputs if axis in self.kernel]
 
     @property
-    def columns(self):
+    def columns(self) -> list[str]:
+        """The axes of the columns of the matrix."""
         return [axis for axis in self.outputs if axis in self.kernel]
 
     @property
-    def free(self):
-        """The axes that the inputs hand to the outputs."""
+    def free(self) -> list[str]:
+        """The axes that inputs and outputs share."""
         return [axis for axis in self.inputs if axis in self.outputs]
 
     @property
-    def summed(self):
-        """The axes of the inputs that nothing else has, which are summed over."""
+    def summed(self) -> list[str]:
+        """The axes of the inputs alone, which are summed over."""
         return [axis for axis in self.inputs if axis not in self.kernel + self.outputs]
 
-    def expanded(self, ndim):
-        """The equation for inputs of `ndim` axes, with letters in the place of the ellipsis."""
+    def expanded(self, ndim: int) -> "EinsumEquation":
+        """Returns the equation for inputs of `ndim` axes, with letters in place of the ellipsis."""
         used = self.inputs + self.kernel + self.outputs
         letters = (letter for letter in string.ascii_letters if letter not in used)
         elided = "".join(next(letters) for _ in range(ndim - len(self.inputs)))
@@ -73,14 +81,14 @@ class EinsumEquation(NamedTuple):
             sides = self.inputs + elided, self.outputs + elided
         return EinsumEquation(sides[0], self.kernel, sides[1], "")
 
-    def matricization(self, kernel_shape):
-        """How a kernel of that shape is a matrix."""
+    def matricization(self, kernel_shape: Sequence[int]) -> Matricization:
+        """Returns the matricization of a kernel of that shape."""
         rows, columns = (
             tuple(self.kernel.index(axis) for axis in axes) for axes in (self.rows, self.columns)
         )
         return Matricization(tuple(kernel_shape), rows, columns)
 
-    def _check_matrix(self, equation):
+    def _check_matrix(self, equation: str) -> None:
         for name, axes, others in (
             ("kernel", self.kernel, self.inputs + self.outputs),
             ("outputs", self.outputs, self.inputs + self.kernel),
@@ -94,13 +102,13 @@ class EinsumEquation(NamedTuple):
         for name, axes in zip(("inputs", "kernel", "outputs"), self):
             if len(set(axes)) < len(axes):
                 raise ValueError(
-                    "The kernel of `equation` must be a matrix, for which every operand needs an "
-                    f"axis once: the {name} are '{axes}'. Received: equation={equation!r}"
+                    "The kernel of `equation` must be a matrix, so every operand must have an axis "
+                    f"only once: the {name} are '{axes}'. Received: equation={equation!r}"
                 )
         stacked = "".join(axis for axis in self.free if axis in self.kernel)
         if stacked:
             raise ValueError(
                 "The kernel of `equation` must be one matrix. An axis in inputs, kernel and "
-                f"outputs at once (here '{stacked}') makes it a stack of them, one for each index: "
-                f"use one layer for each. Received: equation={equation!r}"
+                f"outputs at once (here '{stacked}') makes it a stack of matrices: use one layer "
+                f"for each. Received: equation={equation!r}"
             )

@@ -1,21 +1,26 @@
 """The gated recurrent unit with low-rank kernels."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 
-from keras_lowrank.layers.recurrent import GatedCell, GatedLayer
+from keras_lowrank.layers.gated_cell import GatedCell
+from keras_lowrank.layers.gated_layer import GatedLayer
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
     r"""`keras.layers.GRUCell` whose kernels are low-rank: one step of a `LowRankGRU`.
 
-    For `keras.layers.RNN` and `StackedRNNCells`. A `LowRankGRU` is faster: it multiplies with the
-    inputs of all steps at once. Inside their loop an integrator that needs the inputs of every
-    product (`"rank_adaptive"`) is refused, unless `unroll=True`.
+    Use it in `keras.layers.RNN` and `StackedRNNCells`. A `LowRankGRU` is faster: it multiplies with
+    the inputs of all steps at once. The integrator `"rank_adaptive"` needs the inputs of every
+    product, so it needs `unroll=True` around a cell.
 
     Args:
-        units, activation, recurrent_activation, use_bias: as in `keras.layers.GRUCell`.
+        units, activation, recurrent_activation, use_bias, kernel_initializer,
+        recurrent_initializer, bias_initializer: as in `keras.layers.GRUCell`.
         rank, min_rank, max_rank, truncation, stacked: as in `LowRankGRU`.
         **kwargs: all other arguments of `keras.layers.GRUCell`.
 
@@ -26,8 +31,7 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
         `(batch, units)`, and the new state.
 
     Raises:
-        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
-            built.
+        ValueError: an argument outside its range; when built, a rank in a dict above `min(n, m)`.
 
     Example:
 
@@ -39,24 +43,23 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
     keras_layer = keras.layers.GRUCell
     gates = "zrh"
 
-    def call(self, inputs, states, training=False):
+    def call(self, inputs: tf.Tensor, states: Any, training: bool = False) -> Any:
         output, new_states = super().call(inputs, states, training)
         return output, new_states if isinstance(states, (list, tuple)) else output
 
-    def multiplies_once(self, training):
-        return self.reset_after and super().multiplies_once(training)
-
-    def step(self, projected, states, training):
+    def step(
+        self, projected: tf.Tensor, states: Any, training: bool
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         if self.reset_after:
             return super().step(projected, states, training)
-        # The candidate's product is one with a state that the reset gate has weakened.
+        # The candidate multiplies with the state after the reset gate.
         (h,) = tf.nest.flatten(states)
         z, r = self._opened(self.recurrent_product(h, training) + projected)
-        weak = self.recurrent_product(r * h, training)[..., 2 * self.units :]
-        return self._mixed(z, h, projected[..., 2 * self.units :] + weak)
+        reset = self.recurrent_product(r * h, training)[..., 2 * self.units :]
+        return self._mixed(z, h, projected[..., 2 * self.units :] + reset)
 
-    def summands(self, projected):
-        """What is added to the recurrent product, and what the candidate gets after the reset."""
+    def summands(self, projected: tf.Tensor) -> list[tf.Tensor]:
+        # The second one is added to the candidate, after the reset.
         gates, candidate = projected[..., : 2 * self.units], projected[..., 2 * self.units :]
         if self.bias is None:
             return [tf.concat([gates, tf.zeros_like(candidate)], -1), candidate]
@@ -67,27 +70,30 @@ class LowRankGRUCell(GatedCell, keras.layers.GRUCell):
             candidate,
         ]
 
-    def advance(self, sums, candidate, h):
-        """One step from the sums of both products: `(output, new states)`."""
+    def advance(self, parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        sums, candidate, h = parts
         z, r = self._opened(sums)
         return self._mixed(z, h, candidate + r * sums[..., 2 * self.units :])
 
-    def _opened(self, sums):
+    def _opened(self, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the gates z and r."""
         gates = self.recurrent_activation(sums[..., : 2 * self.units])
         return gates[..., : self.units], gates[..., self.units :]
 
-    def _mixed(self, z, h, candidate):
+    def _mixed(
+        self, z: tf.Tensor, h: tf.Tensor, candidate: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         h = z * h + (1 - z) * self.activation(candidate)
         return h, [h]
 
-    def _bias_shape(self):
-        # Keras's form: with the reset after the product, both products have a bias.
+    def _bias_shape(self) -> tuple[int, ...]:
+        # As in Keras: with the reset after the product, both products have a bias.
         return (2, 3 * self.units) if self.reset_after else (3 * self.units,)
 
-    def _initial_bias(self, shape, dtype=None):
+    def _initial_bias(self, shape: Sequence[int], dtype: Any = None) -> tf.Tensor:
         return self.bias_initializer(shape, dtype=dtype)
 
-    def _input_bias(self):
+    def _input_bias(self) -> tf.Tensor:
         bias = self._own_bias()
         return bias[0] if self.reset_after else bias
 
@@ -100,24 +106,25 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
 
         h_t = z h_{t-1} + (1 - z) tanh(p_h + r q_h),   z = sigma(p_z + q_z),   r = sigma(p_r + q_r),
 
-    where W (n x 3 units) and R (units x 3 units) hold the gates' columns side by side and each is
-    one low-rank matrix; or, with `stacked=False`, each gate's columns are one. With
-    `reset_after=False`, `q_h` is the product of `r h_{t-1}`, and there is no `b'`. The ranks are
-    found under the paths `.../gru_cell/kernel` and `.../gru_cell/recurrent_kernel`, and with
-    `stacked=False` under those with `_z`, `_r` and `_h` at the end.
+    where W (n x 3 units) and R (units x 3 units) hold the gates' columns side by side. Each is one
+    low-rank matrix or, with `stacked=False`, one for each gate. With `reset_after=False`, `q_h` is
+    the product of `r h_{t-1}`, and there is no `b'`. `LowRankModel.ranks` has the ranks under
+    `.../gru_cell/kernel` and `.../gru_cell/recurrent_kernel`; with `stacked=False` these paths end
+    in `_z`, `_r` and `_h`.
 
-    The product with W is one for the whole sequence.
+    The layer multiplies with W for the whole sequence at once.
 
     Args:
-        units, activation, recurrent_activation, use_bias: as in `keras.layers.GRU`.
+        units, activation, recurrent_activation, use_bias, kernel_initializer,
+        recurrent_initializer, bias_initializer: as in `keras.layers.GRU`.
+        use_cudnn: `"auto"` or `False`; cuDNN is not used: it multiplies with whole kernels.
         rank: int or None, the rank to start with, as in `LowRankLayer`; or a dict with the keys
-            `"kernel"` and `"recurrent_kernel"`, and a kernel that it leaves out is a plain one. The
+            `"kernel"` and `"recurrent_kernel"`. A kernel that it leaves out stays plain. The
             attribute `rank` has the present ranks, by the names of the kernels.
-        min_rank, max_rank, truncation: as in `LowRankLayer`; for both matrices, or by such a dict.
-        stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
-        use_cudnn: `"auto"` or `False`: cuDNN's GRU multiplies with whole kernels.
-        **kwargs: all other arguments of `keras.layers.GRU`. Regularizers of kernels must be L2,
-            their constraints None; see `LowRankLayer`.
+        min_rank, max_rank, truncation: as in `LowRankLayer`, for both kernels or as such a dict.
+        stacked: bool. `True` (the default) for one matrix for all gates, `False` for one each.
+        **kwargs: all other arguments of `keras.layers.GRU`. Kernel regularizers must be L2, and
+            kernel constraints None; see `LowRankLayer`.
 
     Input shape:
         `(batch, steps, n)`.
@@ -127,8 +134,7 @@ class LowRankGRU(GatedLayer, keras.layers.GRU):
         followed by a state of shape `(batch, units)`.
 
     Raises:
-        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
-            built.
+        ValueError: an argument outside its range; when built, a rank in a dict above `min(n, m)`.
 
     Example:
 

@@ -1,18 +1,23 @@
-"""What every low-rank layer is: factors, rank arguments, bias and activation around `project`."""
+"""The base of every low-rank layer: factors, rank arguments, and all around `project`."""
 
-import itertools
-import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import keras
 import tensorflow as tf
 
-from keras_lowrank import keras_internals
 from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.kernel_override import low_rank_apply, whole_matrix
 from keras_lowrank.kernels.matricization import Matricization
+from keras_lowrank.layers.across_ranks import AcrossRanks
 from keras_lowrank.layers.arguments import (
     NO_LORA,
     QUANTIZE,
+    Activation,
+    Constraint,
+    Initializer,
+    Regularizer,
+    TruncationLike,
     check_ranks,
     check_regularizer,
     refuse,
@@ -20,60 +25,58 @@ from keras_lowrank.layers.arguments import (
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.kernel_penalty import KernelPenalty
+from keras_lowrank.layers.starting_rank import default_rank
 from keras_lowrank.manifold.factors import Factors, RankVariable
-from keras_lowrank.ranks.truncation import Policy, get_truncation
-
-# The share of the weights that `rank=None` leaves, and the directions that it leaves at least.
-_SHARE, _LEAST = 0.4, 16
-
-
-class AcrossRanks:
-    """Methods of Keras that compare whole shapes: goes before the Keras class in the bases."""
-
-    def set_weights(self, weights):
-        """Sets all weights from a list of arrays; ranks follow the arrays.
-
-        The optimizer's momentum of low-rank layers starts anew, as after `load_weights`.
-        """
-        set_weights(self, weights)
-
-    def stateless_call(self, trainable_variables, non_trainable_variables, *args, **kwargs):
-        given = [trainable_variables, non_trainable_variables]
-        # As values of a shape that is known: that of the variable is open.
-        given = [[_read(v) for v in variables] for variables in given]
-        return super().stateless_call(*given, *args, **kwargs)
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import Truncation, get_truncation
 
 
 class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
 
-    A subclass names the Keras layer that it replaces, calls `build_factors` in `build`, and
-    implements `project`, which is all that a layer type is; or `expand` too, a method
-    `(coordinates, basis) -> outputs`, linear in both, in place of the product with `V^T`. In a
-    `LowRankModel` the factors are trained by its integrator; in any other model they are ordinary
-    weights with true gradients. Sparse and ragged tensors are refused, but for those that a class
-    names in its tuple `takes`. `diagnostics.check_layer` tests a layer type.
+    To write a layer type, subclass this class, call `build_factors` in `build`, and implement
+    `project`. Define `expand` too where the outputs are more than the product of the coordinates
+    with `V^T`. `diagnostics.check_layer` tests the result.
+
+    In a `LowRankModel` the integrator trains the factors. In any other model they are ordinary
+    weights with true gradients. Sparse and ragged tensors are refused, unless a class names them
+    in its tuple `takes`.
 
     Args:
         rank: int or None, the rank to start with, `1 <= rank <= min(n, m)` for an n x m kernel.
-            None takes the largest rank that leaves 40% of the weights, `r (n + m) <= 0.4 n m`,
-            where a step takes no longer than with the kernel; of a small one up to 16 directions,
-            if U, S and V are then no more numbers than it. Ranks do not grow beyond it.
-        min_rank: int, the least rank that training may leave. Defaults to 1.
-        max_rank: int or None, the largest. None is `min(n, m)`.
+            None takes the largest rank that leaves 40% of the weights, `r (n + m) <= 0.4 n m`, and
+            up to 16 for a small kernel. The rank does not grow beyond that.
+        min_rank: int, the smallest rank in training. Defaults to 1.
+        max_rank: int or None, the largest rank in training. None is `min(n, m)`.
         truncation: `Truncation`, float (a relative tolerance) or None, the layer's own rule for
             its rank. None takes the model's.
-        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
-        bias_regularizer, activity_regularizer, bias_constraint: as in the Keras layer. The
-            kernel initializer is read as `initial_factors` says; the kernel regularizer must be
-            L2, which acts on `||W||_F` without forming W.
-        kernel_constraint, lora_rank, lora_alpha, quantization_config: must be None, with an
-            error that says why.
+        activation: as in the Keras layer.
+        use_bias: as in the Keras layer.
+        kernel_initializer: as in the Keras layer. A random one sets `E ||W||_F^2`, with random
+            orthonormal U and V. Any other is called once and its kernel cut to rank r (SVD).
+        bias_initializer: as in the Keras layer.
+        kernel_regularizer: L2 or None. It acts on `||W||_F` without forming W.
+        bias_regularizer: as in the Keras layer.
+        kernel_constraint: must be None: it would act on a kernel that is never formed.
+        bias_constraint: as in the Keras layer.
+        lora_rank: must be None: the layer is low-rank already.
+        lora_alpha: must be None, for the same reason.
+        quantization_config: must be None: quantize the exported file.
+        **kwargs: `activity_regularizer`, `name`, `dtype` and `trainable`, as in Keras.
+
+    Attributes:
+        U: `keras.Variable` of shape `(n, r)`, once built.
+        S: `keras.Variable` of shape `(r, r)`, once built.
+        V: `keras.Variable` of shape `(m, r)`, once built.
+        bias: `keras.Variable` or None, once built.
+        factors: the `Factors` that hold U, S and V, once built.
+        kernel_shape: tuple of int, the shape of the kernel in Keras, once built.
+        matricization: the `Matricization` of the kernel, once built.
 
     Raises:
         ValueError: an argument outside its range.
 
-    Example, a layer of your own, a dense one with a scale for its outputs:
+    Example, a dense layer that scales its outputs:
 
     >>> @keras.saving.register_keras_serializable("my_package")
     ... class Scaled(LowRankLayer):
@@ -95,53 +98,62 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     ((None, 5, 4), {'scaled': 2})
     """
 
-    # What the weight is called in Keras, and its layer where that has another name there.
-    replaces, named_in_keras = "kernel", None
+    # The name of the kernel in Keras, and that of its layer where it differs there.
+    replaces: str = "kernel"
+    named_in_keras: str | None = None
 
-    # Whether a rank above min(n, m) means min(n, m): where one number is for several kernels.
-    caps_rank = False
+    # Whether a rank above min(n, m) means min(n, m), as where one rank is for several kernels.
+    caps_rank: bool = False
 
-    # A method of a layer type whose outputs are more than a product of coordinates with `V^T`.
-    expand = None
+    # `(coordinates, basis) -> outputs`, linear in both; None for the product with `V^T`.
+    expand: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+
+    U: RankVariable
+    S: RankVariable
+    V: RankVariable
+    bias: keras.Variable | None
+    factors: Factors
+    kernel_shape: tuple[int, ...]
+    matricization: Matricization
+    min_rank: int
+    max_rank: int | None
+    truncation: Truncation | None
 
     def __init__(
         self,
         *,
-        rank=None,
-        min_rank=1,
-        max_rank=None,
-        truncation=None,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        lora_rank=None,
-        lora_alpha=None,
-        quantization_config=None,
-        **kwargs,
-    ):
+        rank: int | None = None,
+        min_rank: int = 1,
+        max_rank: int | None = None,
+        truncation: TruncationLike = None,
+        activation: Activation = None,
+        use_bias: bool = True,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        kernel_regularizer: Regularizer = None,
+        bias_regularizer: Regularizer = None,
+        kernel_constraint: None = None,
+        bias_constraint: Constraint = None,
+        lora_rank: None = None,
+        lora_alpha: None = None,
+        quantization_config: None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if self.dtype_policy.quantization_mode is not None:
             raise ValueError(
                 f"The `dtype` of a low-rank layer must be a policy for floats: {QUANTIZE}. "
                 f"Received: dtype={self.dtype_policy.name!r}"
             )
-        rank, min_rank, max_rank = check_ranks(rank, min_rank, max_rank)
+        self._rank, self.min_rank, self.max_rank = check_ranks(rank, min_rank, max_rank)
         refuse(
             kernel_constraint,
             "kernel_constraint",
             "a constraint acts on the entries of a kernel that is never formed",
         )
-        for name, value in (("lora_rank", lora_rank), ("lora_alpha", lora_alpha)):
-            refuse(value, name, NO_LORA)
+        refuse(lora_rank, "lora_rank", NO_LORA)
+        refuse(lora_alpha, "lora_alpha", NO_LORA)
         refuse(quantization_config, "quantization_config", QUANTIZE)
-        self._rank = rank
-        self.min_rank = min_rank
-        self.max_rank = max_rank
         self.truncation = None if truncation is None else get_truncation(truncation)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
@@ -150,42 +162,56 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         self.kernel_regularizer = check_regularizer(keras.regularizers.get(kernel_regularizer))
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.bias_constraint = keras.constraints.get(bias_constraint)
-        # A change of rank would compile again under XLA, every time; the model knows if none comes.
+        # XLA would compile again at every change of rank. The model allows it if ranks are fixed.
         self.supports_jit = False
 
-    def project(self, inputs, basis):
-        """Applies the matrix `basis`, shape `(n, k)`, to the inputs. Linear in both.
+    def project(self, inputs: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
+        """Applies the matrix `basis` to the inputs. Linear in both.
+
+        Args:
+            inputs: tensor, the inputs of the layer.
+            basis: tensor, shape `(n, k)`.
 
         Returns:
             Tensor of shape `(..., k)`, channels last.
         """
-        # Abstract: a layer type is its projection, and there is none to fall back on.
+        # Abstract: each layer type has its own.
         raise NotImplementedError(f"{type(self).__name__} must implement `project`.")
 
     @property
-    def kernel_maps(self):
-        """The `KernelMaps` of the layer's matrix."""
+    def kernel_maps(self) -> KernelMaps:
+        """`KernelMaps`, how the layer multiplies with its matrix."""
         return KernelMaps(self.project, self.expand)
 
-    def build_factors(self, kernel_shape, matricization=None, bias_shape=None, fans=None):
-        """Makes U, S, V and the bias for a kernel of the shape that Keras would give it.
+    def build_factors(
+        self,
+        kernel_shape: Sequence[int | None],
+        matricization: Matricization | None = None,
+        bias_shape: Sequence[int | None] | None = None,
+        fans: Sequence[int] | None = None,
+    ) -> None:
+        """Makes U, S, V and the bias.
 
         Args:
-            kernel_shape: tuple of int.
+            kernel_shape: tuple of int, the shape of the kernel in Keras.
             matricization: `Matricization` of the kernel; None makes its last axis the columns.
-            bias_shape: tuple of int, `(m,)` by default.
-            fans: as in `initial_factors`.
+            bias_shape: tuple of int; None is `(m,)`.
+            fans: `(fan_in, fan_out)` of the kernel; None takes them from its shape, as Keras does.
+
+        Raises:
+            ValueError: an unknown extent in `kernel_shape`, or a rank above `min(n, m)`.
         """
-        if None in kernel_shape:
+        known = tuple(extent for extent in kernel_shape if extent is not None)
+        if len(known) < len(kernel_shape):
             raise ValueError(
                 f"The shape of the kernel of layer {self.name!r} must be known when it is built. "
                 f"Received: kernel_shape={tuple(kernel_shape)}, where None is unknown"
             )
-        self.kernel_shape = tuple(kernel_shape)
+        self.kernel_shape = known
         self.matricization = matricization or Matricization.of_last_axis(self.kernel_shape)
         n, m = self.matricization.shape
         rank = self._starting_rank(n, m)
-        # Under mixed precision the factors stay in float32: QR and SVD need it.
+        # In float32 under mixed precision too: QR and SVD need it.
         dtype = "float64" if self.variable_dtype == "float64" else "float32"
         initializers = initial_factors(self.kernel_initializer, self.matricization, rank, fans)
         self.factors = Factors(initializers, n, m, rank, dtype)
@@ -193,7 +219,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
-            self.S.regularizer = KernelPenalty(self.kernel_regularizer.l2, self.factors)
+            self.S.regularizer = KernelPenalty(self.kernel_regularizer, self.factors)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -204,56 +230,57 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
                 constraint=self.bias_constraint,
             )
 
-    def apply_kernel(self, inputs):
-        """`project(inputs, U) S V^T`, or what the present step has put in its place."""
+    def apply_kernel(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Returns `project(inputs, U) S V^T`, or the product that the present step needs."""
         return low_rank_apply(self.kernel_maps, self.factors, inputs, self.compute_dtype)
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         outputs = self.apply_kernel(inputs)
         if self.bias is not None:
             outputs = keras.ops.add(outputs, self.bias)
         return outputs if self.activation is None else self.activation(outputs)
 
     @property
-    def kernel(self):
-        """The kernel `U S V^T`, formed for a reader. No training or export step reads it."""
+    def kernel(self) -> tf.Tensor:
+        """The kernel `U S V^T`, formed on request. Neither training nor export reads it."""
         return self.matricization.kernel(whole_matrix(self.factors))
 
     @property
-    def rank(self):
-        """The present rank, an int; before the layer is built, the `rank` that was asked for.
+    def rank(self) -> int | None:
+        """The present rank; before the layer is built, the argument `rank`.
 
-        `get_config()["rank"]` stays what was asked for. Outside of traced functions only.
+        `get_config()["rank"]` is always the argument. Not for traced functions.
         """
         return self.factors.rank if self.built else self._rank
 
     @property
-    def weight_path(self):
-        """What the path of the weight is in Keras, such as `dense/kernel`; once built."""
-        # A layer whose factors were made outside of `build` has no scope.
+    def weight_path(self) -> str:
+        """The path of the kernel in the Keras layer, such as `dense/kernel`; once built."""
+        # Factors that were made outside of `build` have no scope.
         *scope, name = self.factors.U.path.split("/")[:-1] or [self.name]
         return "/".join(filter(None, (*scope, self.named_in_keras or name, self.replaces)))
 
     @property
-    def policy(self):
-        """The layer's bounds and its own truncation (None where it has none)."""
+    def policy(self) -> Policy:
+        """`Policy`, the layer's bounds and its own truncation (None where it has none)."""
         grown = self._starting_rank(self.factors.n, self.factors.m) if self._rank is None else None
-        return Policy(self.truncation, self.min_rank, self.max_rank, grown)
+        truncation: Any = self.truncation  # the model puts its own in place of None
+        return Policy(truncation, self.min_rank, self.max_rank, grown)
 
-    def enable_lora(self, rank, *args, **kwargs):
-        """Raises ValueError: who adds LoRA to all layers of a model must hear of this one."""
+    def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises ValueError, so that a loop that adds LoRA to all layers does not miss this one."""
         raise ValueError(
             "A low-rank layer cannot have LoRA: it is trained at its own rank already. Add LoRA to "
             f"plain layers, before `from_keras`. Received: rank={rank} for layer {self.name!r}"
         )
 
-    def load_own_variables(self, store):
-        # Checked together first: three shapes that do not fit must not leave two of them loaded.
+    def load_own_variables(self, store: Any) -> None:
+        # All three are checked first, so that an error does not leave some of them loaded.
         if self.built and len(store.keys()) >= 3:
             self.factors.check_shapes(*(tuple(store[str(index)].shape) for index in range(3)))
         super().load_own_variables(store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             rank=self._rank,
@@ -271,7 +298,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         )
         return config
 
-    def _starting_rank(self, n, m):
+    def _starting_rank(self, n: int, m: int) -> int:
         largest = min(n, m)
         rank = self._rank
         if rank is not None and self.caps_rank:
@@ -284,114 +311,4 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
             )
         if rank is not None:
             return rank
-        # Of small kernels as much as U, S and V hold in their place: the largest r with
-        # r (n + m + r) <= n m.
-        even = int((math.sqrt((n + m) ** 2 + 4 * n * m) - (n + m)) / 2)
-        start = max(int(_SHARE * n * m / (n + m)), min(even, _LEAST))
-        return min(max(start, self.min_rank), self.max_rank or largest)
-
-
-def find_low_rank_layers(model):
-    """Returns `{path: layer}` of all low-rank layers inside `model`, in order of attachment.
-
-    A path is the names of the layers that hold it and its own, joined by "/", without the name of
-    `model` itself, as in `LowRankModel.ranks`. A layer that is held in several places appears once.
-
-    Args:
-        model: Keras model or layer.
-
-    Returns:
-        Dict from str to `LowRankLayer`, built or not.
-
-    Example:
-
-    >>> model = keras.Sequential([LowRankDense(8, rank=2, name="low"), keras.layers.Dense(1)])
-    >>> [(path, layer.rank) for path, layer in find_low_rank_layers(model).items()]
-    [('low', 2)]
-    """
-    layers = layers_by_path(model).items()
-    return {path: layer for path, layer in layers if isinstance(layer, LowRankLayer)}
-
-
-def layers_by_path(model):
-    """Returns `{path: layer}` of all layers inside `model`, low-rank or not, at every depth.
-
-    Paths are those of `find_low_rank_layers`.
-    """
-    found, seen = {}, set()
-
-    def search(parent, prefix):
-        for layer in keras_internals.sublayers(parent):
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            path = prefix + layer.name
-            if path in found:  # names need not be unique in a subclassed model
-                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in found)
-            found[path] = layer
-            search(layer, path + "/")
-
-    search(model, "")
-    return found
-
-
-def find_built_layers(model):
-    """Returns those of `find_low_rank_layers` that have factors: the model has called them."""
-    return {path: layer for path, layer in find_low_rank_layers(model).items() if layer.built}
-
-
-def _read(variable):
-    return tf.convert_to_tensor(variable.value) if isinstance(variable, RankVariable) else variable
-
-
-def set_weights(layer, weights):
-    """`layer.set_weights(weights)` across ranks: sizes other than the rank must fit.
-
-    Low-rank layers and models have it as their method. It is also for the layers of Keras that hold
-    them (`Bidirectional`, `TimeDistributed`, a `Sequential`), whose method compares whole shapes,
-    and so takes weights of the present ranks alone. All values are checked before the first is
-    changed.
-
-    Args:
-        layer: Keras layer or model.
-        weights: list of arrays, as from `layer.get_weights()`.
-
-    Raises:
-        ValueError: another number of arrays, or a size other than a rank that does not fit.
-
-    Example:
-
-    >>> layers = [keras.layers.Bidirectional(LowRankLSTM(8, rank=rank)) for rank in (2, 3)]
-    >>> outputs = [layer(np.ones((1, 5, 8))) for layer in layers]
-    >>> set_weights(layers[0], layers[1].get_weights())
-    >>> layers[0].forward_layer.rank
-    {'kernel': 3, 'recurrent_kernel': 3}
-    """
-    variables = layer.weights
-    if len(variables) != len(weights):
-        raise ValueError(
-            f"`set_weights` of {layer.name!r} needs {len(variables)} arrays, one for each of its "
-            f"weights. Received: {len(weights)} arrays"
-        )
-    # By identity: layers of equal names, in two models inside this one, have equal paths.
-    shapes = {id(variable): tuple(value.shape) for variable, value in zip(variables, weights)}
-    owners = {id(v): one.factors for one in _with_self(layer) for v in one.factors.variables}
-    checked = set()
-    for variable, value in zip(variables, weights):
-        factors = owners.get(id(variable))
-        if factors is None:
-            if tuple(variable.shape) != tuple(value.shape):
-                raise ValueError(
-                    f"The weight {variable.path!r} has the shape {tuple(variable.shape)}. "
-                    f"Received: an array of shape {tuple(value.shape)}"
-                )
-        elif factors not in checked:
-            checked.add(factors)
-            factors.check_shapes(*(shapes[id(v)] for v in factors.variables))
-    for variable, value in zip(variables, weights):
-        variable.assign(value)
-
-
-def _with_self(layer):
-    own = [layer] if isinstance(layer, LowRankLayer) and layer.built else []
-    return [*find_built_layers(layer).values(), *own]
+        return min(max(default_rank(n, m), self.min_rank), self.max_rank or largest)

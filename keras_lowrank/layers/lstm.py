@@ -1,20 +1,26 @@
-"""Long short-term memory with low-rank kernels."""
+"""The LSTM with low-rank kernels."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 
-from keras_lowrank.layers.recurrent import GatedCell, GatedLayer
+from keras_lowrank.layers.gated_cell import GatedCell
+from keras_lowrank.layers.gated_layer import GatedLayer
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class LowRankLSTMCell(GatedCell, keras.layers.LSTMCell):
     r"""`keras.layers.LSTMCell` whose kernels are low-rank: one step of a `LowRankLSTM`.
 
-    For `keras.layers.RNN` and `StackedRNNCells`. A `LowRankLSTM` is faster: it multiplies with the
-    inputs of all steps at once. Inside their loop an integrator that needs the inputs of every
-    product (`"rank_adaptive"`) is refused, unless `unroll=True`.
+    Use it in `keras.layers.RNN` and `StackedRNNCells`. A `LowRankLSTM` is faster: it multiplies
+    with the inputs of all steps at once. The integrator `"rank_adaptive"` needs the inputs of every
+    product, so it needs `unroll=True` around a cell.
 
     Args:
-        units, activation, recurrent_activation, use_bias: as in `keras.layers.LSTMCell`.
+        units, activation, recurrent_activation, use_bias, kernel_initializer,
+        recurrent_initializer, bias_initializer: as in `keras.layers.LSTMCell`.
         rank, min_rank, max_rank, truncation, stacked: as in `LowRankLSTM`.
         **kwargs: all other arguments of `keras.layers.LSTMCell`.
 
@@ -25,8 +31,7 @@ class LowRankLSTMCell(GatedCell, keras.layers.LSTMCell):
         `(batch, units)`, and the new states.
 
     Raises:
-        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
-            built.
+        ValueError: an argument outside its range; when built, a rank in a dict above `min(n, m)`.
 
     Example:
 
@@ -38,29 +43,28 @@ class LowRankLSTMCell(GatedCell, keras.layers.LSTMCell):
     keras_layer = keras.layers.LSTMCell
     gates = "ifco"
 
-    def summands(self, projected):
-        """What is added to the recurrent product, and what else `advance` takes: nothing."""
+    def summands(self, projected: tf.Tensor) -> list[tf.Tensor]:
         return [projected]
 
-    def advance(self, sums, h, c):
-        """One step from the sums of both products: `(output, new states)`."""
+    def advance(self, parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        sums, h, c = parts
         i, f, candidate, o = keras.ops.split(sums, 4, axis=-1)
         kept = self.recurrent_activation(f) * c
         c = kept + self.recurrent_activation(i) * self.activation(candidate)
         h = self.recurrent_activation(o) * self.activation(c)
         return h, [h, c]
 
-    def _bias_shape(self):
+    def _bias_shape(self) -> tuple[int, ...]:
         return (4 * self.units,)
 
-    def _initial_bias(self, shape, dtype=None):
+    def _initial_bias(self, shape: Sequence[int], dtype: Any = None) -> tf.Tensor:
         if not self.unit_forget_bias:
             return self.bias_initializer(shape, dtype=dtype)
         draw = [self.bias_initializer((k * self.units,), dtype=dtype) for k in (1, 2)]
         ones = keras.ops.ones((self.units,), dtype=dtype)
         return keras.ops.concatenate([draw[0], ones, draw[1]])
 
-    def _input_bias(self):
+    def _input_bias(self) -> tf.Tensor:
         return self._own_bias()
 
 
@@ -72,23 +76,24 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
 
         c_t = sigma(s_f) c_{t-1} + sigma(s_i) tanh(s_c),    h_t = sigma(s_o) tanh(c_t),
 
-    where W (n x 4 units) and R (units x 4 units) hold the gates' columns side by side and each is
-    one low-rank matrix; or, with `stacked=False`, each gate's columns are one. The ranks are found
-    under the paths `.../lstm_cell/kernel` and `.../lstm_cell/recurrent_kernel`, and with
-    `stacked=False` under those with `_i`, `_f`, `_c` and `_o` at the end.
+    where W (n x 4 units) and R (units x 4 units) hold the gates' columns side by side. Each is one
+    low-rank matrix or, with `stacked=False`, one for each gate. `LowRankModel.ranks` has the ranks
+    under `.../lstm_cell/kernel` and `.../lstm_cell/recurrent_kernel`; with `stacked=False` these
+    paths end in `_i`, `_f`, `_c` and `_o`.
 
-    The product with W is one for the whole sequence.
+    The layer multiplies with W for the whole sequence at once.
 
     Args:
-        units, activation, recurrent_activation, use_bias: as in `keras.layers.LSTM`.
+        units, activation, recurrent_activation, use_bias, kernel_initializer,
+        recurrent_initializer, bias_initializer: as in `keras.layers.LSTM`.
+        use_cudnn: `"auto"` or `False`; cuDNN is not used: it multiplies with whole kernels.
         rank: int or None, the rank to start with, as in `LowRankLayer`; or a dict with the keys
-            `"kernel"` and `"recurrent_kernel"`, and a kernel that it leaves out is a plain one. The
+            `"kernel"` and `"recurrent_kernel"`. A kernel that it leaves out stays plain. The
             attribute `rank` has the present ranks, by the names of the kernels.
-        min_rank, max_rank, truncation: as in `LowRankLayer`; for both matrices, or by such a dict.
-        stacked: bool. One matrix for all gates, or one for each. Defaults to `True`.
-        use_cudnn: `"auto"` or `False`: cuDNN's LSTM multiplies with whole kernels.
-        **kwargs: all other arguments of `keras.layers.LSTM`. Regularizers of kernels must be L2,
-            their constraints None; see `LowRankLayer`.
+        min_rank, max_rank, truncation: as in `LowRankLayer`, for both kernels or as such a dict.
+        stacked: bool. `True` (the default) for one matrix for all gates, `False` for one each.
+        **kwargs: all other arguments of `keras.layers.LSTM`. Kernel regularizers must be L2, and
+            kernel constraints None; see `LowRankLayer`.
 
     Input shape:
         `(batch, steps, n)`.
@@ -98,8 +103,7 @@ class LowRankLSTM(GatedLayer, keras.layers.LSTM):
         followed by two states of shape `(batch, units)`.
 
     Raises:
-        ValueError: an argument outside its range; a rank in a dict above `min(n, m)` when
-            built.
+        ValueError: an argument outside its range; when built, a rank in a dict above `min(n, m)`.
 
     Example:
 

@@ -1,6 +1,6 @@
 """The manifold of rank-r matrices: points, tangent vectors, and the linear algebra of both.
 
-For an integrator or an optimizer rule of your own. All functions bear NaN: a step that is not
+Use them to write an integrator or an optimizer rule. All functions accept NaN: a step that is not
 finite is undone as a whole afterwards.
 """
 

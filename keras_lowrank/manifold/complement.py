@@ -1,37 +1,38 @@
 """What a tall block adds outside the span of a basis, and products with it.
 
-Tall blocks (n x r, n large) are touched by matrix products only; whatever is factorised is small
-(r x r). On two CPU cores a Householder QR of a 5120 x 32 block takes several times as long as the
-products and the small eigenvalue problem used here.
+Tall blocks (n x r, n large) only enter matrix products, and only small matrices (r x r) are
+factorised. A Householder QR of a tall block would take several times as long.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-# A direction smaller than this many units of rounding, relative to the whole block, is noise: a
-# block is a sum over a batch, and comes with some ten roundings itself.
+# A direction below this many units of rounding, relative to the whole block, is noise: the block is
+# a sum over a batch and has some ten units of error itself.
 _NOISE_UNITS = 256.0
 
 
-# The finest unit that a float64 Gram matrix resolves, because it squares the condition number:
-# 256 * 2^-30 is an order of magnitude above sqrt(eps).
+# The finest unit that a float64 Gram matrix resolves, as it squares the condition number: 256 *
+# 2^-30 is an order of magnitude above sqrt(eps).
 _GRAM_UNIT = 2.0**-30
 
 
 class Complement(NamedTuple):
     r"""What a block adds outside the span of a basis: `A = B X + Q Y`, with `Q = R T - B C`.
 
-    Q is orthonormal and orthogonal to B. It is kept as a product, because nobody needs it on its
-    own: what is multiplied with it is multiplied with R first and with the small T afterwards.
+    Q is orthonormal and orthogonal to B. It stays a product: multiplying with R first and the small
+    T afterwards is cheaper than forming it.
 
     Attributes:
-        inside: `X = B^T A`, shape `(b, r)`.
-        residual: R, shape `(n, r)`: the block less what it has in the span of B, or the block.
-        whitening: T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
-        reorthogonalization: C, shape `(b, k)`: what `R T` has in the span of B.
-        outside: `Y = Q^T A`, shape `(k, r)`.
+        inside: tensor `X = B^T A`, shape `(b, r)`.
+        residual: tensor R, shape `(n, r)`: the block without its part in the span of B.
+        whitening: tensor T, shape `(r, k)`, `0 <= k <= min(r, n - b)`.
+        reorthogonalization: tensor C, shape `(b, k)`: the part of `R T` in the span of B.
+        outside: tensor `Y = Q^T A`, shape `(k, r)`.
     """
 
     inside: tf.Tensor
@@ -40,31 +41,32 @@ class Complement(NamedTuple):
     reorthogonalization: tf.Tensor
     outside: tf.Tensor
 
-    def formed(self, basis):
-        """Q itself, shape `(n, k)`, for whoever wants to see it; no step does."""
+    def formed(self, basis: tf.Tensor) -> tf.Tensor:
+        """Q itself, shape `(n, k)`."""
         return tf.matmul(self.residual, self.whitening) - tf.matmul(basis, self.reorthogonalization)
 
 
-def complement(block, basis, static=False):
+def complement(block: tf.Tensor, basis: tf.Tensor, static: bool = False) -> Complement:
     r"""Returns the `Complement` of a block to a basis.
 
-    `range([B, Q])` is `range([B, A])`, up to directions of the residual below rounding relative to
-    `||A||_F`, which are noise and are left out. Nothing is left when `basis` already spans the
-    space, or when `block` is zero or is not finite.
+    `range([B, Q])` is `range([B, A])`, without the directions that are rounding relative to
+    `||A||_F`. Q has no columns when `basis` spans the space, or when `block` is zero or not finite.
 
     With the eigenvectors `E` of `R^T R = E diag(s^2) E^T`, `T = E / s` and `Y = T^T R^T R`. The
-    Gram matrix is formed in float64: the squared condition number then costs digits that float32
-    data do not have. A faint direction is orthonormal up to (rounding of the block) / (its size),
-    at worst about 1e-2; what enters a new basis from it is checked there, by `orthonormalized`.
-    The reorthogonalization takes away what rounding has left of B in `R T`: "twice is enough"
-    (Giraud, Langou, Rozloznik, van den Eshof, Numer. Math. 101, 2005), and the second time can be
-    done in the small matrices.
+    Gram matrix is in float64: float32 data lose no digits to its squared condition number. A faint
+    direction is orthonormal up to (rounding of the block) / (its size), at worst about 1e-2;
+    `orthonormalized` checks every new basis. The reorthogonalization removes the rest of B from
+    `R T`: "twice is enough" (Giraud, Langou, Rozloznik, van den Eshof, Numer. Math. 101, 2005), and
+    the second time works on the small matrices.
 
     Args:
         block: float tensor `A`, shape `(n, r)`.
         basis: float tensor `B` with orthonormal columns, shape `(n, b)`.
-        static: bool. Keep `min(r, n - b)` columns in every case, those of noise as zeros, so that
-            shapes follow from shapes, which XLA asks for.
+        static: bool. Return `min(r, n - b)` columns in every case, with zeros in place of noise:
+            XLA needs shapes that do not depend on values.
+
+    Returns:
+        `Complement`.
 
     Example:
 
@@ -91,7 +93,7 @@ def complement(block, basis, static=False):
     else:
         first = tf.maximum(first, tf.math.count_nonzero(~distinct, dtype=tf.int32))
         whitening = directions[:, first:] / sizes[first:]
-    # Y = T^T R^T R. A product, since it takes a quarter of the time of a transposition here.
+    # Y = T^T R^T R, as a product: a transposition takes four times as long here.
     outside = tf.matmul(whitening, gram, transpose_a=True)
     whitening = tf.cast(whitening, dtype)
     reorthogonalization = tf.matmul(tf.matmul(basis, residual, transpose_a=True), whitening)
@@ -105,13 +107,13 @@ def _room(block, basis):
 
 def _spectrum(gram):
     """Square roots of the eigenvalues, ascending, and eigenvectors of a Gram matrix."""
-    # On a CPU, eigh raises on NaN, and would end the step before it can be discarded.
+    # On a CPU, eigh raises on NaN, before the step can be discarded.
     gram = tf.where(tf.math.is_finite(tf.reduce_sum(gram)), gram, tf.zeros_like(gram))
     energies, directions = tf.linalg.eigh(gram)
     return tf.sqrt(tf.maximum(energies, 0.0)), directions
 
 
-def rotate(basis, added, coordinates):
+def rotate(basis: tf.Tensor, added: Complement, coordinates: tf.Tensor) -> tf.Tensor:
     """Returns `[B, Q] C` for the basis Q of a `Complement`.
 
     Args:
@@ -122,13 +124,13 @@ def rotate(basis, added, coordinates):
     Returns:
         Tensor of shape `(n, r)`.
     """
-    # A singular vector comes with an error of some ten roundings, which would add up step by
-    # step. One small Newton-Schulz step takes it to one rounding.
+    # Singular vectors have errors of some ten units of rounding, which would add up over the steps.
+    # One small Newton-Schulz step leaves one unit.
     gram = tf.matmul(coordinates, coordinates, transpose_a=True)
     return combine(basis, added, 1.5 * coordinates - 0.5 * tf.matmul(coordinates, gram))
 
 
-def combine(basis, added, coordinates):
+def combine(basis: tf.Tensor, added: Complement, coordinates: tf.Tensor) -> tf.Tensor:
     """Returns `[B, Q] C` for any C; arguments as in `rotate`."""
     size = tf.shape(basis)[1]
     inside, outside = coordinates[:size], coordinates[size:]

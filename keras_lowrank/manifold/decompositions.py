@@ -1,20 +1,19 @@
-"""Decompositions of small matrices, in one gauge."""
+"""Decompositions of small matrices, with a fixed choice of signs."""
 
 import tensorflow as tf
 
 
-def signed_svd(matrix):
-    """Singular value decomposition `P diag(s) Q^T` with the signs fixed by a rule.
+def signed_svd(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Singular value decomposition `P diag(s) Q^T` with fixed signs: equal input, equal output.
 
-    The entry of largest magnitude in each column of `P` is positive (the first of them, where
-    several tie), so equal matrices give equal factors.
+    The entry of largest magnitude in each column of `P` is positive, the first of several.
 
     Args:
         matrix: float tensor, shape `(a, b)`.
 
     Returns:
-        `(P, s, Q)` of shapes `(a, k)`, `(k,)` and `(b, k)`, `k = min(a, b)`, `s` descending.
-        Where `matrix` is not finite, s is NaN.
+        `(P, s, Q)` of shapes `(a, k)`, `(k,)` and `(b, k)`, `k = min(a, b)`, `s` descending. If
+        `matrix` is not finite, s is NaN.
     """
     finite = tf.math.is_finite(tf.reduce_sum(matrix))
     values, left, right = tf.linalg.svd(tf.where(finite, matrix, tf.zeros_like(matrix)))
@@ -23,8 +22,8 @@ def signed_svd(matrix):
     return left, values, right
 
 
-def fix_signs(left, right):
-    """Turns pairs of singular vectors so that the largest entry of each left one is positive."""
+def fix_signs(left: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes the largest entry of each left singular vector positive; pairs keep their product."""
     largest = tf.argmax(tf.abs(left), axis=0)
     chosen = tf.one_hot(largest, tf.shape(left)[0], axis=0, dtype=left.dtype)
     pivots = tf.reduce_sum(left * chosen, axis=0)
@@ -32,16 +31,16 @@ def fix_signs(left, right):
     return left * signs, right * signs
 
 
-def signed_qr(matrix):
-    """Householder QR of a small matrix with the diagonal of `R` made non-negative.
+def signed_qr(matrix: tf.Tensor) -> tf.Tensor:
+    """Q of the Householder QR of a small matrix, with a non-negative diagonal of `R`.
 
-    Unlike a Gram-based basis it has all `b` columns whatever the rank of `matrix` is.
+    Unlike a Gram-based basis it has `b` columns at every rank of `matrix`.
 
     Args:
         matrix: float tensor, shape `(a, b)`, `a >= b`.
 
     Returns:
-        Orthonormal tensor `Q`, shape `(a, b)`, with `range(matrix)` inside `range(Q)`; NaN where
+        Orthonormal tensor `Q`, shape `(a, b)`, with `range(matrix)` inside `range(Q)`; NaN if
         `matrix` is not finite.
     """
     orthonormal, triangular = tf.linalg.qr(matrix)
@@ -49,6 +48,6 @@ def signed_qr(matrix):
     return orthonormal * tf.where(diagonal < 0, -tf.ones_like(diagonal), tf.ones_like(diagonal))
 
 
-def identity_like(matrix):
+def identity_like(matrix: tf.Tensor) -> tf.Tensor:
     """The identity of the size and type of a square matrix."""
     return tf.eye(tf.shape(matrix)[0], dtype=matrix.dtype)

@@ -1,6 +1,10 @@
-"""The variables that hold one matrix, W = U S V^T, at a rank that may change."""
+"""The variables of one matrix W = U S V^T, whose rank may change."""
+
+from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,21 +17,32 @@ from keras_lowrank.manifold.point import Point, diagonalized
 
 
 class RankVariable(keras.Variable):
-    """A Keras variable some of whose extents are the rank and may change.
+    """A Keras variable with axes whose size is the rank, which may change.
 
-    The `tf.Variable` underneath has the static shape `(n, None)` (or `(None, None)`), so that one
-    traced `tf.function` serves every rank and memory follows the rank. It takes no part in
-    autocasting: factors keep their own precision under every mixed-precision policy.
+    The `tf.Variable` underneath has the static shape `(n, None)` (or `(None, None)`). One traced
+    `tf.function` serves every rank, and memory follows the rank. Autocasting leaves it alone:
+    factors keep their precision under every mixed-precision policy.
 
     Args:
         initializer: callable `(shape, dtype) -> tensor`.
-        shape: tuple of int, the shape to start with.
-        open_axes: tuple of int, the axes whose extent is the rank.
-        dtype: str, the float type that the values are held in.
+        shape: tuple of int, the initial shape.
+        open_axes: tuple of int, the axes whose size is the rank.
+        dtype: str, the float type of the values.
         name: str.
+
+    Attributes:
+        assigned_outside: bool, whether someone other than the owner has assigned a value.
+        trained_plainly: bool, whether a Keras optimizer updates it as an ordinary weight.
     """
 
-    def __init__(self, initializer, shape, open_axes, dtype, name):
+    def __init__(
+        self,
+        initializer: Callable[..., tf.Tensor],
+        shape: Sequence[int],
+        open_axes: Sequence[int],
+        dtype: str,
+        name: str,
+    ) -> None:
         self.assigned_outside = False
         self.trained_plainly = False
         self._open_axes = tuple(open_axes)
@@ -48,40 +63,40 @@ class RankVariable(keras.Variable):
         self._value = keras_internals.open_variable(self, value, self._open_shape)
 
     @property
-    def shape(self):
-        """The present shape. In traced code take it from a tensor: this one is today's."""
+    def shape(self) -> tf.TensorShape:
+        """The present shape. In traced code read it from a tensor: the rank may change later."""
         if self._value is None:
             return tf.TensorShape(self._shape)
-        # Outside of the function being traced, if any: an optimizer that makes its slots there
-        # needs extents that are known. Only a model that never changes a rank lets it.
+        # Read outside of the function being traced: an optimizer that makes its slots there needs
+        # a known shape. Only models whose ranks never change let it do so.
         if self.is_made_in_trace:
             return tf.TensorShape(self._shape)
         with tf.init_scope():
             return self._value.read_value().shape
 
     @property
-    def is_made_in_trace(self):
-        """bool, whether the function that is being traced makes it: it has no value yet."""
+    def is_made_in_trace(self) -> bool:
+        """Whether the function being traced creates it, so that it has no value yet."""
         with tf.init_scope():
             return not self._value.is_initialized()
 
     @property
-    def constraint(self):
-        """None, as a rule. A Keras optimizer reads it after each update of the variable."""
+    def constraint(self) -> Callable | None:
+        """As in Keras; reading it tells that a Keras optimizer updates the variable."""
         if not self.trained_plainly:
             notice(self, RankVariable)
         return super().constraint
 
     @constraint.setter
-    def constraint(self, value):
+    def constraint(self, value: Callable | None) -> None:
         keras.Variable.constraint.fset(self, value)
 
-    def fits(self, shape):
+    def fits(self, shape: Sequence[int | None]) -> bool:
         """Whether a value of this shape can be assigned: only the rank may differ."""
         return tf.TensorShape(self._open_shape).is_compatible_with(shape)
 
-    def assign(self, value):
-        """Sets the value; the rank may differ from the present one, `n` and `m` may not."""
+    def assign(self, value: Any) -> tf.Tensor:
+        """Sets the value; its rank may differ from the present one, `n` and `m` may not."""
         value = self._convert_to_tensor(value, dtype=self._dtype)
         if not self.fits(value.shape):
             raise ValueError(
@@ -100,7 +115,7 @@ class RankVariable(keras.Variable):
         return super()._restore_from_tensors(restored_tensors)
 
     def __deepcopy__(self, memo):
-        # The copy that tf.Variable makes of itself has the present shape, not the open one.
+        # A copied tf.Variable has the present shape, not the open one.
         shape = tuple(self.shape)
         copy = type(self)(
             lambda *_, **__: self._value.read_value(),
@@ -119,77 +134,84 @@ class RankVariable(keras.Variable):
 
 
 class Factors:
-    """The three variables that hold one matrix `W = U S V^T` of shape `(n, m)` at any rank.
+    """The three variables of one matrix `W = U S V^T` of shape `(n, m)`, at any rank.
 
     Args:
         initializers: three callables `(shape, dtype) -> tensor`, for U, S and V.
         n: int, rows of the matrix (the input side).
         m: int, columns of the matrix (the output side).
-        rank: int, the rank to start with.
+        rank: int, the initial rank.
         dtype: str, the float type of the factors.
     """
 
-    def __init__(self, initializers, n, m, rank, dtype):
+    def __init__(
+        self,
+        initializers: Sequence[Callable[..., tf.Tensor]],
+        n: int,
+        m: int,
+        rank: int,
+        dtype: str,
+    ) -> None:
         make_u, make_s, make_v = initializers
         self.n, self.m = n, m
         self.U = RankVariable(make_u, (n, rank), (1,), dtype, name="U")
         self.S = RankVariable(make_s, (rank, rank), (0, 1), dtype, name="S")
         self.V = RankVariable(make_v, (m, rank), (1,), dtype, name="V")
-        self._owner = None
+        self._owner: weakref.ref | None = None
 
     @property
-    def variables(self):
+    def variables(self) -> list[RankVariable]:
         return [self.U, self.S, self.V]
 
     @property
-    def rank(self):
-        """The present rank, an int. Outside of traced functions only."""
+    def rank(self) -> int:
+        """The present rank. Outside of traced functions only."""
         return int(self.S.shape[0])
 
-    def singular_values(self):
-        """The singular values of the matrix, descending, a NumPy array of shape `(r,)`.
+    def singular_values(self) -> np.ndarray:
+        """The singular values of the matrix, descending, shape `(r,)`.
 
-        The bases need not be orthonormal: factors of a plain `keras.Model` are not.
+        The bases need not be orthonormal: those of a plain `keras.Model` are not.
         """
         u, s, v = (tensor.numpy() for tensor in self.read())
-        core = np.linalg.qr(u, "r") @ s @ np.linalg.qr(v, "r").T
-        return np.linalg.svd(core, compute_uv=False)
+        left, right = (np.asarray(np.linalg.qr(basis, mode="r")) for basis in (u, v))
+        return np.linalg.svd(left @ s @ right.T, compute_uv=False)
 
-    def read(self):
-        """The present values, as a `Point`."""
+    def read(self) -> Point:
+        """The present values."""
         return Point(*(tf.convert_to_tensor(v.value) for v in self.variables))
 
-    def assign(self, factorization):
-        """Sets all three factors, or none: Ctrl-C may come between two of them, of two ranks."""
-        self.check_shapes(*(value.shape for value in factorization))
-        before = self.read() if tf.executing_eagerly() else ()
+    def assign(self, point: Sequence[Any]) -> None:
+        """Sets all three factors, or none of them, also when Ctrl-C comes in between."""
+        self.check_shapes(*(value.shape for value in point))
+        before: Any = self.read() if tf.executing_eagerly() else ()
         try:
-            for variable, value in zip(self.variables, factorization, strict=True):
+            for variable, value in zip(self.variables, point, strict=True):
                 variable.assign(value)
         except BaseException:
             for variable, value in zip(self.variables, before):
                 variable.assign(value)
             raise
 
-    def is_owned_by(self, training):
-        """Whether nobody but `training`, an object, has assigned a factor since it took them.
+    def is_owned_by(self, training: object) -> bool:
+        """Whether `training` was the last to assign the factors.
 
-        Another training may have, in another model that shares the layer or with another optimizer:
-        what was kept for the matrix that was left is then of no use.
+        Otherwise its moments belong to another matrix. Models that share a layer, or a second
+        optimizer, may assign factors too.
         """
         return self._present_owner() is training
 
-    def is_owned_by_another(self, training):
-        """Whether another training than `training` was the last to assign a factor."""
+    def is_owned_by_another(self, training: object) -> bool:
+        """Whether another owner than `training` was the last to assign the factors."""
         return self._present_owner() not in (None, training)
 
     def _present_owner(self):
-        """The training that has assigned the present values; None where that is not known."""
+        """The owner of the present values; None if it is not known."""
         outside = any(v.assigned_outside for v in self.variables)
         return None if outside or self._owner is None else self._owner()
 
-    def orthonormalize(self):
-        """Makes the bases orthonormal and S diagonal; W stays what it is. On the host only.
+    def orthonormalize(self) -> None:
+        """Makes the bases orthonormal and S diagonal, and keeps W. On the host only.
 
         Raises:
             ValueError: the shapes are not those of one matrix of this size.
@@ -198,22 +220,22 @@ class Factors:
         self.check_shapes(*(tensor.shape for tensor in present))
         self.assign(diagonalized(Point(*orthonormalized(*present))))
 
-    def set_owner(self, training):
-        """Notes that `training` goes on from the present values, and that they need no look."""
+    def set_owner(self, training: object) -> None:
+        """Records that `training` continues from the present values."""
         self._owner = weakref.ref(training)
         for variable in self.variables:
             variable.assigned_outside = False
 
-    def check_trainable(self, path):
-        """Raises ValueError where only some of the factors of the layer at `path` are trainable."""
+    def check_trainable(self, path: str) -> None:
+        """Raises ValueError if only some of the factors of the layer at `path` are trainable."""
         frozen = [variable.name for variable in self.variables if not variable.trainable]
         if frozen:
             raise ValueError(
-                "U, S and V of a low-rank layer are trained together. Freeze the layer, by "
+                "U, S and V of a low-rank layer are trained together. Freeze the whole layer with "
                 f"`layer.trainable = False`. Received: frozen factors {frozen} in layer {path!r}"
             )
 
-    def check_shapes(self, u, s, v):
+    def check_shapes(self, u: Sequence, s: Sequence, v: Sequence) -> None:
         """Raises ValueError unless the shapes are those of one matrix of this size."""
         n, m = self.n, self.m
         fit = (

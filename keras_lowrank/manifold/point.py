@@ -1,4 +1,4 @@
-"""A matrix of rank r as three tensors, a point of the manifold."""
+"""A matrix of rank r as three tensors: a point of the manifold."""
 
 from typing import NamedTuple
 
@@ -21,18 +21,18 @@ class Point(NamedTuple):
     V: tf.Tensor
 
 
-# What a core has in place of a singular value of zero: too little to be seen in any product, and
-# enough for the gradients of U and V to tell where the matrix wants to grow.
+# Replaces a singular value of zero: too small to change any product, but the gradients of U and V
+# still show where the matrix can grow.
 _LEAST = 1e-18
 
 
-def diagonal(values):
-    """A core with these singular values, shape `(r, r)`: none of them is exactly zero."""
+def diagonal(values: tf.Tensor) -> tf.Tensor:
+    """A core with these singular values, shape `(r, r)`, none of them exactly zero."""
     return tf.linalg.diag(tf.maximum(values, tf.cast(_LEAST, values.dtype)))
 
 
-def diagonalized(factorization):
+def diagonalized(point: Point) -> Point:
     """The same W with a diagonal core, descending; U and V must be orthonormal."""
-    u, s, v = factorization
+    u, s, v = point
     p, values, q = signed_svd(s)
     return Point(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))

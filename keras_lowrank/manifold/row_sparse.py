@@ -1,31 +1,33 @@
-r"""Tall blocks that are zero in all but some rows: the K-part of a layer that looks up rows.
+r"""Row-sparse tall blocks: the K-part of a layer that looks up rows.
 
-A batch touches as many rows of a table as it has indices, however long the table is, and the K-part
-`G V` of its gradient is zero in all others. So it is kept as `tf.IndexedSlices`, the rows and where
-they stand. The functions here are all that a step does with a K-part; each takes slices, or the
-whole block as a tensor. Slices have each index once (`collected`). Elsewhere, TensorFlow makes a
-whole block of them wherever an operation is given slices.
+A batch only touches the rows of a table that its indices name, and the K-part `G V` of the gradient
+is zero in all others. `tf.IndexedSlices` hold the nonzero rows and their indices. All functions
+here take slices, with each index once (`collected`), or the whole block as a tensor. Any other
+operation of TensorFlow turns slices into a whole block.
 """
+
+from typing import TypeAlias
 
 import tensorflow as tf
 
+Block: TypeAlias = tf.Tensor | tf.IndexedSlices
 
-def is_slices(block):
+
+def is_slices(block: Block) -> bool:
     """Whether a block is given by its rows."""
     return isinstance(block, tf.IndexedSlices)
 
 
-def values(block):
-    """All numbers of a block that can be other than zero; None for None."""
+def values(block: Block) -> tf.Tensor:
+    """All entries of a block that may be nonzero."""
     return block.values if is_slices(block) else block
 
 
-def collected(slices, count):
-    """Slices with each index once, and the sum of its rows; a whole block as it is.
+def collected(slices: Block, count: int) -> Block:
+    """Sums the rows of each index, so that every index comes once; leaves a whole block.
 
     Args:
-        slices: tensor, or `tf.IndexedSlices` of rows of shape `(r,)`, indices in any order and
-            number.
+        slices: tensor, or `tf.IndexedSlices` of rows of shape `(r,)` with any indices.
         count: int, n, the number of rows of the whole block.
     """
     if not is_slices(slices):
@@ -36,13 +38,13 @@ def collected(slices, count):
     return tf.IndexedSlices(rows, indices, tf.stack([count, tf.shape(rows)[1]]))
 
 
-def with_values(block, new):
-    """A block of other numbers in the same places."""
+def with_values(block: Block, new: tf.Tensor) -> Block:
+    """A block with new values in the same places."""
     return tf.IndexedSlices(new, block.indices, block.dense_shape) if is_slices(block) else new
 
 
-def dense(block, count=None):
-    """The whole block, a tensor of shape `(n, r)`; `count`, n, where slices do not know it."""
+def dense(block: Block, count: int | None = None) -> tf.Tensor:
+    """The whole block, shape `(n, r)`; `count` is n for slices without a dense shape."""
     if not is_slices(block):
         return block
     if count is None:
@@ -50,24 +52,24 @@ def dense(block, count=None):
     return tf.math.unsorted_segment_sum(block.values, block.indices, count)
 
 
-def scaled(block, factor):
+def scaled(block: Block, factor: tf.Tensor | float) -> Block:
     """`c K`, for a number or a scalar tensor of the type of K."""
     return with_values(block, factor * values(block))
 
 
-def plus(one, other):
+def plus(one: Block, other: Block) -> tf.Tensor:
     """`A + B`, a whole block."""
     if is_slices(one):
         one, other = other, one
     if not is_slices(other):
         return one + other
-    # Other than `tf.tensor_scatter_nd_add`, this adds in place where nobody else reads `one`.
+    # Unlike `tf.tensor_scatter_nd_add`, this adds in place if `one` has no other reader.
     return tf.raw_ops.ScatterNdNonAliasingAdd(
         input=dense(one), indices=other.indices[:, None], updates=other.values
     )
 
 
-def inner(one, other):
+def inner(one: Block, other: Block) -> tf.Tensor:
     """`A^T B`, shape `(r, s)`."""
     if one is other:
         one = other = values(one)
@@ -78,7 +80,7 @@ def inner(one, other):
     return tf.matmul(one, other, transpose_a=True)
 
 
-def combined(basis, a, block, b):
+def combined(basis: tf.Tensor, a: tf.Tensor, block: Block, b: tf.Tensor) -> tf.Tensor:
     """`B a + K b`, shape `(n, s)`.
 
     Args:
@@ -94,12 +96,12 @@ def combined(basis, a, block, b):
     return plus(inside, tf.IndexedSlices(rows, block.indices))
 
 
-def mean_squares(block):
+def mean_squares(block: Block) -> tf.Tensor:
     """The mean square of every row, shape `(n,)`."""
     block_values = values(block)
     rank = tf.shape(block_values)[1]
     share = tf.fill([rank], 1.0 / tf.cast(rank, block_values.dtype))
-    # A product takes half the time of a mean along the short axis.
+    # A product takes half the time of a mean over the short axis.
     squares = tf.linalg.matvec(tf.square(block_values), share)
     if not is_slices(block):
         return squares

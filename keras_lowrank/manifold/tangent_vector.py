@@ -1,75 +1,82 @@
 r"""Vectors of a tangent space of the rank-r manifold: gradients, momenta, directions.
 
-A tangent vector `A` at `W`, with bases U and V of its column and row space, is stored as the
+A tangent vector `A` at `W`, with bases U and V of the column and row space of W, is stored as the
 K-part `A V` (n x r), the S-part `U^T A V` (r x r) and the L-part `A^T U` (m x r):
 
     A = K V^T + U L^T - U S V^T.
 
-That sum is a tangent vector whatever the three parts are: an optimizer may scale each of them by
-itself, and the bases need not be orthonormal to the last digit.
+Any three parts make a tangent vector: an optimizer may scale each part on its own, and the bases
+need not be exactly orthonormal.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.point import Point
+
+Bases: TypeAlias = Point | tuple[tf.Tensor, tf.Tensor]
 
 
 class TangentVector(NamedTuple):
     """A tangent vector as its parts, `A = K V^T + U L^T - U S V^T`.
 
     Attributes:
-        K: tensor `A V`, shape `(n, r)`; or its rows, as in `row_sparse`, where that is announced.
+        K: tensor `A V`, shape `(n, r)`; where documented, its nonzero rows (`row_sparse`).
         S: tensor `U^T A V`, shape `(r, r)`.
         L: tensor `A^T U`, shape `(m, r)`.
     """
 
-    K: tf.Tensor
+    K: row_sparse.Block
     S: tf.Tensor
     L: tf.Tensor
 
-    def scaled(self, factor):
+    def scaled(self, factor: tf.Tensor | float) -> TangentVector:
         """`factor * A`, for a number or a scalar tensor."""
-        if tf.is_tensor(factor):  # a number takes the precision of the parts by itself
+        if tf.is_tensor(factor):  # a number takes the type of the parts
             factor = tf.cast(factor, self.S.dtype)
         return TangentVector(row_sparse.scaled(self.K, factor), factor * self.S, factor * self.L)
 
-    def plus(self, other):
+    def plus(self, other: TangentVector) -> TangentVector:
         """`A + B`, for B at the same W."""
         return TangentVector(row_sparse.plus(self.K, other.K), self.S + other.S, self.L + other.L)
 
-    def squared_norm(self):
-        """`||A||_F^2` of a gradient; at least 0, also where rounding would have it otherwise."""
+    def squared_norm(self) -> tf.Tensor:
+        """`||A||_F^2`; rounding does not make it negative."""
         parts = row_sparse.values(self.K), self.S, self.L
         k, s, l = (tf.reduce_sum(tf.square(part)) for part in parts)
         return tf.maximum(k + l - s, 0.0)
 
-    def dense(self):
-        """The same with K as a tensor."""
+    def dense(self) -> TangentVector:
+        """The same vector with K as a tensor."""
         return self._replace(K=row_sparse.dense(self.K))
 
 
-def zero_vector(factors):
+def zero_vector(point: Point) -> TangentVector:
     """The zero vector at a `Point`."""
-    return TangentVector(*(tf.zeros_like(part) for part in factors))
+    return TangentVector(*(tf.zeros_like(part) for part in point))
 
 
-def transport(tangent, old, new, factor=1.0):
-    r"""Projects `c A` onto the tangent space at another matrix, exactly: a momentum, step by step.
+def transport(
+    tangent: TangentVector, old: Bases, new: Bases, factor: tf.Tensor | float = 1.0
+) -> TangentVector:
+    r"""Projects `c A` onto the tangent space at another matrix, exactly.
 
     With bases U, V of W and orthonormal bases U1, V1 of the other matrix,
 
         K1 = A V1   = K (V^T V1) + U (L^T V1 - S V^T V1),
         L1 = A^T U1 = L (U^T U1) + V (K^T U1 - S^T U^T U1),
 
-    and `S1 = U1^T K1`: products of n x r and r x r blocks, where the n x m matrix is never formed.
+    and `S1 = U1^T K1`. The n x m matrix is never formed.
 
     Args:
         tangent: `TangentVector` A at `old`, of rank r.
         old: `(U, V)` or `Point` of W.
         new: the same of the other matrix, of any rank k.
-        factor: number c. It costs nothing here, and a pass over K and L elsewhere.
+        factor: scalar c, free of cost here.
 
     Returns:
         `TangentVector` at the other matrix: shapes `(n, k)`, `(k, k)`, `(m, k)`.
@@ -87,7 +94,7 @@ def transport(tangent, old, new, factor=1.0):
     )
 
 
-def core_in(tangent, old, new):
+def core_in(tangent: TangentVector, old: Point, new: Point) -> tf.Tensor:
     """`U1^T A V1`, shape `(k, k)`, for A at `old` and the bases of `new`; see `transport`."""
     k, s, l = tangent
     v_v = tf.matmul(old.V, new.V, transpose_a=True)

@@ -1,4 +1,4 @@
-"""Stage 1 of a step: what the compiled Keras optimizer means for a low-rank matrix."""
+"""Optimizer rules, stage 1 of a step: from a tangent gradient to a direction."""
 
 from keras_lowrank.optimizers import adaptive, momentum, muon  # noqa: F401, register their rules
 from keras_lowrank.optimizers.rule import Direction, Rule, register_rule

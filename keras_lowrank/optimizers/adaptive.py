@@ -1,62 +1,71 @@
-r"""Adam and its kin: a momentum divided by the size of the gradient, on the manifold.
+r"""Adam, RMSprop and Adagrad on the manifold: a momentum scaled by the size of the gradient.
 
-Keras's optimizers keep the mean square of every entry of the gradient. Entries of U, S and V, or
-of a K-part, mean nothing by themselves: another basis of the same matrix has others. What no
-change of basis touches are the rows of the K-part `G V` and of the L-part `G^T U`, so their mean
-squares are kept,
+Keras keeps a mean square for every entry of the gradient. Entries of U, S and V, or of a K-part,
+depend on the basis. The row norms of the K-part `G V` and of the L-part `G^T U` do not, so their
+mean squares are the second moments here, n + m numbers a matrix:
 
-    p_i = mean_k (G V)_ik^2,    q_j = mean_k (G^T U)_jk^2,
+    p_i = mean_k (G V)_ik^2,    q_j = mean_k (G^T U)_jk^2.
 
-n + m numbers a matrix. The mean square of an entry (i, j) is taken for `p_i q_j / e`, e their mean,
-as Adafactor has it (Shazeer and Stern, arXiv:1804.04235), and the scaled matrix is
+As in Adafactor (Shazeer and Stern, arXiv:1804.04235), `p_i q_j / e` with the mean e approximates
+the mean square of the entry (i, j), and the scaled momentum is
 
-    N = diag(a) M diag(b),   a_i = p_i^(-1/2),   b_j = q_j^(-1/2)   (times a number).
+    N = diag(a) M diag(b),   a_i = p_i^(-1/2),   b_j = q_j^(-1/2)   (up to a factor).
 
-Of N V the columns are summed over, so that b comes into it as a mean, weighted with the energy of
-the momentum in each column: the K-part is `c_b diag(a) M V`, with `c_b^2 = sum(b^2 |L_j|^2) /
-sum |L_j|^2`, the L-part likewise, and the pair of the two is mended where they meet (`to_tangent`).
+N V sums over the columns, so b enters as a mean, weighted with the energy of the momentum in each
+column: the K-part is `c_b diag(a) M V`, with `c_b^2 = sum(b^2 |L_j|^2) / sum |L_j|^2`. The L-part
+follows likewise, and `to_tangent` makes the two parts one tangent vector.
 
-The length of all of it is that of the step which Keras's rule makes of the whole matrix,
-`||M / v^(1/2)||_F`. With `A = sum(a_i^2 |K_i|^2) / r` and B, its like for L, and with n' and m' the
-numbers of rows and of columns that ever had a gradient, it is `(min(n' B, m' A))^(1/2)`: a row that
-does not move makes A smaller and not n', a column B. So rows without a gradient make no difference,
-however many they are: steps of a bag of words, of an embedding of which a twentieth is used, and of
-an image classifier have 1.0 to 1.5 times the length of Keras's (benchmarks/step_lengths.py).
+The update is rescaled to the length of Keras's update of the whole matrix, `||M / v^(1/2)||_F`:
+one learning rate gives about the same update size as in Keras, at any rank. The estimate is
+`(min(n' B, m' A))^(1/2)`, with `A = sum(a_i^2 |K_i|^2) / r`, B likewise for L, and n' and m' the
+numbers of rows and columns that ever had a gradient. Rows without one do not change it.
 
 By Cauchy and Schwarz, the square of a momentum is at most `1 / ((1 - beta_2) (1 - beta_1^2 /
-beta_2))` times the mean square of its gradients. A row of a momentum that was projected may have
-more, from other rows, up to where it never had a gradient; a is smaller there.
+beta_2))` times the mean square of its gradients. Projection may put more into a row, even one that
+never had a gradient; a is reduced to that limit.
 """
+
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
+from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.optimizers.rule import COLUMNS, ROWS, TANGENT, Direction, Rule, register_rule
+from keras_lowrank.optimizers.rule import (
+    COLUMNS,
+    ROWS,
+    TANGENT,
+    Direction,
+    Float,
+    Rule,
+    State,
+    register_rule,
+)
 
 
-def mean_squares(gradient):
+def mean_squares(gradient: TangentVector) -> Iterator[tf.Tensor]:
     """The mean squares of the rows of the K-part and of the L-part: shapes `(n,)`, `(m,)`."""
     return (row_sparse.mean_squares(part) for part in (gradient.K, gradient.L))
 
 
 class _Adaptive(Rule):
-    """What the rules of this file share: the running squares, and the scaling of a momentum."""
+    """Running mean squares, and the scaling of a momentum."""
 
     floor = 0.0
-    # The most that the square of a momentum can be of the mean square of its gradients.
+    # The largest ratio of the square of a momentum to the mean square of its gradients.
     limit = 1.0
     takes_rows = True
 
-    def scaled_direction(self, momentum, rows, columns, point, share):
+    def scaled_direction(self, momentum, rows, columns, point, weight):
         blocks = row_sparse.dense(momentum.K), momentum.L
         counts = [tf.math.count_nonzero(part, dtype=part.dtype) for part in (rows, columns)]
         means = [
             tf.math.divide_no_nan(tf.reduce_sum(part), count)
             for part, count in zip((rows, columns), counts)
         ]
-        # In the unit of the entries of the gradient, of which the smaller part has captured less.
+        # In the unit of a gradient entry: the smaller part has captured less of the gradient.
         floors = [tf.math.divide_no_nan(self.floor**2 * one, tf.reduce_max(means)) for one in means]
         a, size_k, c = self._scales(blocks[0], rows, floors[0])
         b, size_l, d = self._scales(blocks[1], columns, floors[1])
@@ -65,10 +74,10 @@ class _Adaptive(Rule):
         length = tf.sqrt(tf.math.divide_no_nan(wanted, present))
         core = length * (pair.S + c * d * point.frozen(momentum.S))
         tangent = TangentVector(length * pair.K, core, length * pair.L)
-        return Direction(tangent, share, length * a, b)
+        return Direction(tangent, weight, length * a, b)
 
     def _scales(self, block, squares, floor):
-        """What the rows of a block are multiplied by, and three sums of it."""
+        """The factors for the rows of a block, the scaled energy, and the root mean factor."""
         present = row_sparse.mean_squares(block)
         most = tf.math.divide_no_nan(self.limit * squares, present)
         scales = tf.math.rsqrt(squares + floor + 1e-37) * tf.minimum(most, 1.0)
@@ -76,7 +85,7 @@ class _Adaptive(Rule):
         return scales, size, tf.sqrt(tf.math.divide_no_nan(size, tf.reduce_sum(present)))
 
     def averages(self, state, gradient, rate):
-        """The running means of the mean squares, which forget by `rate` a step."""
+        """The running means of the mean squares, with decay `rate`."""
         old = state["rows"], state["columns"]
         return (rate * a + (1.0 - rate) * b for a, b in zip(old, mean_squares(gradient)))
 
@@ -85,38 +94,40 @@ class _Adaptive(Rule):
 class AdamRule(_Adaptive):
     """`keras.optimizers.Adam` and `AdamW`: `M <- beta_1 P(M) + (1 - beta_1) G`, scaled.
 
-    M is kept without the factor `1 - beta_1`, which is in the step size.
+    The state leaves out the factor `1 - beta_1`, which is in the step size.
 
     Args:
         optimizer: the Keras optimizer.
-        prefix: str, what its options `beta_1` and `beta_2` have before their names.
+        prefix: str, the prefix of its options `beta_1` and `beta_2`.
     """
 
-    def __init__(self, optimizer, prefix=""):
+    def __init__(self, optimizer: keras.optimizers.Optimizer, prefix: str = "") -> None:
         super().__init__(optimizer)
         self.betas = [getattr(optimizer, f"{prefix}beta_{number}") for number in (1, 2)]
         self.state = {"momentum": TANGENT, "rows": ROWS, "columns": COLUMNS}
         self.decay = self.betas[0]
         self.floor = optimizer.epsilon
         first, second = self.betas
-        kept = max(1.0 - first**2 / second, 1e-6)
-        self.limit = 1.0 / ((1.0 - second) * kept)
+        rest = max(1.0 - first**2 / second, 1e-6)
+        self.limit = 1.0 / ((1.0 - second) * rest)
 
-    def check(self):
+    def check(self) -> None:
         if self.optimizer.amsgrad:
             raise ValueError(
                 "`amsgrad` has no meaning for a low-rank layer, whose second moments are those of "
                 "rows and columns. Use Adam without it. Received: amsgrad=True"
             )
 
-    def step_size(self, learning_rate, step):
-        # In float32 the first of them would be off by 1e-4.
+    def step_size(self, learning_rate: Float, step: Float) -> Float:
+        # In float32 the first step would have an error of 1e-4.
         wide = tf.cast(step, tf.float64)
         rest_1, rest_2 = (1.0 - tf.constant(beta, tf.float64) ** wide for beta in self.betas)
         unit = 1.0 - self.betas[0]
         return tf.cast(learning_rate, tf.float64) * unit * tf.sqrt(rest_2) / rest_1
 
-    def direction(self, gradient, state, point, learning_rate, step):
+    def direction(
+        self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
+    ) -> tuple[Direction, State]:
         momentum = state["momentum"].plus(gradient)
         rows, columns = self.averages(state, gradient, self.betas[1])
         new = {"momentum": momentum, "rows": rows, "columns": columns}
@@ -127,7 +138,7 @@ class AdamRule(_Adaptive):
 class RMSpropRule(_Adaptive):
     """`keras.optimizers.RMSprop`, not centered: scaled first, then the momentum."""
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         super().__init__(optimizer)
         self.floor = optimizer.epsilon**0.5  # Keras adds epsilon to the mean square itself
         self.limit = 1.0 / (1.0 - optimizer.rho)
@@ -136,17 +147,19 @@ class RMSpropRule(_Adaptive):
             self.state["momentum"] = TANGENT
             self.decay = optimizer.momentum
 
-    def check(self):
+    def check(self) -> None:
         if self.optimizer.centered:
             raise ValueError(
                 "`centered` has no meaning for a low-rank layer, whose second moments are those "
                 "of rows and columns. Use RMSprop without it, or Adam. Received: centered=True"
             )
 
-    def step_size(self, learning_rate, step):
+    def step_size(self, learning_rate: Float, step: Float) -> Float:
         return 1.0 if self.optimizer.momentum else learning_rate
 
-    def direction(self, gradient, state, point, learning_rate, step):
+    def direction(
+        self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
+    ) -> tuple[Direction, State]:
         rows, columns = self.averages(state, gradient, self.optimizer.rho)
         new = {"rows": rows, "columns": columns}
         scaled = self.scaled_direction(gradient, rows, columns, point, 1.0)
@@ -160,16 +173,18 @@ class RMSpropRule(_Adaptive):
 class AdagradRule(_Adaptive):
     """`keras.optimizers.Adagrad`: the squares of rows and columns are summed over all steps."""
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         super().__init__(optimizer)
         self.state = {"rows": ROWS, "columns": COLUMNS}
         self.floor = optimizer.epsilon**0.5
 
-    def direction(self, gradient, state, point, learning_rate, step):
+    def direction(
+        self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
+    ) -> tuple[Direction, State]:
         rows, columns = (
             old + new for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
         )
-        # Keras starts its sums there; it is in all of them for good.
+        # Keras starts its sums there, and they never lose it.
         start = self.optimizer.initial_accumulator_value
         direction = self.scaled_direction(gradient, rows + start, columns + start, point, 1.0)
         return direction, {"rows": rows, "columns": columns}

@@ -1,4 +1,4 @@
-"""Muon on the manifold: a momentum with all its singular values brought close to 1."""
+"""Muon on the manifold: a momentum whose singular values are all brought close to 1."""
 
 import inspect
 import re
@@ -6,42 +6,45 @@ import re
 import keras
 import tensorflow as tf
 
+from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.complement import combine, complement
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.adaptive import AdamRule
-from keras_lowrank.optimizers.rule import TANGENT, Direction, Rule, register_rule
+from keras_lowrank.optimizers.rule import TANGENT, Direction, Float, Rule, State, register_rule
 
 
 class MuonRule(Rule):
     r"""`keras.optimizers.Muon`: `M <- mu P(M) + G`, then an odd polynomial of M.
 
-    A momentum in the tangent space is `[U, Q] C [V, Z]^T` with a core C of at most 2r x 2r, and an
-    odd polynomial of it, which is what the iteration of Newton and Schulz computes, is
-    `[U, Q] p(C) [V, Z]^T`: no n x m matrix is formed. Its block between Q and Z, which is not in
-    the tangent space, is left out. At full rank it is Keras's own step of a dense kernel. A
-    convolution, an `EinsumDense` or a projection of attention moves as its matrix, where Keras
-    takes AdamW for a kernel of more than two axes. What `exclude_layers` and `exclude_embeddings`
-    name moves by AdamW, as in Keras.
+    A momentum in the tangent space is `[U, Q] C [V, Z]^T` with a core C of at most 2r x 2r. The
+    Newton-Schulz iteration computes an odd polynomial p of it, `[U, Q] p(C) [V, Z]^T`, without an
+    n x m matrix. The block between Q and Z is left out: it is not in the tangent space.
+
+    At full rank it is Keras's own step of a dense kernel. Every low-rank kernel gets the Muon
+    update, including convolutions, which Keras's Muon leaves to AdamW. Layers that
+    `exclude_layers` and `exclude_embeddings` name get AdamW, as in Keras.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         super().__init__(optimizer)
         self.state = {"momentum": TANGENT}
         self.decay = float(optimizer.momentum)
         self._adamw = _AdamWRule(optimizer)
 
-    def of_layer(self, path):
+    def of_layer(self, path: str) -> Rule:
         keywords = self.optimizer.exclude_layers
         is_embedding = self.optimizer.exclude_embeddings and "embedding" in path.lower()
         excluded = is_embedding or any(re.search(keyword, path) for keyword in keywords)
         return self._adamw if excluded else self
 
-    def direction(self, gradient, state, point, learning_rate, step):
+    def direction(
+        self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
+    ) -> tuple[Direction, State]:
         momentum = state["momentum"].plus(gradient)
         ahead = momentum
         if self.optimizer.nesterov:
             ahead = gradient.plus(momentum.scaled(self.decay))
-        # Static, with zeros in place of noise: XLA asks for it, and a zero column changes nothing.
+        # Static, with zeros in place of noise: XLA needs it, and zero columns change nothing.
         left = complement(ahead.K, point.U, static=True)
         right = complement(ahead.L, point.V, static=True)
         sizes = tf.shape(left.whitening)[1], tf.shape(right.whitening)[1]
@@ -78,7 +81,7 @@ class MuonRule(Rule):
 
 
 class _AdamWRule(AdamRule):
-    """What Muon leaves to AdamW; its directions are in units of the learning rate of Muon."""
+    """AdamW for the layers that Muon excludes, in units of Muon's learning rate."""
 
     def __init__(self, optimizer):
         super().__init__(optimizer, "adam_")
@@ -95,7 +98,7 @@ class _AdamWRule(AdamRule):
         ), state
 
 
-# Keras 3.10 to 3.12 have one that raises on TensorFlow with any model; `rms_rate` is of 3.13.
+# Muon of Keras 3.10 to 3.12 raises with TensorFlow for any model; 3.13 added `rms_rate`.
 RUNS = "rms_rate" in inspect.signature(getattr(keras.optimizers, "Muon", object)).parameters
 if RUNS:
     register_rule(keras.optimizers.Muon)(MuonRule)

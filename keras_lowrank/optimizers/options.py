@@ -1,27 +1,36 @@
-"""The options that every Keras optimizer has: refused, or what they mean for a low-rank matrix."""
+"""Options that every Keras optimizer has: their meaning for a low-rank matrix, or an error."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
 import tensorflow as tf
 
+from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.keras_internals import built_on, decays, inner_optimizer
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.factors import RankVariable
-from keras_lowrank.optimizers.rule import known_optimizers, rule_class
+from keras_lowrank.manifold.tangent_vector import TangentVector
+from keras_lowrank.optimizers.rule import Rule, known_optimizers, rule_class
+
+if TYPE_CHECKING:
+    from keras_lowrank.layers.low_rank_layer import LowRankLayer
 
 _WHY_NONE = {
-    "Lion": "the sign of every entry of a kernel that is never formed is no low-rank matrix",
+    "Lion": "the signs of the entries of a low-rank matrix are not a low-rank matrix",
 }
 
 
-def make_rule(optimizer, integrator):
-    """Returns the `Rule` that moves the factors as `optimizer` moves ordinary variables.
+def make_rule(optimizer: keras.optimizers.Optimizer, integrator: Integrator) -> Rule:
+    """Returns the `Rule` of an optimizer, after a check of its options.
 
     Args:
-        optimizer: a Keras optimizer, alone or inside a `LossScaleOptimizer`.
-        integrator: the `Integrator` that takes the steps.
+        optimizer: Keras optimizer, alone or inside a `LossScaleOptimizer`.
+        integrator: `Integrator` that takes the steps.
 
     Raises:
-        ValueError: an optimizer or an option that has no meaning for a low-rank matrix. Nothing
-            is ignored in silence.
+        ValueError: an optimizer or an option that has no meaning for a low-rank matrix.
     """
     inner = inner_optimizer(optimizer)
     found = rule_class(inner)
@@ -30,15 +39,15 @@ def make_rule(optimizer, integrator):
         reason = f": {_WHY_NONE[name]}" if name in _WHY_NONE else ""
         raise ValueError(
             f"{name} has no rule for low-rank layers{reason}. Use one of "
-            f"{', '.join(known_optimizers())}, announce a `keras_lowrank.optimizers.Rule` of your "
-            "own by `keras_lowrank.optimizers.register_rule`, or freeze the low-rank layers "
+            f"{', '.join(known_optimizers())}, register your own `keras_lowrank.optimizers.Rule` "
+            "with `keras_lowrank.optimizers.register_rule`, or freeze the low-rank layers "
             f"(`trainable=False`). Received: optimizer={name}"
         )
     for variable in built_on(inner):
         if isinstance(variable, RankVariable):
             raise ValueError(
-                "The optimizer of a low-rank model is built by `compile`, on the variables that "
-                "are no factors. Give `compile` one that was not built. "
+                "`compile` builds the optimizer of a low-rank model, on the variables that are not "
+                "factors. Give it an optimizer that is not built. "
                 f"Received: an optimizer that was built on {variable.path!r}"
             )
     rule = found(inner)
@@ -48,29 +57,30 @@ def make_rule(optimizer, integrator):
         _refuse(
             inner,
             "use_ema",
-            "an average of low-rank matrices is not one. Use a learning rate that falls to zero",
+            "an average of low-rank matrices is not low-rank. Use a learning rate that falls to "
+            "zero",
         )
     if inner.gradient_accumulation_steps:
         if integrator.needs_second_pass:
             _refuse(
                 inner,
                 "gradient_accumulation_steps",
-                f"{type(integrator).__name__} needs the gradient at bases that are known at the "
-                "end only. Use integrator='parallel', or a larger `adapt_every`",
+                f"{type(integrator).__name__} needs the gradient at bases that only the last batch "
+                "determines. Use integrator='parallel', or a larger `adapt_every`",
             )
         if inner.global_clipnorm:
             _refuse(
                 inner,
                 "global_clipnorm",
-                "the norm over all variables is not known where Keras accumulates some of them. "
-                "Use `clipnorm`",
+                "Keras accumulates some gradients, and the norm over all of them is not known. Use "
+                "`clipnorm`",
             )
     rule.check()
     return rule
 
 
-def rules_by_layer(rule, layers):
-    """The rule of every layer, by path: what `rule` has for the weight that Keras has there."""
+def rules_by_layer(rule: Rule, layers: dict[str, LowRankLayer]) -> dict[str, Rule]:
+    """The rule of every layer, by path; an optimizer may exclude some by the names of weights."""
     return {path: rule.of_layer(layer.weight_path) for path, layer in layers.items()}
 
 
@@ -81,17 +91,21 @@ def _refuse(optimizer, option, reason):
     )
 
 
-def clip_factors(optimizer, tangents, others):
-    """What `clipnorm` and `global_clipnorm` multiply gradients with.
+def clip_factors(
+    optimizer: keras.optimizers.Optimizer,
+    tangents: list[TangentVector],
+    others: list[row_sparse.Block | None],
+) -> tuple[list[tf.Tensor | None], tf.Tensor | None]:
+    """The factors that `clipnorm` or `global_clipnorm` multiplies gradients with.
 
     Args:
-        optimizer: the Keras optimizer, not a scaling one.
+        optimizer: the Keras optimizer, not a loss-scaling one.
         tangents: list of `TangentVector`, one a matrix; its norm is `||P(G)||_F`.
-        others: list of the gradients of all other variables (None where there is none).
+        others: list of the gradients of all other variables, None where there is none.
 
     Returns:
-        `(factors, common)`: list of scalar tensors for the matrices, or of None for no clipping,
-        and one for the others, by which a global norm takes them before Keras clips them itself.
+        `(factors, common)`: list of scalar tensors for the matrices, or of None for no clipping;
+        and the factor of a global norm for the other gradients, or None.
     """
     if optimizer.clipnorm:
         limit = optimizer.clipnorm
@@ -108,14 +122,14 @@ def clip_factors(optimizer, tangents, others):
 
 
 def _at_most(limit, norm):
-    limit = tf.constant(limit, norm.dtype)  # by `tf.cast` it would be rounded to float32 first
+    limit = tf.constant(limit, norm.dtype)  # `tf.cast` would round it to float32 first
     return limit / tf.maximum(norm, limit)
 
 
-def weight_decay(rule, layer):
-    """The decay of the matrix of a low-rank layer: a float, 0 where it is excluded.
+def weight_decay(rule: Rule, layer: LowRankLayer) -> float:
+    """The weight decay of the matrix of a low-rank layer, 0 if the optimizer excludes it.
 
-    Excluded is a layer by each of its factors, and by the name that its weight has in Keras.
+    It may exclude a layer by any of its factors, or by the name of its weight in Keras.
     """
     decay = rule.weight_decay
     name = layer.weight_path.rpartition("/")[2]

@@ -1,58 +1,65 @@
-"""What an optimizer means for a low-rank matrix: the extension point for rules of your own."""
+"""The interface of an optimizer rule, and the register of rules."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import keras
 import tensorflow as tf
 
+from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.tangent_vector import TangentVector
+
+Float: TypeAlias = tf.Tensor | float
+State: TypeAlias = dict[str, Any]
 
 # Kinds of state, see `Rule.state`.
 TANGENT, ROWS, COLUMNS, SCALAR = "tangent", "rows", "columns", "scalar"
 
-# The sum of gradients under `gradient_accumulation_steps`, kept as a tangent vector, too.
+# The sum of gradients under `gradient_accumulation_steps`, a tangent vector too.
 ACCUMULATED = "accumulated_gradient"
 
 
 class Direction(NamedTuple):
-    """Where a step goes: `W - h D`.
+    """The direction D of a step `W - h D`.
 
     Attributes:
         tangent: `TangentVector` D.
-        gradient_weight: scalar, how much of the gradient G of this step is in D. What an integrator
-            sees of G outside of the tangent space is added in the same proportion. None: the update
-            is not linear in the gradient, so nothing outside the tangent space is added.
+        gradient_weight: scalar, the weight of this step's gradient G in D. An integrator that sees
+            G outside of the tangent space adds it with the same weight. None: the update is not
+            linear in the gradient, so nothing outside the tangent space is added.
         rows: tensor p, shape `(n,)`, or None.
-        columns: tensor q, shape `(m,)`, or None. With both, what is added of G is
+        columns: tensor q, shape `(m,)`, or None. With both, the added part of G is
             `gradient_weight diag(p) G diag(q)`.
     """
 
     tangent: TangentVector
-    gradient_weight: tf.Tensor | float | None = 1.0
+    gradient_weight: Float | None = 1.0
     rows: tf.Tensor | None = None
     columns: tf.Tensor | None = None
 
 
 class Rule:
-    """How the factors of every low-rank layer follow a compiled Keras optimizer.
+    """How a Keras optimizer updates the factors of low-rank layers.
 
-    Subclass it for an optimizer of your own: name its state, implement `direction`, and announce
-    the rule by `@keras_lowrank.optimizers.register_rule(MyOptimizer)`. Learning rate, schedules,
-    `clipnorm`, `global_clipnorm`, `weight_decay`, loss scaling and gradient accumulation are dealt
-    with outside of it. All operations must be traceable and free of side effects: the package
-    keeps the state, discards it with a step that is not finite, saves it with the optimizer, and
-    carries tangent vectors to the tangent space of the next step. `diagnostics.check_rule` tests a
-    rule.
+    Subclass it to support another optimizer: name the state, implement `direction`, and register
+    the rule with `@keras_lowrank.optimizers.register_rule(MyOptimizer)`. Learning rate, schedules,
+    `clipnorm`, `global_clipnorm`, `weight_decay`, loss scaling and gradient accumulation are
+    handled outside of it. All operations must be traceable and free of side effects. The package
+    stores the state, saves it with the optimizer, discards it with a step that is not finite, and
+    transports tangent vectors to the next tangent space. `diagnostics.check_rule` tests a rule.
 
     Attributes:
         optimizer: the Keras optimizer.
-        state: dict from str to the kind of what is kept for each matrix: `"tangent"` (a
+        state: dict from the name of each slot of a matrix to its kind: `"tangent"` (a
             `TangentVector`), `"rows"` (shape `(n,)`), `"columns"` (shape `(m,)`) or `"scalar"`.
             All start at zero.
-        decay: float. What tangent vectors are multiplied with on their way to the next step, at no
-            cost: the mu of `mu P(M)`. Defaults to 1.
-        takes_rows: bool. Whether `direction` takes a gradient whose K-part is given by its rows
-            (`tf.IndexedSlices`), which is what an embedding has of a batch, and puts none into the
-            state: a rule does that works by the methods of `TangentVector`. Defaults to False.
+        decay: float, the mu of `mu P(M)`: transport multiplies tangent vectors with it, at no cost.
+            Defaults to 1.
+        takes_rows: bool, whether `direction` accepts a gradient with a K-part given by its rows
+            (`tf.IndexedSlices`), as an embedding has it, and returns none in the state. The methods
+            of `TangentVector` do so. Defaults to False.
 
     Example, an optimizer whose steps all have the length of the learning rate:
 
@@ -75,77 +82,80 @@ class Rule:
     >>> history = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0)
     """
 
-    takes_rows = False
+    takes_rows: bool = False
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         self.optimizer = optimizer
-        self.state = {}
+        self.state: dict[str, str] = {}
         self.decay = 1.0
 
-    def check(self):
+    def check(self) -> None:
         """Raises ValueError for an option of the optimizer that has no meaning here."""
 
-    def of_layer(self, path):
-        """The rule of one layer: this one, but for what the optimizer is set to treat otherwise.
+    def of_layer(self, path: str) -> Rule:
+        """The rule of one layer: this one, unless the optimizer excludes the layer.
 
-        `check` and `step_size` of this one are for all: another rule has its directions in units
-        of this step size.
+        `check` and `step_size` of this rule hold for all layers: another rule gives its directions
+        in units of this step size.
 
         Args:
-            path: str, what the path of the layer's weight is in Keras, such as `dense/kernel`.
+            path: str, the path of the layer's weight in Keras, such as `dense/kernel`.
         """
         return self
 
     @property
-    def weight_decay(self):
-        """float or None, the decay of the weights that move by this rule."""
+    def weight_decay(self) -> float | None:
+        """The weight decay of the layers with this rule."""
         return self.optimizer.weight_decay
 
-    def step_size(self, learning_rate, step):
+    def step_size(self, learning_rate: Float, step: Float) -> Float:
         """Returns h of the step `W - h D`.
 
         Args:
-            learning_rate: scalar tensor, the present one.
+            learning_rate: scalar tensor, the present learning rate.
             step: scalar float tensor, the number of this step: 1, 2, ...
         """
         return learning_rate
 
-    def direction(self, gradient, state, point, learning_rate, step):
+    def direction(
+        self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
+    ) -> tuple[Direction, State]:
         """Returns the `Direction` of a step, and the new state.
 
         Args:
             gradient: `TangentVector`, the tangent gradient, clipped.
-            state: dict, what `direction` returned last, with tangent vectors carried to `point`,
-                and multiplied with `decay`.
-            point: where W is: `point.U` and `point.V` are bases of it, orthonormal up to rounding
-                at full steps, and nearly so between them.
+            state: dict, the last state, with tangent vectors transported to `point` and multiplied
+                with `decay`.
+            point: `Chart` at W. `point.U` and `point.V` are its bases, orthonormal at full steps
+                and nearly so in between.
             learning_rate: scalar tensor, as in `step_size`.
             step: scalar float tensor, as in `step_size`.
 
         Returns:
             `(Direction, dict)`.
         """
-        # Abstract: a rule is its direction, and there is none to fall back on.
+        # Abstract: there is no direction to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `direction`.")
 
 
-_RULES = {}
+_RULES: dict[type, type[Rule]] = {}
+_RuleType = TypeVar("_RuleType", bound=type[Rule])
 
 
-def register_rule(*optimizers):
-    """Decorator: the class is the `Rule` of these classes of Keras optimizers.
+def register_rule(*optimizers: type) -> Callable[[_RuleType], _RuleType]:
+    """Decorator: registers a class as the `Rule` of these classes of Keras optimizers.
 
-    And of subclasses that override nothing but how they are made and saved.
+    It also holds for subclasses that only change how they are constructed and saved.
     """
 
-    def register(rule):
+    def register(rule: _RuleType) -> _RuleType:
         _RULES.update(dict.fromkeys(optimizers, rule))
         return rule
 
     return register
 
 
-def known_optimizers():
+def known_optimizers() -> list[str]:
     """The names of the optimizers that have a rule, sorted."""
     return sorted(optimizer.__name__ for optimizer in _RULES)
 
@@ -153,11 +163,10 @@ def known_optimizers():
 _NO_PART_OF_A_STEP = {"get_config", "from_config"}
 
 
-def rule_class(optimizer):
+def rule_class(optimizer: keras.optimizers.Optimizer) -> type[Rule] | None:
     """The class of the rule of an optimizer, or None.
 
-    A subclass has that of its base where it steps as its base does: it overrides nothing but how it
-    is made and saved.
+    A subclass has the rule of its base if it only changes how it is constructed and saved.
     """
     for cls in type(optimizer).__mro__:
         if cls in _RULES:

@@ -1,1 +1,1 @@
-"""Who decides the rank of each layer."""
+"""Truncation rules: they decide the rank of each layer."""

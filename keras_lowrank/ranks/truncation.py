@@ -1,25 +1,32 @@
-"""Who decides the rank: truncation policies, from singular values to a number."""
+"""Truncation rules: from the singular values of a layer to its rank."""
+
+from __future__ import annotations
 
 import copy
 import math
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-_LOOKS = 32  # at a schedule, to see whether it was ever more than 0
+if TYPE_CHECKING:
+    from keras_lowrank.manifold.point import Point
+
+
+_SAMPLES = 32  # of a schedule, to see whether it was ever more than 0
 
 
 class Truncation:
-    """Decides how many singular values of a layer are kept after a step.
+    """Decides how many singular values a layer keeps after a step.
 
-    Subclass it for a rule of your own: implement `rank`, and `get_config` where there is
-    something to save. `compile` takes it for all layers, and each layer for itself.
+    Subclass it to write a rule: implement `rank`, and `get_config` where there is something to
+    save. Pass it to `compile` for all layers, or to one layer.
 
     Attributes:
-        grows: bool. Whether ranks may become larger: then an integrator that can tries out more
-            directions than `rank` asks for.
+        grows: bool, whether ranks may grow. If so, `RankAdaptive` tries out directions beyond the
+            rank.
 
     Example, a rule that keeps the singular values above a share of the largest:
 
@@ -39,44 +46,46 @@ class Truncation:
     3
     """
 
-    grows = True
+    grows: bool = True
 
-    def together_with(self, other):
-        """Whether `plan` decides at once for the layers of this truncation and of another one."""
+    def together_with(self, other: Truncation) -> bool:
+        """Whether one call of `plan` covers the layers of this truncation and of `other`."""
         return other is self
 
-    def plan(self, matrices, step, others, min_ranks):
-        """Returns the truncations that hold for one step, one for each matrix.
+    def plan(
+        self, matrices: list[Point], step: tf.Tensor, others: tuple, min_ranks: list[int]
+    ) -> list[Truncation]:
+        """Returns the truncations of one step, one for each matrix.
 
-        Override it for a rule that changes during training, or that looks at several layers.
+        Override it for a rule that changes during training, or that compares layers.
 
         Args:
-            matrices: list of `Point`, all that this truncation decides for.
+            matrices: list of `Point`, all matrices with this truncation.
             step: scalar float tensor, the number of the step: 1, 2, ...
-            others: `(full, factored)`, ints: the weights of the model beside these matrices, at
-                full rank and as they are.
-            min_ranks: list of int, the least rank of every matrix, which the caller sees to.
+            others: `(full, factored)`, the number of all other weights of the model, at full rank
+                and at the present ranks.
+            min_ranks: list of int, the least rank of every matrix; the caller applies it.
         """
         return [self] * len(matrices)
 
-    def checks(self):
-        """Returns what must hold for a truncation that was planned, if anything can fail.
+    def checks(self) -> dict[Callable[[int], Exception], tf.Tensor]:
+        """Returns the conditions that a planned truncation must meet.
 
         Returns:
-            Dict from a callable `(step) -> Exception` to a scalar bool tensor. A step in which one
-            is false changes nothing, and is followed by the exception.
+            Dict from a callable `(step) -> Exception` to a scalar bool tensor. A step where one is
+            false changes nothing, and the exception is raised.
         """
         return {}
 
-    def unmet(self, steps):
-        """What a rule that changes during training has not done yet after so many steps.
+    def unmet(self, steps: int) -> str | None:
+        """Says what a rule that changes during training has not reached after `steps` steps.
 
         Returns:
-            Text that ends a sentence, said after a `fit`; None where there is nothing to say.
+            The end of a sentence, for a warning after `fit`; None if all was reached.
         """
         return None
 
-    def rank(self, singular_values, current):
+    def rank(self, singular_values: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
         """Returns the rank to keep.
 
         Args:
@@ -84,16 +93,16 @@ class Truncation:
             current: int32 scalar tensor, the rank before the step.
 
         Returns:
-            int32 scalar tensor. Bounds (`min_rank`, `max_rank`) are applied by the caller.
+            int32 scalar tensor. The caller applies the bounds `min_rank` and `max_rank`.
         """
-        # Abstract: a truncation is its decision, and there is none to fall back on.
+        # Abstract: there is no rank to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `rank`.")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Truncation:
         return cls(**config)
 
 
@@ -103,19 +112,18 @@ class Tolerance(Truncation):
 
     The smallest `r` with `||(s_{r+1}, s_{r+2}, ...)||_2 <= theta`, where `theta = tau ||s||_2`
     (relative, so `||W_after - W_before||_F <= tau ||W_before||_F`) or `theta = tau` (absolute),
-    with `tau = tolerance`.
-    It is the rule of Algorithm 1 in arXiv:2205.13571.
+    with `tau = tolerance`: the rule of Algorithm 1 in arXiv:2205.13571.
 
     Args:
         tolerance: float, in `[0, 1)` when relative, at least 0 when absolute. 0 cuts exact zeros
             only. Or a schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or any
-            callable from the number of the step to a number. One that rises from 0 cuts nothing
-            before it was learned.
+            callable from the number of the step to a number. A schedule that rises from 0 cuts
+            nothing before training has learned it.
         relative: bool. Measure the tail relative to `||W||_F`. Defaults to `True`.
 
     Raises:
-        ValueError: `tolerance` outside its range; of a schedule, in training, at the first step
-            where it is. Nothing of that step is kept.
+        ValueError: `tolerance` is outside its range. A schedule raises it in training, and the
+            step where it does so is discarded.
 
     Example:
 
@@ -124,9 +132,11 @@ class Tolerance(Truncation):
     >>> rising = Tolerance(keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 0.2))
     """
 
-    _planned_by = None  # the scheduled tolerance that this one is of one step
+    _schedule: Tolerance | None = None  # for the tolerance of one step, the one it comes from
 
-    def __init__(self, tolerance, relative=True):
+    def __init__(
+        self, tolerance: float | Callable[[tf.Tensor], Any], relative: bool = True
+    ) -> None:
         if isinstance(tolerance, dict):
             tolerance = keras.saving.deserialize_keras_object(tolerance)
         if not callable(tolerance):
@@ -135,53 +145,55 @@ class Tolerance(Truncation):
             if not within or (relative and tolerance >= 1):
                 raise _outside_its_range(relative, f"tolerance={tolerance!r}")
             tolerance = float(tolerance)
-        self.tolerance = tolerance
+        self.tolerance: Any = tolerance
         self.relative = bool(relative)
 
-    def plan(self, matrices, step, others, min_ranks):
+    def plan(
+        self, matrices: list[Point], step: tf.Tensor, others: tuple, min_ranks: list[int]
+    ) -> list[Truncation]:
         if not callable(self.tolerance):
             return [self] * len(matrices)
         now = copy.copy(self)
-        # As a learning rate, a schedule is asked for the number of steps that were completed.
+        # As for a learning rate, the argument is the number of completed steps.
         now.tolerance = tf.convert_to_tensor(self.tolerance(step - 1.0))
-        now._planned_by = self
+        now._schedule = self
         return [now] * len(matrices)
 
-    def checks(self):
-        if self._planned_by is None:
+    def checks(self) -> dict[Callable[[int], Exception], tf.Tensor]:
+        if self._schedule is None:
             return {}
         tau = tf.cast(self.tolerance, tf.float64)
         below = tau < 1.0 if self.relative else tf.math.is_finite(tau)
-        return {self._planned_by._error_at: (tau >= 0.0) & below}
+        return {self._schedule._error_at: (tau >= 0.0) & below}
 
-    def unmet(self, steps):
+    def unmet(self, steps: int) -> str | None:
         if not callable(self.tolerance) or not steps:
             return None
-        looks = {index * (steps - 1) // _LOOKS for index in range(_LOOKS + 1)}
-        if any(float(self.tolerance(tf.constant(float(step)))) > 0.0 for step in sorted(looks)):
+        samples = {index * (steps - 1) // _SAMPLES for index in range(_SAMPLES + 1)}
+        if any(float(self.tolerance(tf.constant(float(step)))) > 0.0 for step in sorted(samples)):
             return None
         return f"the schedule of their tolerance was 0 at all of the {steps:,} training steps"
 
     def _error_at(self, step):
         tau = float(self.tolerance(tf.constant(step - 1.0)))
         return _outside_its_range(
-            self.relative, f"tolerance={tau} at training step {step}, of which nothing was kept"
+            self.relative, f"tolerance={tau} at training step {step}, which was discarded"
         )
 
-    def rank(self, singular_values, current):
-        # In units of the largest, whose square float32 need not hold; and summed from the smallest
-        # up, so that faint tails are not lost beside large heads.
+    def rank(self, singular_values: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
+        # Relative to the largest, whose square may overflow float32. Summed from the smallest up:
+        # faint tails would vanish in the rounding of large heads.
         unit = singular_values[0]
         shares = tf.math.divide_no_nan(singular_values, unit)
         tails = tf.sqrt(tf.cumsum(tf.square(shares), reverse=True))
-        # A number takes the type of a tensor exactly, and by `tf.cast` after a rounding to float32.
+        # A Python number takes the type of a tensor exactly; `tf.cast` rounds it to float32 first.
         tau = self.tolerance
         tau = tf.cast(tau, unit.dtype) if tf.is_tensor(tau) else tau
         theta = tau * tails[0] if self.relative else tau / unit
-        # tails[i] is what is cut when i values are kept.
+        # tails[i] is the error of rank i.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         tolerance = self.tolerance
         if callable(tolerance):
             tolerance = keras.saving.serialize_keras_object(tolerance)
@@ -190,11 +202,11 @@ class Tolerance(Truncation):
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class KeepRank(Truncation):
-    """Keeps the rank that the layer has: what `LowRankModel.freeze_ranks` uses."""
+    """Keeps the present rank, as `LowRankModel.freeze_ranks` does."""
 
     grows = False
 
-    def rank(self, singular_values, current):
+    def rank(self, singular_values: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
         return current
 
 
@@ -205,90 +217,8 @@ def _outside_its_range(relative, received):
     return ValueError(f"{rule}, or a schedule of such numbers. Received: {received}")
 
 
-def _rank(factors):
-    return tf.cast(tf.shape(factors.S)[0], tf.float32)
-
-
-class Policy(NamedTuple):
-    """A truncation inside the bounds of one layer.
-
-    Attributes:
-        truncation: `Truncation`.
-        min_rank: int, the least rank to keep.
-        max_rank: int or None, the largest rank to keep.
-        grown_rank: int or None, the largest rank that more directions are tried out at.
-    """
-
-    truncation: Truncation
-    min_rank: int = 1
-    max_rank: int | None = None
-    grown_rank: int | None = None
-
-    @property
-    def keeps_rank(self):
-        """bool, whether the rank is known to stay before the singular values are."""
-        return type(self.truncation).rank is KeepRank.rank
-
-    def parts(self):
-        """Returns `(kind, tensors)`: policies of one kind decide alike, given the same tensors."""
-        attributes = vars(self.truncation)
-        tensors = {n: value for n, value in attributes.items() if isinstance(value, tf.Tensor)}
-        ranks = {name: getattr(self, name) for name in ("min_rank", "max_rank", "grown_rank")}
-        bounds = {n: tf.cast(rank, tf.int32) for n, rank in ranks.items() if rank is not None}
-        # Whatever else decides must be the very same object: it need not compare or hash.
-        others = frozenset((n, id(value)) for n, value in attributes.items() if n not in tensors)
-        kind = type(self.truncation), frozenset(tensors), others, frozenset(bounds)
-        return kind, {"truncation": tensors, "bounds": bounds}
-
-    def of_parts(self, tensors):
-        """A policy of the same kind, with tensors in the form that `parts` has them in."""
-        truncation = copy.copy(self.truncation)
-        vars(truncation).update(tensors["truncation"])
-        return self._replace(truncation=truncation, **tensors["bounds"])
-
-    def rank(self, singular_values, current):
-        """`Truncation.rank`, inside the bounds."""
-        rank = self.truncation.rank(singular_values, current)
-        most = self.most(tf.shape(singular_values)[0])
-        return tf.minimum(tf.maximum(rank, self.min_rank), most)
-
-    def most(self, available):
-        """The largest rank that there may be, of so many."""
-        return available if self.max_rank is None else tf.minimum(self.max_rank, available)
-
-    def room(self, rank, available):
-        """How many directions may be tried out at a rank, of so many that there can be."""
-        most = self.most(available)
-        most = most if self.grown_rank is None else tf.minimum(self.grown_rank, most)
-        return tf.maximum(most - rank, 0)
-
-
-def plan(policies, matrices, step, others):
-    """The policies for one step: those that share a truncation are planned together.
-
-    Args:
-        policies: list of `Policy`, one a matrix.
-        matrices: list of `Point`.
-        step: scalar float tensor, the number of the step: 1, 2, ...
-        others: `(full, factored)`, the weights of the model beside these matrices.
-    """
-    planned, remaining = list(policies), list(range(len(policies)))
-    while remaining:
-        truncation = policies[remaining[0]].truncation
-        group = [i for i in remaining if policies[i].truncation.together_with(truncation)]
-        remaining = [i for i in remaining if i not in group]
-        outside = [f for i, f in enumerate(matrices) if i not in group]
-        full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in outside)
-        held = others[1] + sum(_rank(f) * (f.U.shape[0] + f.V.shape[0]) for f in outside)
-        least = [policies[i].min_rank for i in group]
-        now = truncation.plan([matrices[i] for i in group], step, (full, held), least)
-        for i, chosen in zip(group, now):
-            planned[i] = policies[i]._replace(truncation=chosen)
-    return planned
-
-
-def get_truncation(identifier):
-    """Returns a `Truncation` for one, for a number (a relative tolerance) or a config."""
+def get_truncation(identifier: Truncation | float | dict) -> Truncation:
+    """Returns the `Truncation` of an instance, of a relative tolerance or of a config."""
     if isinstance(identifier, Truncation):
         return identifier
     if isinstance(identifier, dict):

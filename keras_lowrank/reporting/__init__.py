@@ -1,1 +1,1 @@
-"""What a model holds, in numbers and tables."""
+"""The numbers and tables that describe a model."""

@@ -1,26 +1,35 @@
-"""Counting weights: at full rank, as factors, as exported, as held in training."""
+"""Counting weights: at full rank, as factors, in an export, and in training."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import keras
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.layers.find_layers import find_built_layers
 
 
 class Compression(NamedTuple):
-    """Numbers of weights of a model. Weights are kernels and tables; biases are not counted.
+    """The numbers of weights of a model: of its kernels and tables, without biases.
+
+    `print` shows each number with the share that it saves. The numbers differ in how they count a
+    low-rank layer with an n x m kernel of rank r.
 
     Attributes:
-        full: the model at full rank, `n m` a low-rank layer.
-        factored: `r (n + m)` a low-rank layer, both factors of the folded pair `U S, V`: how the
-            literature counts (arXiv:2205.13571, section 5).
-        deployed: what an export holds: the smaller of that and `n m`.
-        training: what is held between two steps: `r (n + m + r)`, and the optimizer's state of
-            the same shapes.
+        full: int, `n m`: the model at full rank.
+        factored: int, `r (n + m)`: the two factors `U S` and `V`, as the literature counts
+            (arXiv:2205.13571, section 5).
+        deployed: int, `min(r (n + m), n m)`: what an export holds.
+        training: int, `r (n + m + r)` and the optimizer's state: what is held between two steps.
 
-    `print` shows each with the share that is saved. Example: `model.compression().factored`.
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> model = LowRankModel(inputs, LowRankDense(8, rank=2)(inputs))
+    >>> model.compression().factored
+    32
     """
 
     full: int
@@ -28,11 +37,11 @@ class Compression(NamedTuple):
     deployed: int
     training: int
 
-    def saved(self, count):
-        """The share of the full-rank weights that `count` saves: 0.9 for a tenth of them."""
+    def saved(self, count: int) -> float:
+        """Returns the share of the full-rank weights that `count` saves: 0.9 for a tenth."""
         return 1.0 - count / self.full
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{'weights':<10} {'number':>12} {'saved':>8}", f"{'full':<10} {self.full:>12,}"]
         for name in ("factored", "deployed", "training"):
             count = getattr(self, name)
@@ -40,12 +49,11 @@ class Compression(NamedTuple):
         return "\n".join(lines)
 
 
-def count_weights(model):
+def count_weights(model: keras.Model) -> Compression:
     """Returns the `Compression` of a model.
 
-    Every variable with two axes or more that was made to be trained counts as a weight, frozen or
-    not, but for the biases of layers, and what they normalize with; a low-rank layer counts as its
-    matrix. Statistics do not count.
+    Counts every trainable variable of two or more axes, frozen or not. Biases and the scales and
+    offsets of normalization do not count.
 
     Args:
         model: built `keras.Model`, a `LowRankModel` or not.
@@ -66,7 +74,7 @@ def count_weights(model):
     """
     if not model.built:
         raise ValueError(
-            "The weights of a model can be counted once it is built. Call it on a batch, or "
+            "The model must be built before its weights are counted. Call it on a batch, or "
             f"`build` it. Received: an unbuilt model {model.name!r}"
         )
     layers = find_built_layers(model).values()
@@ -82,8 +90,8 @@ def count_weights(model):
     return Compression(full, factored, deployed, training)
 
 
-def count_others(model, layers):
-    """`(full, factored)`: the weights of a model beside some of its low-rank layers."""
+def count_others(model: keras.Model, layers: Iterable[LowRankLayer]) -> tuple[int, int]:
+    """Returns `(full, factored)` of all weights of a model but those of some low-rank layers."""
     chosen = {id(layer) for layer in layers}
     built = find_built_layers(model).values()
     rest = [layer.factors for layer in built if id(layer) not in chosen]
@@ -92,28 +100,28 @@ def count_others(model, layers):
     return full, dense + sum(factors.rank * (factors.n + factors.m) for factors in rest)
 
 
-def _count_dense(model, layers):
+def _count_dense(model: keras.Model, layers: Iterable[LowRankLayer]) -> int:
     factors = {id(variable) for layer in layers for variable in layer.factors.variables}
     return sum(math.prod(v.shape) for v in counted_weights(model) if id(v) not in factors)
 
 
-def counted_weights(model):
-    """The variables that count as weights: told by what they are for, and not by their names."""
-    added = _added(model)
+def counted_weights(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables that count as weights, by their use and not by their names."""
+    added = _offsets_and_scales(model)
     made = {id(v): v for v in keras_internals.made_to_train(model)}
     return [v for key, v in made.items() if key not in added and len(v.shape) >= 2]
 
 
-def _added(model):
-    """By id, what layers add to their outputs or scale them with; in attention, of several axes."""
+def _offsets_and_scales(model: keras.Model) -> dict[int, keras.Variable]:
+    """Returns `{id: variable}` of biases and normalization, which may have several axes."""
     layers = [model, *keras_internals.all_layers(model)]
     held = [vars(layer).get(name) for layer in layers for name in ("bias", "beta", "gamma")]
     return {id(v): v for v in held if isinstance(v, keras.Variable)}
 
 
-def _count_state(model, optimizer):
-    """The numbers that an optimizer keeps for all weights."""
-    added, variables = _added(model), keras_internals.made_to_train(model)
+def _count_state(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> int:
+    """Returns how many numbers an optimizer keeps for all weights."""
+    added, variables = _offsets_and_scales(model), keras_internals.made_to_train(model)
     slots = [slot for slot in optimizer.variables if len(slot.shape) >= 2]
     owners = [keras_internals.kept_for(slot, variables) for slot in slots]
     return sum(math.prod(s.shape) for s, owner in zip(slots, owners) if id(owner) not in added)

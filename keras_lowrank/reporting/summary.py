@@ -1,4 +1,6 @@
-"""The part of `model.summary()` that is about ranks."""
+"""The table of ranks in `model.summary()`."""
+
+from collections.abc import Callable
 
 import keras
 import rich.box
@@ -6,21 +8,24 @@ from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.reporting.compression import count_weights
 
 
-def print_ranks(model, line_length=None, print_fn=None):
-    """Prints a table of the low-rank layers: kernel, rank, weights, and how many are saved.
+def print_ranks(
+    model: keras.Model,
+    line_length: int | None = None,
+    print_fn: Callable[[str], object] | None = None,
+) -> None:
+    """Prints a table of the built low-rank layers: kernel, rank, weights, and the share saved.
 
-    Keras's own table has no room for it: a layer can tell its name, output shape and number of
-    parameters there, and nothing else.
+    A table of its own: Keras's has no column for a rank.
 
     Args:
-        model: `LowRankModel`. A layer that is not built yet is left out.
+        model: `LowRankModel`.
         line_length: int or None, the width of the table.
         print_fn: callable that takes the text, or None to print as Keras does: to the console, or
-            to the log where `keras.config.disable_interactive_logging` is in force.
+            to the log after `keras.config.disable_interactive_logging()`.
     """
     layers = {path: layer.factors for path, layer in find_built_layers(model).items()}
     if not layers or not model.built:
@@ -35,9 +40,9 @@ def print_ranks(model, line_length=None, print_fn=None):
         cells = f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2%}"
         table.add_row(rich.markup.escape(path), *cells)
     total = count_weights(model)
-    saved = f"{total.saved(total.factored):.2%}"
+    share = f"{total.saved(total.factored):.2%}"
     table.add_section()
-    table.add_row("all weights of the model", f"{total.full:,}", "", f"{total.factored:,}", saved)
+    table.add_row("all weights of the model", f"{total.full:,}", "", f"{total.factored:,}", share)
     if print_fn is None and keras.config.is_interactive_logging_enabled():
         Console(highlight=False).print(table)
         return

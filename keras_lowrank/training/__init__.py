@@ -1,1 +1,1 @@
-"""One training step of a model, and what a model keeps for it."""
+"""One training step of a model, and the state that it needs."""

@@ -1,4 +1,7 @@
-"""Values that are not finite: where the first one is, and what the host hears of it."""
+"""Values that are not finite: records the first one in a step, and raises it on the host."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -8,17 +11,14 @@ from keras_lowrank.outlined import outlined
 
 
 class FaultRecord:
-    """What went wrong first, and when, written by the step, read by the host.
-
-    As a rule it is the place of a value that is not finite.
+    """Records the first fault of a traced step, usually a non-finite value, for the host to raise.
 
     A step cannot raise: an assertion beside an assignment is not ordered before it, and vanishes
-    under XLA. It writes its finding here instead, and the host calls `taken`. Once a fault is
-    recorded later steps change nothing either, so the state at the error is the one before the
-    bad step, however late the host looks.
+    under XLA. After a fault all steps change nothing: whenever the host calls `pop_error`, the
+    state is the one before the bad step.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         with tf.init_scope():
             self._step, self._place = (
                 tf.Variable(
@@ -30,76 +30,82 @@ class FaultRecord:
                 )
                 for name in ("fault_step", "fault_place")
             )
-        self._findings = []
+        self._causes: list[Any] = []
 
     @property
-    def clear(self):
+    def clear(self) -> tf.Tensor:
         """Scalar bool tensor: nothing was recorded."""
         return self._step < 0
 
-    def record(self, fatal, obeyed, places, step):
-        """Records the first that is not good where `fatal` is true.
+    def record(
+        self,
+        fatal: tf.Tensor,
+        checks: dict[Callable[[int], Exception], tf.Tensor],
+        places: list[tuple[str, Any]],
+        step: tf.Tensor,
+    ) -> None:
+        """Records the first failed check or non-finite value, if `fatal` is true.
 
         Args:
             fatal: scalar bool tensor.
-            obeyed: dict from a callable `(step) -> Exception` to a scalar bool tensor.
-            places: list of `(place, tensors)`, a str and a list of tensors, or None among them,
-                that should be finite. Looked at only where `fatal` is true.
-            step: integer scalar tensor, number of completed steps.
+            checks: dict from a callable `(step) -> Exception` to a scalar bool tensor.
+            places: list of `(place, tensors)`, a str and a list of tensors or None that should be
+                finite. Evaluated only if `fatal` is true.
+            step: integer scalar tensor, the number of completed steps.
         """
-        self._findings = [*obeyed, *(place for place, _ in places), "the sum of all values"]
+        self._causes = [*checks, *(place for place, _ in places), "the sum of all values"]
         new = fatal & self.clear
 
         def first():
-            axes = {}
-            good = [*obeyed.values(), *(_all_finite(held, axes) for _, held in places), False]
+            axes: dict[int, tf.Tensor] = {}
+            good = [*checks.values(), *(_all_finite(values, axes) for _, values in places), False]
             return tf.argmin(tf.cast(tf.stack(good), tf.int32), output_type=tf.int64)
 
         place = tf.cond(new, outlined(first), lambda: tf.identity(self._place))
         self._place.assign(place)
         self._step.assign(tf.where(new, tf.cast(step, tf.int64) + 1, self._step))
 
-    def look(self):
-        """What `taken` takes, as it is now: the device writes it, and nobody waits."""
+    def read_step(self) -> tf.Tensor:
+        """The step of the recorded fault, or -1, without waiting for the device."""
         return self._step.read_value()
 
-    def taken(self, looked=None):
-        """The error that was recorded, FloatingPointError as a rule, or None; it is forgotten.
+    def pop_error(self, step: tf.Tensor | None = None) -> Exception | None:
+        """The recorded error or None, and clears the record.
 
         Args:
-            looked: what an earlier `look` has returned, None for one just now.
+            step: the result of an earlier `read_step`; None reads it now.
         """
-        step = int((self.look() if looked is None else looked).numpy())
-        if step < 0:
+        number = int((self.read_step() if step is None else step).numpy())
+        if number < 0:
             return None
-        found = self._findings[int(self._place.numpy())]
+        cause = self._causes[int(self._place.numpy())]
         self._step.assign(-1)
-        if callable(found):
-            return found(step)
+        if callable(cause):
+            return cause(number)
         return FloatingPointError(
-            f"A value that is not finite (NaN or Inf) came up in {found} at training step {step}. "
-            "Nothing of that step was kept: weights, optimizer and statistics are those before "
+            f"A value that is not finite (NaN or Inf) came up in {cause} at training step "
+            f"{number}. The step was discarded: weights, optimizer and statistics are those before "
             "it, and can be saved. Look for NaN or Inf in the data of that step, or lower the "
             "learning rate."
         )
 
 
-def are_finite(structure):
+def are_finite(structure: Any) -> tf.Tensor:
     """Scalar bool tensor: every entry of every tensor is finite. None counts as finite.
 
-    By their sum, in one reading pass: a sum that overflows counts as not finite too.
+    It reads their sum once; a sum that overflows counts as not finite.
     """
     return tf.math.is_finite(total(structure))
 
 
-def total(structure):
-    """A sum of all entries of all tensors, that is not finite where one of them is not."""
+def total(structure: Any) -> tf.Tensor:
+    """A sum of all entries of all tensors, not finite if one of them is not."""
     tensors = [tensor for tensor in tf.nest.flatten(structure) if tensor is not None]
     return tf.add_n([tf.zeros([]), *map(_sum, tensors)])
 
 
 def _all_finite(structure, axes):
-    """The same as `are_finite`, slower, in fewer operations; `axes`, a dict, is filled by rank."""
+    """`are_finite` in fewer operations, but slower; `axes` caches constants by rank."""
     sums = []
     for tensor in tf.nest.flatten(structure):
         if tensor is not None:
@@ -107,7 +113,7 @@ def _all_finite(structure, axes):
             rank = values.shape.rank
             if rank not in axes:
                 axes[rank] = tf.constant(np.arange(rank, dtype="int32"))
-            sums.append(_told(tf.raw_ops.Sum(input=values, axis=axes[rank])))
+            sums.append(_as_float32(tf.raw_ops.Sum(input=values, axis=axes[rank])))
     return tf.math.is_finite(tf.add_n(sums) if sums else 0.0)
 
 
@@ -116,18 +122,18 @@ def _sum(tensor):
     if tensor.dtype != tf.float64:
         tensor = tf.cast(tensor, tf.float32)
     if tensor.shape.rank == 2:
-        # The product with a row of ones reads a tall block twice as fast as a reduction does.
+        # The product with a row of ones is twice as fast as a reduction of a tall block.
         tensor = tf.matmul(tf.ones([1, tf.shape(tensor)[0]], tensor.dtype), tensor)
-    return _told(tf.reduce_sum(tensor))
+    return _as_float32(tf.reduce_sum(tensor))
 
 
-def _told(value):
-    """A sum in float32, which need not hold one of float64: 0 then, or NaN if it is not finite."""
+def _as_float32(value):
+    """A sum in float32. A float64 sum may overflow there: it becomes 0, or NaN if not finite."""
     return tf.cast(value - value if value.dtype == tf.float64 else value, tf.float32)
 
 
-def poisoned(gradient, finite):
-    """The gradient where `finite` is true, NaN where it is not."""
+def poisoned(gradient: row_sparse.Block | None, finite: tf.Tensor) -> row_sparse.Block | None:
+    """The gradient if `finite` is true, else NaN."""
     if gradient is None:
         return None
     values = row_sparse.values(gradient)

@@ -1,54 +1,67 @@
-"""The gradients of a pass over the network, as values: of factors, of cores, of all else."""
+"""The gradients of a pass over the network: of factors, of cores, and of all other variables."""
+
+from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
+from keras_lowrank.kernels.kernel_override import ProductKernel
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold import row_sparse
-from keras_lowrank.training.passes import NO_SECOND_PASS, AtNewBases
+from keras_lowrank.manifold.factors import Factors
+from keras_lowrank.training.passes import NO_SECOND_PASS, AtNewBases, GivenGradients, Passes
+from keras_lowrank.training.replicas import Replicas
 from keras_lowrank.training.snapshot import Snapshot
 
 
 class FactorGradients(NamedTuple):
-    """The gradients of the three factors of one matrix, as a tape has them.
+    """The ordinary gradients of the three factors of one matrix.
 
     Attributes:
-        U: tensor, shape `(n, r)`, or its rows, as in `row_sparse`.
+        U: tensor, shape `(n, r)`, or its nonzero rows (`row_sparse`).
         S: tensor, shape `(r, r)`.
         V: tensor, shape `(m, r)`.
     """
 
-    U: tf.Tensor
+    U: row_sparse.Block
     S: tf.Tensor
     V: tf.Tensor
 
 
 class Gradients(NamedTuple):
-    """What a pass has found, summed over all replicas.
+    """The gradients of one pass, summed over all replicas.
 
     Attributes:
-        layers: dict from path to the `LowRankLayer` that the loss depends on.
-        kernels: list of `FactorGradients`, one for each of `layers`; of a second pass, of the
+        layers: dict from path to the `LowRankLayer`s that the loss depends on.
+        kernels: list of `FactorGradients`, one for each of `layers`; for a second pass, of the
             gradients of the cores.
         others: list of the gradients of all other variables, None where there is none.
         loss: scalar tensor.
-        places: list of `(place, tensors)`, as `FaultRecord.record` takes them.
+        places: list of `(place, tensors)`, as in `FaultRecord.record`.
     """
 
-    layers: dict
-    kernels: list
-    others: list
+    layers: dict[str, LowRankLayer]
+    kernels: list[Any]
+    others: list[row_sparse.Block | None]
     loss: tf.Tensor
-    places: list
+    places: list[tuple[str, Any]]
 
 
-def first_pass(source, layers, others, replicas, by_rows):
+def first_pass(
+    source: Passes | GivenGradients,
+    layers: dict[str, LowRankLayer],
+    others: list[keras.Variable],
+    replicas: Replicas,
+    by_rows: dict[str, bool],
+) -> Gradients:
     """The `Gradients` of U, S and V at the present matrices.
 
-    A layer that the loss does not depend on is not among their layers. As Keras has it, a variable
-    without a gradient stays what it is, undecayed, and is worth a warning; where none has one, it
-    is an error.
+    It leaves out layers that the loss does not depend on. As in Keras, a variable without a
+    gradient stays as it is, undecayed, with a warning; a loss without any gradient is an error.
 
     Args:
         source: `Passes` or `GivenGradients`.
@@ -82,40 +95,50 @@ def first_pass(source, layers, others, replicas, by_rows):
 
 
 class SecondPasses:
-    """Passes over the same batch at new matrices, for an integrator that asks for them.
+    """Passes over the same batch at new matrices, on request of the integrator.
 
-    Each draws the same dropout mask, and updates statistics in place of the one before: it is the
-    last whose gradients move the cores and the other variables.
+    Each draws the same dropout mask, and its statistics replace those of the pass before. The
+    gradients of the last pass move the cores and the other variables.
 
     Args:
         first: `Gradients` of the first pass.
-        source: `Passes`.
+        source: `Passes` or `GivenGradients`.
         others: list of all other variables.
         replicas: `Replicas`.
         statistics: `Snapshot` of all that a pass changes, from before the first.
         metrics: list of the variables of metrics, which count a batch once.
-        decay_factors: list of scalar tensors or None, what weight decay leaves of the matrices.
+        decay_factors: list of scalar tensors or None, the factors of weight decay.
 
     Attributes:
-        taken: list of `Gradients`, of all passes of the step: the first, and those taken here.
+        results: list of `Gradients`, of the first pass and of all passes here.
     """
 
-    def __init__(self, first, source, others, replicas, statistics, metrics, decay_factors):
+    def __init__(
+        self,
+        first: Gradients,
+        source: Passes | GivenGradients,
+        others: list[keras.Variable],
+        replicas: Replicas,
+        statistics: Snapshot,
+        metrics: list[keras.Variable],
+        decay_factors: list[tf.Tensor | None],
+    ) -> None:
         self._source, self._others, self._replicas = source, others, replicas
         self._statistics, self._metrics, self._decay_factors = statistics, metrics, decay_factors
-        self.taken = [first]
+        self.results = [first]
 
-    def core_gradients(self, factors):
-        """The gradients of the cores S at matrices given as `(U, S, V)`, a list of tensors."""
-        layers = self.taken[0].layers
+    def core_gradients(self, factors: Sequence[tuple]) -> list[tf.Tensor]:
+        """The gradients of the cores S at new matrices, a list of `(U, S, V)`."""
+        layers = self.results[0].layers
         metrics = Snapshot(self._metrics)
         self._statistics.restore()
-        kernels, cores = {}, []
+        kernels: dict[Factors, ProductKernel] = {}
+        cores = []
         matrices = zip(layers.values(), self._replicas.first(factors), self._decay_factors)
         for layer, (u, s, v), decay in matrices:
-            u.set_shape([layer.factors.n, None])  # a trace for all sizes does not know them
+            u.set_shape([layer.factors.n, None])  # `trace_once` makes shapes unknown
             v.set_shape([layer.factors.m, None])
-            # Keras takes the gradient first, and lets weights decay then.
+            # As in Keras, the gradient is that of weights before their decay.
             cores.append(tf.identity(s if decay is None else s / decay))
             kernels[layer.factors] = AtNewBases(u, cores[-1], v, core=cores[-1])
         found = self._source.gradients(kernels, cores)
@@ -125,19 +148,19 @@ class SecondPasses:
             raise ValueError(f"{NO_SECOND_PASS} Received: the layers {lost}")
         when = " at the new bases"
         new = _summed(self._source, layers, found, self._others, self._replicas, when)
-        self.taken.append(new)
+        self.results.append(new)
         return new.kernels
 
 
-def scaled(gradient, factor):
+def scaled(gradient: row_sparse.Block | None, factor: Any) -> row_sparse.Block | None:
     """The gradient times a scalar; either may be None."""
     if gradient is None or factor is None:
         return gradient
     return row_sparse.scaled(gradient, tf.cast(factor, gradient.dtype))
 
 
-def product(one, other):
-    """The product of two scalars, None standing for 1."""
+def product(one: Any, other: Any) -> Any:
+    """The product of two scalars; None stands for 1."""
     if one is None or other is None:
         return one if other is None else other
     if tf.is_tensor(one) and tf.is_tensor(other):  # a loss scale is float32, whatever the layers
@@ -146,7 +169,7 @@ def product(one, other):
 
 
 def _summed(source, layers, kernels, others, replicas, when=""):
-    """The `Gradients` of the last pass of `source`, from those of the present replica."""
+    """The `Gradients` of the last pass of `source`, summed over the replicas."""
     kernels, other_gradients, loss = replicas.sum((kernels, source.other_gradients, source.loss))
     places = [(f"the loss{when}", [loss])]
     places += [
@@ -161,7 +184,7 @@ def _summed(source, layers, kernels, others, replicas, when=""):
 
 
 def _whole(gradients, factors, by_rows):
-    """`FactorGradients` without None; that of U by its rows where it is wanted."""
+    """`FactorGradients` with zeros in place of None; `by_rows` allows U by its rows."""
     u, s, v = (
         tf.zeros_like(variable.value) if gradient is None else gradient
         for gradient, variable in zip(gradients, factors.variables)

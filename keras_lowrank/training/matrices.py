@@ -1,13 +1,18 @@
 """The step of all low-rank matrices of a model, from gradients to new factors."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.integrators.trace_once import trace_once
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold.tangent_vector import zero_vector
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
-from keras_lowrank.optimizers.rule import ACCUMULATED
-from keras_lowrank.training.gradients import product, scaled
+from keras_lowrank.optimizers.rule import ACCUMULATED, Rule
+from keras_lowrank.training.gradients import SecondPasses, product, scaled
 from keras_lowrank.training.matrix_step import (
     MatrixState,
     StepScalars,
@@ -16,6 +21,9 @@ from keras_lowrank.training.matrix_step import (
     transport_state,
 )
 from keras_lowrank.training.problem import StepProblem
+
+if TYPE_CHECKING:
+    from keras_lowrank.training.training import Training
 
 
 class MatricesStep:
@@ -28,13 +36,20 @@ class MatricesStep:
         completed: integer scalar tensor, the number of completed steps.
 
     Attributes:
-        loss_scale: scalar tensor, what the loss is multiplied with before gradients are taken.
-        decay_factors: list of scalar tensors or None, what weight decay leaves of the matrices.
-        obeyed: dict from a callable `(step) -> Exception` to a scalar bool tensor, what the
-            truncations check.
+        loss_scale: scalar tensor, the factor of the loss whose gradients are given.
+        decay_factors: list of scalar tensors or None, the factors of weight decay.
+        checks: dict from a callable `(step) -> Exception` to a scalar bool tensor, the
+            `Truncation.checks` of all matrices.
     """
 
-    def __init__(self, training, rules, layers, completed):
+    def __init__(
+        self,
+        training: Training,
+        rules: dict[str, Rule],
+        layers: dict[str, LowRankLayer],
+        completed: tf.Tensor,
+    ) -> None:
+        assert training.rule is not None and training.state is not None
         optimizer = training.model.optimizer
         self._integrator, self._rules = training.model.integrator, list(rules.values())
         self._optimizer = keras_internals.inner_optimizer(optimizer)
@@ -52,40 +67,42 @@ class MatricesStep:
         self._unscaling = 1.0 / self.loss_scale if scales else None
         decays = [weight_decay(rule, layers[path]) for path, rule in rules.items()]
         self.decay_factors = [
-            # Decoupled, as Keras has it.
+            # Decoupled, as in Keras.
             tf.cast(1.0 - decay * rate, layer.S.dtype) if decay else None
             for decay, layer in zip(decays, layers.values())
         ]
-        self._held = [training.state.read(path) for path in layers]
-        self._decayed = [one.decayed(f) for one, f in zip(self._held, self.decay_factors)]
+        self._before = [training.state.read(path) for path in layers]
+        self._decayed = [one.decayed(f) for one, f in zip(self._before, self.decay_factors)]
         points = [one.factors for one in self._decayed]
-        self._policies = training.policies(layers.values(), points, number)
-        self.obeyed = {}
+        self._policies = training.policies(list(layers.values()), points, number)
+        self.checks = {}
         for policy in self._policies:
-            self.obeyed.update(policy.truncation.checks())
+            self.checks.update(policy.truncation.checks())
 
-    def move(self, passes, replicated):
-        """The matrices after the step, and how a global norm clips all other gradients.
+    def move(
+        self, passes: SecondPasses, replicated: bool
+    ) -> tuple[list[MatrixState], tf.Tensor | None]:
+        """The matrices after the step, and the factor of a global norm for all other gradients.
 
         Args:
-            passes: `SecondPasses`, of which the first one was taken.
+            passes: `SecondPasses`.
             replicated: bool, as in `Problem`.
 
         Returns:
             `(list of MatrixState, scalar tensor or None)`.
         """
-        first, gradient = passes.taken[0], trace_once(tangent_gradient)
+        first, gradient = passes.results[0], trace_once(tangent_gradient)
         tangents = [
             gradient(one.factors, one.scale, kernel, self._unscaling)
-            for one, kernel in zip(self._held, first.kernels)
+            for one, kernel in zip(self._before, first.kernels)
         ]
         if self._optimizer.gradient_accumulation_steps:
             return self._accumulate(tangents, passes, replicated), None
         return self._advance(tangents, passes, replicated)
 
     def _advance(self, tangents, passes, replicated):
-        """A step from gradients, as `move` returns it."""
-        others = [scaled(gradient, self._unscaling) for gradient in passes.taken[0].others]
+        """A step from tangent gradients; returns what `move` does."""
+        others = [scaled(gradient, self._unscaling) for gradient in passes.results[0].others]
         clips, common = clip_factors(self._optimizer, tangents, others)
         clipped = [
             tangent if clip is None else tangent.scaled(clip)
@@ -106,19 +123,19 @@ class MatricesStep:
             replicated,
         )
         new = self._integrator.step(problem)
-        parts = zip(self._rules, self._decayed, problem.slots, new)
+        after = zip(self._rules, self._decayed, problem.slots, new)
         return [
             MatrixState.of(factors, transport_state(slots, old.factors, factors, rule.decay))
-            for rule, old, slots, factors in parts
+            for rule, old, slots, factors in after
         ], common
 
     def _one_step(self, rule):
         return lambda *parts: advance(self._integrator, rule, *parts)
 
     def _accumulate(self, tangents, passes, replicated):
-        """A step from the mean of some gradients at one point, or nothing but their sum."""
-        steps, held = self._optimizer.gradient_accumulation_steps, self._decayed
-        sums = [t.plus(one.slots[ACCUMULATED]) for t, one in zip(tangents, held)]
+        """Adds the gradients to their sum, and takes a step from the mean once it is complete."""
+        steps, before = self._optimizer.gradient_accumulation_steps, self._decayed
+        sums = [t.plus(one.slots[ACCUMULATED]) for t, one in zip(tangents, before)]
 
         def advance_all():
             means = [total.scaled(1.0 / steps) for total in sums]
@@ -128,8 +145,8 @@ class MatricesStep:
             return tf.nest.flatten(new)
 
         def wait():
-            new = [one.with_slot(ACCUMULATED, total) for one, total in zip(held, sums)]
+            new = [one.with_slot(ACCUMULATED, total) for one, total in zip(before, sums)]
             return tf.nest.flatten(new)
 
         complete = keras_internals.completes_accumulation(self._optimizer)
-        return tf.nest.pack_sequence_as(held, tf.cond(complete, advance_all, wait))
+        return tf.nest.pack_sequence_as(before, tf.cond(complete, advance_all, wait))

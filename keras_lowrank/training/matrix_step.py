@@ -1,28 +1,33 @@
-"""What a training step does to one matrix: traced once for all layers that it treats alike."""
+"""The step of one matrix, traced once for all layers of a kind."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from keras_lowrank.integrators.adaptation import adapted, frozen
 from keras_lowrank.integrators.chart import Chart
+from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.manifold.point import Point
-from keras_lowrank.manifold.tangent_vector import TangentVector, transport
-from keras_lowrank.optimizers.rule import ACCUMULATED
+from keras_lowrank.manifold.tangent_vector import Bases, TangentVector, transport
+from keras_lowrank.optimizers.rule import ACCUMULATED, Rule
 from keras_lowrank.outlined import outlined
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import Truncation
 from keras_lowrank.training.faults import total
 
-# The square of the tangent of the largest angle that a chart is used up to.
+# The limit of a chart: the squared tangent of the largest angle.
 LARGEST_DEFECT = 0.25
 
 
 class StepScalars(NamedTuple):
-    """What is common to all matrices of a step, scalar tensors.
+    """Scalar tensors that all matrices of a step share.
 
     Attributes:
-        learning_rate, number: as in `Rule.direction`.
+        learning_rate, number: `learning_rate` and `step` of `Rule.direction`.
         step_size: h.
-        adapts: bool, whether the step is one that adapts ranks.
+        adapts: bool, whether the step adapts ranks.
     """
 
     learning_rate: tf.Tensor
@@ -32,38 +37,45 @@ class StepScalars(NamedTuple):
 
 
 class MatrixState(NamedTuple):
-    """All that training keeps for one low-rank matrix.
+    """The training state of one low-rank matrix.
 
     Attributes:
         factors: `Point`.
-        scale: tensor, shape `(r,)`, that of its `Chart`.
-        slots: dict, what the rule of the optimizer keeps.
-        check: scalar tensor, not finite where one of the values is not.
+        scale: tensor, shape `(r,)`, the scale of its `Chart`.
+        slots: dict, the state of its `Rule`.
+        check: scalar tensor, not finite if one of the values is not.
     """
 
     factors: Point
     scale: tf.Tensor
-    slots: dict
+    slots: dict[str, Any]
     check: tf.Tensor
 
     @classmethod
-    def of(cls, factors, slots):
-        """A matrix after a full step: at the origin of its chart."""
+    def of(cls, factors: Point, slots: dict[str, Any]) -> MatrixState:
+        """A matrix after a full step, at the origin of its chart."""
         check = total([factors, slots])
         return cls(factors, tf.linalg.diag_part(factors.S), slots, check)
 
-    def decayed(self, factor):
-        """The same at `c W`, for a scalar tensor c or None for 1."""
+    def decayed(self, factor: tf.Tensor | None) -> MatrixState:
+        """The state at `c W`, for a scalar tensor c or None for 1."""
         if factor is None:
             return self
         factors = self.factors._replace(S=factor * self.factors.S)
         return self._replace(factors=factors, scale=factor * self.scale)
 
-    def with_slot(self, name, value):
+    def with_slot(self, name: str, value: Any) -> MatrixState:
         return self._replace(slots={**self.slots, name: value})
 
 
-def advance(integrator, rule, matrix, gradient, policy, numbers):
+def advance(
+    integrator: Integrator,
+    rule: Rule,
+    matrix: MatrixState,
+    gradient: TangentVector,
+    policy: Policy,
+    scalars: StepScalars,
+) -> MatrixState:
     """One step of one matrix, with an integrator that adapts it every few steps.
 
     Args:
@@ -71,75 +83,76 @@ def advance(integrator, rule, matrix, gradient, policy, numbers):
         rule: `Rule` of the optimizer.
         matrix: `MatrixState`.
         gradient: `TangentVector`.
-        policy: `Policy`, who decides the rank.
-        numbers: `StepScalars`.
-
-    Returns:
-        `MatrixState`.
+        policy: `Policy`, which chooses the rank.
+        scalars: `StepScalars`.
     """
     chart = Chart(matrix.factors, matrix.scale)
     direction, slots = rule.direction(
-        gradient, matrix.slots, chart, numbers.learning_rate, numbers.number
+        gradient, matrix.slots, chart, scalars.learning_rate, scalars.number
     )
-    direction = chart.in_parts(direction.tangent)
+    tangent = chart.in_parts(direction.tangent)
 
-    def stay(moved):
-        kept = {
-            name: slot.scaled(rule.decay) if _is_carried(name, slot) else slot
-            for name, slot in moved.slots.items()
+    def stay(result):
+        new_slots = {
+            name: slot.scaled(rule.decay) if _is_transported(name, slot) else slot
+            for name, slot in result.slots.items()
         }
-        # What is not finite in a tangent vector has come into the factors.
-        rest = [slot for name, slot in slots.items() if not _is_carried(name, slot)]
-        check = tf.cast(moved.defect, tf.float32) + total(rest)
-        return MatrixState(moved.factors, moved.scale, kept, check)
+        # A tangent vector that is not finite shows in the factors.
+        rest = [slot for name, slot in slots.items() if not _is_transported(name, slot)]
+        check = tf.cast(result.defect, tf.float32) + total(rest)
+        return MatrixState(result.factors, result.scale, new_slots, check)
 
     def recentered():
-        """The same step from the origin of a chart at the present point: seldom is it long."""
+        """The same step from the origin of a chart at the present point, where it is shorter."""
         origin, scale = chart.origin()
         here = Chart(origin, scale)
-        tangent = here.in_parts(transport(direction, (chart.U, chart.V), origin))
-        carried = transport_state(slots, (chart.U, chart.V), origin)
-        return _Moved(*here.step(tangent, numbers.step_size), scale, carried, tangent)
+        here_tangent = here.in_parts(transport(tangent, (chart.U, chart.V), origin))
+        here_slots = transport_state(slots, (chart.U, chart.V), origin)
+        step = here.step(here_tangent, scalars.step_size)
+        return _StepResult(*step, scale, here_slots, here_tangent)
 
-    def adapt(moved):
-        there = Chart(moved.factors, moved.scale)
-        factors, scale = adapted(integrator, there, moved.direction, policy)
-        carried = transport_state(moved.slots, (there.U, there.V), factors, rule.decay)
-        return MatrixState.of(factors, carried)._replace(scale=scale)
+    def adapt(result):
+        there = Chart(result.factors, result.scale)
+        factors, scale = adapted(integrator, there, result.direction, policy)
+        new_slots = transport_state(result.slots, (there.U, there.V), factors, rule.decay)
+        return MatrixState.of(factors, new_slots)._replace(scale=scale)
 
-    def far():
-        old, fresh = (chart.U, chart.V), chart.refreshed()
-        there = transport(direction, old, fresh)
-        held = Held(policy, numbers.adapts)
-        factors = integrator.move(fresh, there, numbers.step_size, held)
+    def leave_chart():
+        old, point = (chart.U, chart.V), chart.refreshed()
+        there = transport(tangent, old, point)
+        factors = integrator.move(point, there, scalars.step_size, limited)
         new = MatrixState.of(factors, transport_state(slots, old, factors, rule.decay))
         return new._replace(scale=frozen(new.scale, tf.math.count_nonzero(chart.scale)))
 
     def full():
-        dense = light._replace(direction=direction.dense())
-        moved = _cond(near, lambda: dense, recentered)
+        dense = cheap._replace(direction=tangent.dense())
+        result = _cond(inside, lambda: dense, recentered)
         return tf.nest.flatten(
             _cond(
-                moved.defect <= LARGEST_DEFECT,
-                lambda: _cond(numbers.adapts, lambda: adapt(moved), lambda: stay(moved)),
-                far,
+                result.defect <= LARGEST_DEFECT,
+                lambda: _cond(scalars.adapts, lambda: adapt(result), lambda: stay(result)),
+                leave_chart,
             )
         )
 
-    light = _Moved(*chart.step(direction, numbers.step_size), matrix.scale, slots, direction)
-    near = light.defect <= LARGEST_DEFECT
-    values = tf.cond(near & ~numbers.adapts, lambda: tf.nest.flatten(stay(light)), outlined(full))
+    limited = policy
+    if not policy.keeps_rank:
+        truncation = _OnlyWhenAdapting(policy.truncation, scalars.adapts)
+        limited = policy._replace(truncation=truncation)
+    cheap = _StepResult(*chart.step(tangent, scalars.step_size), matrix.scale, slots, tangent)
+    inside = cheap.defect <= LARGEST_DEFECT
+    values = tf.cond(inside & ~scalars.adapts, lambda: tf.nest.flatten(stay(cheap)), outlined(full))
     return tf.nest.pack_sequence_as(matrix._replace(slots=slots), values)
 
 
-class _Moved(NamedTuple):
-    """A step inside of a chart.
+class _StepResult(NamedTuple):
+    """A step inside a chart.
 
     Attributes:
         factors, defect: as in `integrators.chart.Step`.
-        scale: tensor, that of the chart.
-        slots: dict, what the rule keeps, tangent vectors as parts in the chart.
-        direction: `TangentVector` of the step, likewise.
+        scale: tensor, the scale of the chart.
+        slots: dict, the state of the rule, with tangent vectors as parts in the chart.
+        direction: `TangentVector` of the step, as parts in the chart.
     """
 
     factors: Point
@@ -150,46 +163,45 @@ class _Moved(NamedTuple):
 
 
 def _cond(condition, yes, no):
-    """`tf.cond` of branches that return a structure of the same kind."""
-    kind = []
+    """`tf.cond` of branches that return nested structures."""
+    structures = []
 
     def flat(branch):
-        structure = branch()
-        kind.append(structure)
-        return tf.nest.flatten(structure)
+        structures.append(branch())
+        return tf.nest.flatten(structures[-1])
 
     values = tf.cond(condition, lambda: flat(yes), lambda: flat(no))
-    return tf.nest.pack_sequence_as(kind[0], values)
+    return tf.nest.pack_sequence_as(structures[0], values)
 
 
-class Held(NamedTuple):
-    """A `Policy` that decides in the steps that adapt ranks; in others the rank stays."""
+class _OnlyWhenAdapting(Truncation):
+    """A truncation in steps that adapt ranks; in others the rank stays."""
 
-    policy: object
-    adapts: tf.Tensor
-
-    @property
-    def keeps_rank(self):
-        return self.policy.keeps_rank
+    def __init__(self, truncation, adapts):
+        self._truncation, self._adapts = truncation, adapts
+        self.grows = truncation.grows
 
     def rank(self, singular_values, current):
-        if self.keeps_rank:  # the same number, but one that XLA knows ahead
-            return current
-        return tf.where(self.adapts, self.policy.rank(singular_values, current), current)
+        rank = self._truncation.rank(singular_values, current)
+        return tf.where(self._adapts, rank, current)
 
 
-def transport_state(slots, old, new, factor=1.0):
-    """What a rule keeps, with tangent vectors, times a number, in the tangent space elsewhere."""
+def transport_state(
+    slots: dict[str, Any], old: Bases, new: Bases, factor: float = 1.0
+) -> dict[str, Any]:
+    """The state of a rule, its tangent vectors transported and multiplied with `factor`."""
     return {
-        name: transport(slot, old, new, factor) if _is_carried(name, slot) else slot
+        name: transport(slot, old, new, factor) if _is_transported(name, slot) else slot
         for name, slot in slots.items()
     }
 
 
-def tangent_gradient(factors, scale, gradient, factor):
-    """The `TangentVector` of the gradients of U, S and V; `factor`, a scalar or None."""
+def tangent_gradient(
+    factors: Point, scale: tf.Tensor, gradient: tuple, factor: tf.Tensor | None
+) -> TangentVector:
+    """The tangent gradient from the gradients of U, S and V; `factor` is a scalar or None."""
     return Chart(factors, scale).tangent(gradient, factor)
 
 
-def _is_carried(name, slot):
+def _is_transported(name, slot):
     return isinstance(slot, TangentVector) and name != ACCUMULATED

@@ -1,38 +1,61 @@
-"""What the rule of an optimizer keeps for every low-rank layer: variables of the optimizer."""
+"""The state of the rules for all low-rank layers: variables of the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.manifold.factors import RankVariable
+from keras_lowrank.layers.low_rank_layer import LowRankLayer
+from keras_lowrank.manifold.factors import Factors, RankVariable
 from keras_lowrank.manifold.tangent_vector import TangentVector, transport, zero_vector
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
+from keras_lowrank.ranks.policy import Policy
 from keras_lowrank.training.matrix_step import MatrixState
 
-_UNTRACED_LOOKS = 16
+_UNTRACED_CHECKS = 16
 
 
 class OptimizerState:
-    """The state of all low-rank layers of a model, held, saved and restored by its optimizer.
+    """The state of all low-rank layers of a model; its optimizer saves and restores it.
 
-    For each layer the scale of its `Chart`, r numbers, and what its rule keeps: `r (n + m + r)`
-    numbers for a tangent vector, and `n` or `m`.
+    For each layer it has the scale of its `Chart`, r numbers, and the state of its rule:
+    `r (n + m + r)` numbers for a tangent vector, n for rows and m for columns.
     """
 
-    def __init__(self):
-        self._factors, self._scales, self._variables = {}, {}, {}
-        self._unverified, self._looks = False, 0
+    _traced_positions: Callable[[], list]
+
+    def __init__(self) -> None:
+        self._factors: dict[str, Factors] = {}
+        self._scales: dict[str, RankVariable] = {}
+        self._variables: dict[str, dict[str, list]] = {}
+        self._unverified, self._checks = False, 0
 
     @classmethod
-    def of(cls, optimizer, layers, kinds):
-        """The state of `optimizer`, not a scaling one: what it has for the layers, and new.
+    def of(
+        cls,
+        optimizer: keras.optimizers.Optimizer,
+        layers: dict[str, LowRankLayer],
+        kinds: dict[str, dict[str, str]],
+    ) -> OptimizerState:
+        """The state of `optimizer`, not a loss-scaling one; it creates what layers lack.
 
         Args:
             optimizer: the Keras optimizer.
             layers: dict from path to `LowRankLayer`.
             kinds: dict from path to a dict from name to kind, as in `Rule.state`.
         """
+        unbuilt = [path for path, layer in layers.items() if layer.S.is_made_in_trace]
+        if unbuilt:
+            raise ValueError(
+                "Low-rank layers must be built before the step that trains them is traced: call "
+                "the model on a batch first, or `build` it. Received: the layers "
+                f"{unbuilt}, which the first step would create"
+            )
         state = getattr(optimizer, "low_rank_state", None)
         if state is None:
             state = optimizer.low_rank_state = cls()
@@ -40,8 +63,8 @@ class OptimizerState:
             if state._factors.get(path, layer.factors) is not layer.factors:
                 raise ValueError(
                     "An optimizer belongs to the model that it was first compiled with. Give this "
-                    f"model one of its own. Received: optimizer={optimizer.name!r}, which holds "
-                    f"the moments of another layer {path!r}"
+                    f"model one of its own. Received: optimizer={optimizer.name!r}, which has the "
+                    f"moments of another layer {path!r}"
                 )
             if path not in state._variables:
                 state._factors[path] = layer.factors
@@ -54,33 +77,33 @@ class OptimizerState:
                 keras_internals.hold(optimizer, [v for slot in slots.values() for v in slot])
             if state._variables[path].keys() != kinds[path].keys():
                 raise ValueError(
-                    "What an optimizer keeps for a layer is settled when it is first compiled. "
-                    "Compile with a new optimizer after a change of its options. Received: "
-                    f"optimizer={optimizer.name!r}, which keeps {list(state._variables[path])} for "
-                    f"layer {path!r}, and needs {list(kinds[path])}"
+                    "The first `compile` decides what an optimizer stores for a layer. Compile "
+                    "with a new optimizer after a change of its options. Received: "
+                    f"optimizer={optimizer.name!r}, which stores {list(state._variables[path])} "
+                    f"for layer {path!r}, but needs {list(kinds[path])}"
                 )
-        state._traced_look = tf.function(state._look, autograph=False)
+        state._traced_positions = tf.function(state._positions, autograph=False)
         return state
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """All variables."""
         return self.variables_of(self._factors)
 
-    def holds(self, path):
-        """Whether anything is kept for a layer: it was trainable when the model was compiled."""
+    def holds(self, path: str) -> bool:
+        """Whether it has state for a layer: it was trainable when the model was compiled."""
         return path in self._factors
 
-    def variables_of(self, paths):
+    def variables_of(self, paths: Iterable[str]) -> list[keras.Variable]:
         """The variables of some layers."""
         slots = [slot for path in paths for slot in self._variables[path].values()]
         return [*(self._scales[path] for path in paths), *(v for slot in slots for v in slot)]
 
-    def read(self, path):
-        """What is kept for one layer, a `MatrixState`."""
+    def read(self, path: str) -> MatrixState:
+        """The state of one layer."""
         if path not in self._variables:
             raise ValueError(
-                f"The optimizer holds nothing for layer {path!r}, which was frozen when the model "
+                f"The optimizer has no state for layer {path!r}, which was frozen when the model "
                 "was compiled. Call `compile` again, with a new optimizer."
             )
         slots = {}
@@ -90,7 +113,7 @@ class OptimizerState:
         scale = tf.convert_to_tensor(self._scales[path].value)
         return MatrixState(self._factors[path].read(), scale, slots, tf.zeros([]))
 
-    def assign(self, path, scale, slots):
+    def assign(self, path: str, scale: tf.Tensor, slots: dict[str, Any]) -> None:
         """Sets the state of one layer."""
         self._scales[path].assign(scale)
         for name, variables in self._variables.get(path, {}).items():
@@ -98,43 +121,44 @@ class OptimizerState:
             for variable, value in zip(variables, values):
                 variable.assign(value)
 
-    def mark_unverified(self):
-        """Has `verify` look at all factors: the host does not see what traced code assigns."""
+    def mark_unverified(self) -> None:
+        """Makes `verify` check all factors: the host does not see what traced code assigns."""
         self._unverified = True
 
-    def verify(self, at_origin=False):
-        """Puts each layer whose factors someone else has assigned at the origin of a chart.
+    def verify(self, at_origin: bool = False) -> None:
+        """Moves each layer whose factors someone else has assigned to the origin of a chart.
 
-        Its bases are made orthonormal, W unchanged, and what was kept for another matrix starts
-        anew. Factors that came with their scale, as from a checkpoint, stay as they are.
+        This makes the bases orthonormal, keeps W, and resets moments of another matrix. Factors
+        that came with their scale, as from a checkpoint, stay as they are.
 
         Args:
-            at_origin: bool. Allow no other place in a chart: steps of `adapt_every=1` start there.
+            at_origin: bool. Allow only the origin of a chart: steps of `adapt_every=1` start there.
         """
         assigned = [not factors.is_owned_by(self) for factors in self._factors.values()]
         for factors, elsewhere in zip(self._factors.values(), assigned):
             if elsewhere:
                 factors.check_shapes(*(variable.shape for variable in factors.variables))
-        look = self._look
+        positions = self._positions
         if self._unverified and not any(assigned):
-            # A trace takes the time of some 16 looks, and a traced look a twentieth of one: it is
-            # for those who call `train_on_batch` again and again.
-            self._looks += 1
-            look = self._look if self._looks <= _UNTRACED_LOOKS else self._traced_look
+            # A trace costs some 16 checks, and a traced check a twentieth of one: it pays off with
+            # many calls of `train_on_batch`.
+            self._checks += 1
+            if self._checks > _UNTRACED_CHECKS:
+                positions = self._traced_positions
         elif not any(assigned):
             return
         self._unverified = False
-        for (path, factors), (in_chart, fresh) in zip(self._factors.items(), look()):
-            fits = fresh if at_origin else in_chart
-            if factors.is_owned_by_another(self) or not fits:
+        for (path, factors), (inside, origin) in zip(self._factors.items(), positions()):
+            valid = origin if at_origin else inside
+            if factors.is_owned_by_another(self) or not valid:
                 self.reset(path)
             factors.set_owner(self)
 
-    def reset(self, path):
-        """Puts one layer at the origin of a chart, and has what is kept for it start anew."""
+    def reset(self, path: str) -> None:
+        """Moves one layer to the origin of a chart, and resets its moments."""
         point, slots = self._factors[path].read(), self.read(path).slots
         scale = tf.linalg.diag_part(point.S)
-        # A scale of zero would freeze the column; `orthonormalize` leaves none.
+        # A scale of zero would freeze the column; `orthonormalize` removes it.
         if not (tf.reduce_all(scale > 0.0) and Chart(point, scale).holds()[1]):
             self._factors[path].orthonormalize()
             point = self._factors[path].read()
@@ -142,11 +166,8 @@ class OptimizerState:
         slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
         self.assign(path, tf.linalg.diag_part(point.S), slots)
 
-    def recenter(self, path, policy):
-        """Puts one layer at the origin of a chart, at the rank that `policy` chooses.
-
-        On the host only.
-        """
+    def recenter(self, path: str, policy: Policy) -> None:
+        """Moves one layer to the origin of a chart, at the rank that `policy` chooses."""
         matrix = self.read(path)
         chart = Chart(matrix.factors, matrix.scale)
         if chart.holds()[1] and tf.reduce_all(chart.active > 0.0):
@@ -164,31 +185,31 @@ class OptimizerState:
         self.assign(path, tf.linalg.diag_part(new.S), slots)
         self._factors[path].set_owner(self)
 
-    def _look(self):
-        """For every layer whether it is in its chart, and whether at its origin."""
-        return [_place_in_chart(self.read(path)) for path in self._factors]
+    def _positions(self):
+        """For every layer, whether it is inside its chart, and whether at its origin."""
+        return [_position(self.read(path)) for path in self._factors]
 
 
-def _place_in_chart(matrix):
+def _position(matrix):
     tangents = [slot for slot in matrix.slots.values() if isinstance(slot, TangentVector)]
     ranks = [tf.shape(one)[0] for one in (matrix.scale, *(tangent.S for tangent in tangents))]
-    of_one_rank = tf.reduce_all(tf.equal(tf.stack(ranks), tf.shape(matrix.factors.S)[0]))
+    equal_ranks = tf.reduce_all(tf.equal(tf.stack(ranks), tf.shape(matrix.factors.S)[0]))
     return tf.cond(
-        of_one_rank,
+        equal_ranks,
         lambda: Chart(matrix.factors, matrix.scale).holds(),
         lambda: (tf.constant(False), tf.constant(False)),
     )
 
 
 def _unset_scale(path, factors):
-    """The variable of a layer's scale, negative as long as the layer is in no chart."""
+    """The variable of a layer's scale, negative until the layer has a chart."""
     name = f"{path}/scale".replace("/", "_")
     unset = keras.initializers.Constant(-1.0)
     return RankVariable(unset, (factors.rank,), (0,), factors.S.dtype, name=name)
 
 
 def _make(kind, name, path, factors):
-    """The variables of one slot, zero."""
+    """The variables of one slot, initially zero."""
     label, dtype = f"{path}/{name}", factors.S.dtype
     n, m, rank = factors.n, factors.m, factors.rank
     if kind == TANGENT:

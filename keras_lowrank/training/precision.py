@@ -1,16 +1,15 @@
-"""Products in the precision that the integrators count on."""
+"""The precision of matrix products that the integrators need."""
 
 import warnings
 
 import tensorflow as tf
 
 
-def require_whole_products():
+def require_whole_products() -> None:
     """Switches TensorFloat-32 off, with a warning, where a GPU would use it.
 
-    TensorFlow has such a GPU (compute capability 8.0 or above) round the entries of a float32
-    product to 10 bits. A network bears that; bases do not: they are orthonormal to 1e-5 by products
-    that are right to 1e-7, and would be to some 1e-3.
+    GPUs of compute capability 8.0 or above round the entries of a float32 product to 10 bits.
+    Networks tolerate that. Bases do not: they would be orthonormal to 1e-3, and 1e-5 is needed.
     """
     capable = any(
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
@@ -21,7 +20,7 @@ def require_whole_products():
         warnings.warn(
             "TensorFloat-32 rounds products to 10 bits, too few for orthonormal bases, and was "
             "switched off (`tf.config.experimental.enable_tensor_float_32_execution`). For the "
-            'speed of tensor cores use `dtype="mixed_bfloat16"`, which leaves the factors in '
+            'speed of tensor cores use `dtype="mixed_bfloat16"`, which keeps the factors in '
             "float32.",
             stacklevel=3,
         )

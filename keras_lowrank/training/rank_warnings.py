@@ -1,20 +1,22 @@
-"""Says, in one line, where ranks do not come to be what was asked for."""
+"""Warnings about ranks that do not reach their target."""
 
+import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.layers.low_rank_layer import find_built_layers
+from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.ranks.budget import Budget
+from keras_lowrank.ranks.truncation import Truncation
 from keras_lowrank.reporting.compression import count_weights
 from keras_lowrank.user_warnings import warn_user
 
 
-def warn_before_training(model):
-    """Where a `Budget` cannot be met: by ranks that stay, or by least ones that are too many."""
+def warn_before_training(model: keras.Model) -> None:
+    """Warns of a `Budget` that cannot be met: ranks never change, or `min_rank` is too high."""
     if not model.integrator.adapts_rank:
         for _, paths in _budgets(model):
             warn_user(
-                "A `Budget` is met by ranks that change, and "
+                "A `Budget` needs ranks that change, and "
                 f"{type(model.integrator).__name__} keeps those of the layers {paths}. Use "
                 "integrator='parallel' or 'rank_adaptive'."
             )
@@ -36,9 +38,9 @@ def warn_before_training(model):
             )
 
 
-def warn_after_training(model):
-    """Where training has ended before a truncation was done, or others have left it too little."""
-    # Of all replicas, where the variable is one for each.
+def warn_after_training(model: keras.Model) -> None:
+    """Warns of a truncation that training ended too early for, and of a `Budget` not met."""
+    # Under a strategy the counter has a copy for each replica; this reads one number.
     steps = int(tf.convert_to_tensor(keras_internals.completed_steps(model.optimizer)))
     groups = _by_truncation(model)
     for truncation, paths in groups:
@@ -50,9 +52,9 @@ def warn_after_training(model):
         others = [path for other, paths in groups if other is not budget for path in paths]
         if others and not budget.unmet(steps) and total.factored > budget.target(total.full):
             warn_user(
-                f"The model holds {total.factored:,} weights, more than its `Budget` of "
-                f"{budget.target(total.full):,.0f}: layers with a truncation of their own come "
-                f"first, and leave too little. Give them a stricter one, or none: {others}."
+                f"The model has {total.factored:,} weights, more than its `Budget` of "
+                f"{budget.target(total.full):,.0f}: layers with their own truncation come first, "
+                f"and leave too little. Give them a stricter one, or none: {others}."
             )
 
 
@@ -61,8 +63,8 @@ def _budgets(model):
 
 
 def _by_truncation(model):
-    """The trained layers by what decides on their ranks: list of `(truncation, paths)`."""
-    groups = []
+    """The trained layers grouped by truncation: list of `(truncation, paths)`."""
+    groups: list[tuple[Truncation, list[str]]] = []
     for path, layer in find_built_layers(model).items():
         truncation = layer.truncation or model.truncation
         same = [paths for one, paths in groups if one.together_with(truncation)]

@@ -143,13 +143,13 @@ def test_a_damaged_state_gives_way_to_the_one_before_or_raises(tmp_path):
     damaged = bytearray(good)
     damaged[len(good) // 2] ^= 1
     (folder / "state.npz").write_bytes(damaged)
-    with pytest.warns(UserWarning, match="cannot be read .* goes on from the one before"):
+    with pytest.warns(UserWarning, match="cannot be read .* continues from the previous one"):
         _, history = resumed(tmp_path, 4, backup={"delete_checkpoint": False})
     assert len(history["loss"]) == 3
     (folder / "before.npz").unlink()
     for contents in (b"", good[: len(good) // 2], bytes(damaged), b"x" * 100):
         (folder / "state.npz").write_bytes(contents)
-        with pytest.raises(OSError, match="cannot be read. Delete the folder to train from the"):
+        with pytest.raises(OSError, match="cannot be read. Delete the folder to restart the"):
             resumed(tmp_path, 4)
 
 
@@ -163,7 +163,7 @@ def test_state_of_another_model_raises_and_changes_nothing(tmp_path):
     model.compile("sgd", "mse")
     before = killed_training.everything(model)
     backup = callbacks.BackupAndRestore(tmp_path / "backup")
-    with pytest.raises(ValueError, match="must be that of the same model, compiled in the same"):
+    with pytest.raises(ValueError, match="must be the same model, compiled in the same"):
         model.fit(np.ones((4, 6)), np.ones((4, 3)), verbose=0, callbacks=[backup])
     for one, other in zip(killed_training.everything(model), before, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -98,7 +98,7 @@ def test_missing_packages_are_named(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match="needs pandas"):
         watch.to_dataframe()
-    with pytest.raises(ImportError, match="needs matplotlib"):
+    with pytest.raises(ImportError, match="Plots need matplotlib"):
         callbacks.plot_ranks(watch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs the package tensorboard"):
@@ -324,5 +324,5 @@ def test_a_callback_that_reads_ranks_refuses_a_model_without(kind):
 
 
 def test_a_plot_of_ranks_refuses_what_is_no_history():
-    with pytest.raises(ValueError, match="drawn from a `RankHistory`.*LowRankModel"):
+    with pytest.raises(ValueError, match="must be a `RankHistory`.*LowRankModel"):
         callbacks.plot_ranks(make())

@@ -233,7 +233,7 @@ class NoConfig(layers.Layer):
 def test_a_layer_without_a_config_is_named():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(4)(NoConfig(tf.nn.relu)(inputs)))
-    with pytest.raises(ValueError, match=r"'closed' of class NoConfig must be one that"):
+    with pytest.raises(ValueError, match=r"'closed' of class NoConfig must be described by its"):
         from_keras(model, rank=2, only_smaller=False)
 
 

@@ -92,10 +92,10 @@ def of_static_batch(self, inputs):
 
 
 WRONG_LAYERS = {
-    "bias": ({"project": lambda self, x, b: product(x, b) + 1.0}, "`project` adds nothing of its"),
+    "bias": ({"project": lambda self, x, b: product(x, b) + 1.0}, "`project` adds no constant"),
     "nonlinear": (
         {"project": lambda self, x, b: product(keras.ops.relu(x), b)},
-        "`project` is linear in what comes in",
+        "`project` is linear in its inputs",
     ),
     "columns": (
         {"project": lambda self, x, b: product(x, b[:, ::-1])},
@@ -103,7 +103,7 @@ WRONG_LAYERS = {
     ),
     "first": (
         {"project": lambda self, x, b: transposed(product(x, b))},
-        r"has them last. Received: shape \(5, 3\) for 5 columns",
+        r"on the last axis. Received: shape \(5, 3\) for 5 columns",
     ),
     "left": ({"project": lambda self, x, b: product(transposed(b), x)}, "`project` takes inputs"),
     "transposed": ({"expand": lambda self, z, b: product(z, b)}, r"`expand` takes .* \(m, k\)"),
@@ -113,29 +113,32 @@ WRONG_LAYERS = {
     ),
     "shifted": (
         {"expand": lambda self, z, b: product(z, transposed(b)) + 1.0},
-        "`expand` adds nothing of its own",
+        "`expand` adds no constant",
     ),
     "cut": (
         {"project": lambda self, x, b: product(x, tf.stop_gradient(b))},
-        "has its gradient by U. Received: None",
+        "has a gradient by U. Received: None",
     ),
     "halved": (
         {"expand": lambda self, z, b: product(z, transposed(0.5 * b + tf.stop_gradient(0.5 * b)))},
-        "That gradient by V is true",
+        "The gradient by V is correct",
     ),
     "formed": (
         {"call": lambda self, x: product(x, self.kernel)},
         "`call` uses `apply_kernel`",
     ),
     "unbuilt": ({"build": lambda self, shape: None}, "has called `build_factors`"),
-    "shape": ({"compute_output_shape": lambda self, shape: shape}, "as `compute_output_shape`"),
+    "shape": (
+        {"compute_output_shape": lambda self, shape: shape},
+        "have the shape of `compute_output",
+    ),
     "type": (
         {"call": lambda self, x: tf.cast(Times.call(self, x), "float64")},
-        "The outputs are as .* and the dtype policy",
+        "The outputs have .* and the dtype of the policy",
     ),
     "static": ({"call": of_static_batch}, "can be traced by TensorFlow for any batch size"),
     "config": ({"get_config": without("units")}, "`get_config` has all arguments.*units"),
-    "default": ({"get_config": without("scale")}, "The layer from the config returns the same"),
+    "default": ({"get_config": without("scale")}, "A layer from the config returns the same"),
 }
 
 
@@ -151,5 +154,5 @@ def test_a_wrong_layer_is_told_what_is_wrong(name):
 
 
 def test_a_layer_that_is_not_low_rank_is_told():
-    with pytest.raises(ValueError, match="The layer is low-rank, or holds a layer that is"):
+    with pytest.raises(ValueError, match="The layer is low-rank, or contains a layer that is"):
         check_layer(keras.layers.Dense(4), normal(3, 8))

@@ -75,24 +75,24 @@ def with_a_turn(point):
 
 
 WRONG_INTEGRATORS = {
-    "sign": (scaled_step(-1.0), "order 1.0, while W goes -1.00 times .*: the sign of h is wrong"),
-    "half": (scaled_step(0.5), "order 1.0, while W goes 0.50 times as far along -D"),
+    "sign": (scaled_step(-1.0), "order 1.0, and W moves by -1.00 h .*: the sign of h is wrong"),
+    "half": (scaled_step(0.5), "order 1.0, and W moves by 0.50 h along -D"),
     "plain": ({"move": plain_step}, "U and V have orthonormal columns. Received: .* = "),
-    "core": (moved(with_a_turn), "S is diagonal. Received: .* beside the diagonal"),
+    "core": (moved(with_a_turn), "S is diagonal. Received: .* outside the diagonal"),
     "order": (
         moved(lambda p: Point(p.U[:, ::-1], p.S[::-1, ::-1], p.V[:, ::-1])),
         "The diagonal of S descends",
     ),
     "signs": (moved(lambda p: Point(-p.U, -p.S, p.V)), "descends, and is at least 0"),
-    "drift": (moved(lambda p: p._replace(S=0.999 * p.S)), "W stays for h = 0"),
-    "exchanged": (moved(lambda p: Point(p.V, p.S, p.U)), "a new matrix for each one, of its shape"),
+    "drift": (moved(lambda p: p._replace(S=0.999 * p.S)), "h = 0 returns W"),
+    "exchanged": (moved(lambda p: Point(p.V, p.S, p.U)), "a new matrix of the same shape"),
     "NaN": (moved(lambda p: p._replace(S=np.nan * p.S)), "All values are finite. Received: NaN"),
     "rank": ({"move": at_one_rank}, r"at most `max_rank` of the policy. Received: ranks \[3, 2\]"),
     "lower": (
         moved(lambda p: Point(p.U[:, :1], p.S[:1, :1], p.V[:, :1])),
-        r"The rank stays where the policy keeps it. Received: ranks \[1, 1\]",
+        r"The rank stays the same if the policy keeps it. Received: ranks \[1, 1\]",
     ),
-    "smallest": ({"move": keeping_the_smallest}, "Truncation costs no more than the policy allows"),
+    "smallest": ({"move": keeping_the_smallest}, "error of truncation is at most the tolerance"),
     "eigenvectors": ({"move": of_eigenvectors}, "A direction of NaN raises nothing"),
     "branching": ({"move": branching_on_the_rank}, "A step can be traced by TensorFlow"),
     "config": ({"get_config": lambda self: {"every": 16}}, "`get_config` has all arguments"),
@@ -117,7 +117,7 @@ def test_what_training_would_miss_is_told():
     class Unannounced(FixedRank):
         needs_second_pass = False
 
-    with pytest.raises(ValueError, match="`needs_second_pass` is True where `step` asks for a sec"):
+    with pytest.raises(ValueError, match="`needs_second_pass` is True if `step` asks for a second"):
         check_retraction(Unannounced(adapt_every=1))
 
     class Forgets(Parallel):

@@ -90,11 +90,11 @@ WRONG_RULES = {
     "entries": (turned(by_entry), "The direction is the same for other bases"),
     "up": (
         turned(lambda d, state: (Direction(d.tangent.scaled(-1.0)), state)),
-        r"goes down the gradient G: <G, D> > 0. Received: <G, D> = -",
+        r"descends along the gradient G: <G, D> > 0. Received: <G, D> = -",
     ),
     "forgotten": (
         turned(lambda d, state: (d, {"mean": state["mean"]})),
-        r"all that `state` names, and nothing else. Received: \['mean'\]",
+        r"returns exactly the state that `state` names. Received: \['mean'\]",
     ),
     "shape": (
         turned(lambda d, state: (d, {**state, "length": tf.ones([3])})),
@@ -116,10 +116,10 @@ WRONG_RULES = {
                 {"mean": gradient, "length": tf.constant(1.0)},
             )
         },
-        "The state 'mean' is kept whole",
+        "The state 'mean' has no K-part by its rows",
     ),
     "zero": ({"direction": unbounded}, "is finite for gradients of zero. Received: NaN"),
-    "counting": ({"direction": counting}, "The direction depends on the arguments alone"),
+    "counting": ({"direction": counting}, "The direction depends only on the arguments"),
     "branching": ({"direction": branching}, "`direction` can be traced by TensorFlow"),
     "size": ({"step_size": lambda self, rate, step: -rate}, "`step_size` is finite and above 0"),
 }

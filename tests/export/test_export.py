@@ -307,7 +307,7 @@ def test_a_stateful_layer_is_exported_at_its_batch_size_and_put_back(tmp_path):
         np.testing.assert_array_equal(state, before)
     loaded = tf.saved_model.load(str(tmp_path / "1"))
     np.testing.assert_allclose(loaded.serve(tf.constant(x)), model(x), atol=1e-5)
-    with pytest.raises(ValueError, match="`check_data` goes with .* Received: .* batch size 2"):
+    with pytest.raises(ValueError, match="`check_data` needs .* Received: .* batch size 2"):
         model.export(tmp_path / "2", check_data=(x, np.zeros(2)), verbose=False)
 
 

@@ -55,14 +55,14 @@ def test_unbuilt_model_raises(tmp_path):
         def call(self, inputs):
             return self.low(inputs)
 
-    with pytest.raises(ValueError, match="exported once it is built"):
+    with pytest.raises(ValueError, match="must be built before it is exported"):
         Subclassed().export(tmp_path / "model")
     assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("name, format", [("model.tflite", "litert"), ("model.onnx", "onnx")])
 def test_a_folder_that_is_named_as_a_file_raises(tmp_path, name, format):
-    with pytest.raises(ValueError, match=rf"{name[5:]}' goes with format='{format}'"):
+    with pytest.raises(ValueError, match=rf"{name[5:]}' needs format='{format}'"):
         make().export(tmp_path / name)
     assert contents(tmp_path) == {}
 
@@ -129,7 +129,7 @@ def test_artefact_that_differs_is_an_error_and_leaves_all_as_it_was(
 
     right = pipeline.deployed_kernels
     monkeypatch.setattr(pipeline, "deployed_kernels", wrong)
-    with pytest.raises(ValueError, match=r"must agree .*1\.\de-04; nothing was written.*differ"):
+    with pytest.raises(ValueError, match=r"must agree .*1\.\de-04. Nothing was written.*differ"):
         make().export(path, format=format, verbose=0, overwrite=previous)
     assert contents(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ([path.name] if previous else [])
@@ -147,9 +147,9 @@ def test_rounding_is_told_from_a_difference(tmp_path, format, monkeypatch):
 def test_nan_in_the_weights_is_told_from_a_difference(tmp_path):
     model = make()
     model.layers[-1].bias.assign(np.full(6, np.nan))
-    with pytest.raises(ValueError, match="model itself gives NaN on random input.*example_inputs"):
+    with pytest.raises(ValueError, match="model itself returns NaN on random.*example_inputs"):
         model.export(tmp_path / "1", verbose=0)
-    with pytest.raises(ValueError, match="gives NaN on `example_inputs`.*Look at.*its weights"):
+    with pytest.raises(ValueError, match="returns NaN on `example_inputs`.*Check these.*weights"):
         model.export(tmp_path / "1", verbose=0, example_inputs=np.ones((2, 8)))
     assert contents(tmp_path) == {}
 

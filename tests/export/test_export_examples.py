@@ -63,7 +63,7 @@ def packages(format):
 def test_a_model_that_gives_nan_on_random_input_takes_examples(tmp_path, format):
     packages(format)
     model, path = model_of(keras.ops.log), tmp_path / FORMATS[format]
-    with pytest.raises(ValueError, match=rf"model itself gives NaN on random input.*{CURE}"):
+    with pytest.raises(ValueError, match=rf"model itself returns NaN on random input.*{CURE}"):
         model.export(path, format, verbose=False)
     assert not list(tmp_path.iterdir())
     model.export(path, format, verbose=False, example_inputs=POSITIVE)

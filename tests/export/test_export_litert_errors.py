@@ -136,12 +136,12 @@ def test_options_that_do_not_fit_are_refused(small, tmp_path):
     default = [tf.lite.Optimize.DEFAULT]
     for options, message in [
         ({"target_spec": {"ops": []}}, "attributes of `tf.lite.TargetSpec`. Received: ops"),
-        ({"optimizations": default, "quantization": "float16"}, "pass one of them"),
-        ({"representative_dataset": list, "representative_data": np.ones((1, 8))}, "pass one of"),
+        ({"optimizations": default, "quantization": "float16"}, "pass only one of them"),
+        ({"representative_dataset": list, "representative_data": np.ones((1, 8))}, "pass only one"),
     ]:
         with pytest.raises(ValueError, match=message):
             small.export(tmp_path / "m.tflite", "litert", verbose=False, **options)
     for format, name in (("tf_saved_model", "1"), ("onnx", "m.onnx")):
-        with pytest.raises(ValueError, match="`optimizations` goes with format='litert' alone"):
+        with pytest.raises(ValueError, match="`optimizations` needs format='litert'"):
             small.export(tmp_path / name, format, optimizations=default)
     assert not list(tmp_path.iterdir())

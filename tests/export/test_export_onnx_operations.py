@@ -108,5 +108,5 @@ def test_the_version_of_the_operations_is_chosen(tmp_path):
     model.export(tmp_path / "m.onnx", "onnx", verbose=False, opset_version=13)
     (version,) = onnx.load(tmp_path / "m.onnx").opset_import[:1]
     assert version.version == 13
-    with pytest.raises(ValueError, match="`opset_version` goes with format='onnx' alone"):
+    with pytest.raises(ValueError, match="`opset_version` needs format='onnx'"):
         model.export(tmp_path / "m.tflite", "litert", opset_version=13)

@@ -155,9 +155,9 @@ def test_targets_come_in_the_forms_that_keras_knows(model, labels, tmp_path, tar
     "options, message",
     [
         ({"quantization": "int4"}, r"`quantization` must be one of .*'int8'.*Received"),
-        ({"quantization": "int8"}, "goes with quantization='int8'.*without representative data"),
-        ({"representative_data": IMAGES}, "with that alone. Received: quantization=None with"),
-        ({"inference_type": "int8"}, "goes with quantization='int8' alone"),
+        ({"quantization": "int8"}, "with quantization='int8'.*without representative data"),
+        ({"representative_data": IMAGES}, "only then. Received: quantization=None with"),
+        ({"inference_type": "int8"}, "must be 'float32', except with quantization='int8'"),
         ({"quantization": "int8", "inference_type": "int4"}, "`inference_type` must be one of"),
         (
             {"quantization": "int8", "representative_data": IMAGES[:, :11]},
@@ -175,7 +175,7 @@ def test_targets_come_in_the_forms_that_keras_knows(model, labels, tmp_path, tar
             r"`check_data` must hold arrays of the",
         ),
         ({"class_labels": ["a"]}, "`class_labels` must be a list of str, one for each column"),
-        ({"class_labels": list("abcdefghij")}, "goes with format='tf_saved_model' alone"),
+        ({"class_labels": list("abcdefghij")}, "needs format='tf_saved_model'"),
         ({"preprocessing": np.sqrt}, "`preprocessing` must be a Keras layer"),
     ],
 )
@@ -187,5 +187,5 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(model, tmp_path, options
 
 
 def test_quantization_is_for_litert(model, tmp_path):
-    with pytest.raises(ValueError, match="`quantization` goes with format='litert' alone"):
+    with pytest.raises(ValueError, match="`quantization` needs format='litert'"):
         model.export(tmp_path / "1", quantization="float16")

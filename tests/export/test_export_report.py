@@ -59,7 +59,7 @@ def test_a_report_leaves_no_file_in_the_folder_of_a_model_server(model, tmp_path
     assert model.export(path, verbose=False, report=True).path == str(path)
     assert [one.name for one in path.parent.iterdir()] == ["1"]
     for inside in (path, path / "report.json"):
-        with pytest.raises(ValueError, match="path outside of the artefact. Received: report="):
+        with pytest.raises(ValueError, match="path outside of the export. Received: report="):
             model.export(path, verbose=False, report=inside, overwrite=True)
     assert not (path / "report.json").exists()
 

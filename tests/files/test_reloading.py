@@ -166,7 +166,7 @@ def backbone(shared, inputs):
 def test_a_layer_in_two_models_is_one_that_keras_cannot_load(tmp_path, use):
     inputs = keras.Input((8,))
     model = LowRankModel(inputs, use(keras.layers.Dense(8, name="shared"), inputs))
-    with pytest.raises(ValueError, match="would be another one than"):
+    with pytest.raises(ValueError, match="would load as another one than"):
         model.save(tmp_path / "m.keras")
     keras.Model.save(model, tmp_path / "m.keras")
     with pytest.raises(ValueError, match="could not be loaded"):
@@ -176,7 +176,7 @@ def test_a_layer_in_two_models_is_one_that_keras_cannot_load(tmp_path, use):
 def test_where_something_in_it_is_converted_a_save_that_would_not_load_is_refused(tmp_path):
     low = from_keras(with_backbone(), rank=2, include="*/embedding", only_smaller=False)
     assert list(low.ranks) == ["backbone/embedding"]
-    with pytest.raises(ValueError, match=r"loads again.*Received: .*lazy of class Lazy, whose"):
+    with pytest.raises(ValueError, match=r"must load again.*Received: .*lazy of class Lazy, whose"):
         low.save(tmp_path / "low.keras")
     assert not list(tmp_path.iterdir())
     low.save_weights(tmp_path / "low.weights.h5")
@@ -264,7 +264,7 @@ def test_a_config_that_makes_nothing_is_told_with_its_cause(tmp_path):
 )
 def test_a_save_after_layers_were_swapped_is_refused(tmp_path, make):
     model, name = make()
-    with pytest.raises(ValueError, match=rf"must be one that loads again.*holds .*'{name}'"):
+    with pytest.raises(ValueError, match=rf"must load again.*holds .*'{name}'"):
         model.save(tmp_path / "m.keras")
     assert not list(tmp_path.iterdir())
 
@@ -324,7 +324,7 @@ def test_a_save_that_loads_passes_and_disturbs_nothing(tmp_path, make):
 
 def test_what_was_found_to_load_is_asked_again_only_where_layers_change(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("keras_lowrank.model.check_reloads", calls.append)
+    monkeypatch.setattr("keras_lowrank.saving.check_reloads", calls.append)
     net, _ = subclassed()
     net(X)
     for _ in range(3):

@@ -29,7 +29,7 @@ from reference.trajectories import (
 from reference.truncation import RelativeTolerance
 
 from keras_lowrank import FixedRank, LowRankDense, LowRankModel, Parallel, RankAdaptive, Tolerance
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 REFERENCES = {"parallel": parallel, "rank_adaptive": rank_adaptive, "fixed_rank": fixed_rank}
 CLASSES = {"parallel": Parallel, "rank_adaptive": RankAdaptive, "fixed_rank": FixedRank}

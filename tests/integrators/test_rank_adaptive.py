@@ -22,7 +22,7 @@ from reference.truncation import RelativeTolerance
 from keras_lowrank import LowRankDense, LowRankModel, RankAdaptive, Tolerance, Truncation
 from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
 from keras_lowrank.manifold.point import Point
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
 class KeepAll(Truncation):

@@ -12,7 +12,7 @@ from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.outlined import outlined
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 
 
 class Halving(Truncation):

@@ -7,20 +7,20 @@ from reference.probing import make
 
 from keras_lowrank.kernels.kernel_override import (
     ProductKernel,
+    core_gram,
     low_rank_apply,
     override_kernels,
-    squared_norm,
 )
 from keras_lowrank.manifold.point import Point
 
 
-def test_squared_norm_is_that_of_the_kernel_for_any_factors():
+def test_the_trace_of_the_gram_matrix_is_the_squared_norm_of_the_kernel_for_any_factors():
     layer, _, _ = make("dense 2-D")
     rng = np.random.default_rng(5)
     for variable in layer.factors.variables:
         variable.assign(rng.standard_normal(variable.shape))
     with tf.GradientTape() as tape:
-        norm = squared_norm(layer.factors)
+        norm = tf.linalg.trace(core_gram(layer.factors))
     U, S, V = (v.numpy() for v in layer.factors.variables)
     W = U @ S @ V.T
     np.testing.assert_allclose(norm, np.sum(W**2))
@@ -30,7 +30,7 @@ def test_squared_norm_is_that_of_the_kernel_for_any_factors():
     np.testing.assert_allclose(dV, 2 * W.T @ U @ S)
 
 
-def test_squared_norm_inside_a_substitution_is_that_of_what_is_there():
+def test_the_squared_norm_inside_a_substitution_is_that_of_what_is_there():
     layer, _, _ = make("dense 2-D")
     S = layer.S.numpy()
     rng = np.random.default_rng(5)
@@ -38,13 +38,13 @@ def test_squared_norm_inside_a_substitution_is_that_of_what_is_there():
     kernel = ProductKernel.of(Point(U, C, V))
     with override_kernels({layer.factors: kernel}), tf.GradientTape() as tape:
         tape.watch(kernel.core)
-        norm = squared_norm(layer.factors)
+        norm = tf.linalg.trace(core_gram(layer.factors))
     W = U @ C @ tf.transpose(V)
     np.testing.assert_allclose(norm, np.sum(W**2))
     np.testing.assert_allclose(tape.gradient(norm, kernel.core), 2 * tf.transpose(U) @ W @ V)
     # A product without a core, as an export holds it, leaves the variables to answer.
     with override_kernels({layer.factors: ProductKernel(tf.zeros([6, 5], tf.float64))}):
-        np.testing.assert_allclose(squared_norm(layer.factors), np.sum(S**2))
+        np.testing.assert_allclose(tf.linalg.trace(core_gram(layer.factors)), np.sum(S**2))
 
 
 def test_a_product_holds_any_number_of_matrices_the_last_one_transposed():

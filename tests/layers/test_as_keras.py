@@ -1,5 +1,7 @@
 """What a Keras layer takes, its low-rank twin takes too, or refuses by name."""
 
+import inspect
+
 import h5py
 import keras
 import numpy as np
@@ -68,7 +70,7 @@ def test_arguments_by_position(low):
     assert {key: configs[1].get(key) for key in configs[0] if key in configs[1]} == {
         key: value for key, value in configs[0].items() if key in configs[1]
     }
-    with pytest.raises(TypeError, match="multiple values|at most|duplicate"):
+    with pytest.raises(TypeError, match="multiple values|positional|duplicate"):
         low(*positions, *[None] * 30)
 
 
@@ -96,6 +98,34 @@ def test_integers_of_numpy(kind):
             LowRankDense(4, rank=wrong)
 
 
+def named(function, kinds="POSITIONAL_OR_KEYWORD KEYWORD_ONLY"):
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind.name in kinds.split()]
+
+
+TWINS = [name for name in dir(layers) if f"LowRank{name}" in keras_lowrank.__all__]
+
+
+@pytest.mark.parametrize("name", [name for name in TWINS if name != "Layer"])
+def test_an_editor_shows_the_arguments_in_the_order_of_keras(name):
+    own, plain = getattr(keras_lowrank, f"LowRank{name}"), getattr(layers, name)
+    by_position = named(own, "POSITIONAL_OR_KEYWORD")
+    known = [one for one in by_position if one in named(plain)]
+    assert named(plain)[: len(known)] == known
+    assert {"rank", "min_rank", "max_rank", "truncation"} <= set(named(own))
+    if "args" not in inspect.signature(own).parameters:
+        assert set(named(plain)) <= set(named(own))
+    shown = inspect.signature(own).parameters.values()
+    assert all(one.annotation is not one.empty for one in shown)
+
+
+def test_an_editor_shows_the_arguments_of_compile():
+    shown = inspect.signature(LowRankModel.compile).parameters
+    assert named(keras.Model.compile) == [one for one in shown if one in named(keras.Model.compile)]
+    assert {"integrator", "truncation"} <= set(shown)
+    assert all(one.annotation is not one.empty for one in list(shown.values())[1:])
+
+
 def test_jit_compile_and_all_else_of_compile_by_position():
     model = functional(LowRankDense(4), compile=False)
     model.compile("sgd", "mse", None, ["mae"], None, True, 1, False)
@@ -106,7 +136,7 @@ def test_jit_compile_and_all_else_of_compile_by_position():
 def test_one_rank_for_several_kernels_is_at_most_what_each_can_have():
     for layer in (LowRankLSTM(32, rank=8), LowRankGRU(32, rank=8, stacked=False)):
         layer(SEQUENCES[..., :5])
-        model = keras_lowrank.layers.low_rank_layer.find_low_rank_layers(layer).items()
+        model = keras_lowrank.find_low_rank_layers(layer).items()
         for path, one in model:
             assert one.rank == (8 if "recurrent" in path else 5)
     attention = LowRankMultiHeadAttention(2, 3, rank=8)
@@ -329,7 +359,7 @@ def test_a_weights_file_that_declares_more_than_it_holds(tmp_path, options):
     model.save_weights(path)
     with h5py.File(path, "r+") as file:
         file["layers"].create_dataset("more", shape=(2**50,), dtype="f8", **options)
-    with pytest.raises(ValueError, match=r"must be in the file.*Received: 'layers/more'"):
+    with pytest.raises(ValueError, match=r"must lie in the file.*Received: 'layers/more'"):
         model.load_weights(path)
 
 

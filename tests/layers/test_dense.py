@@ -213,7 +213,7 @@ def test_l2_regularizer_trains_as_in_keras_at_full_rank(integrator):
     ],
 )
 def test_other_kernel_regularizers_raise(regularizer):
-    with pytest.raises(ValueError, match=r"`kernel_regularizer` must be L2.*without forming"):
+    with pytest.raises(ValueError, match=r"`kernel_regularizer` must be L2.*never formed"):
         LowRankDense(6, kernel_regularizer=regularizer)
 
 

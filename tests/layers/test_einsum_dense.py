@@ -270,9 +270,9 @@ def test_weights_load_across_ranks_and_a_whole_model_comes_back(tmp_path):
     [
         ("abc,acd->abd", r"one matrix.*'a'.*stack.*use one layer for each.*'abc,acd->abd'"),
         ("abc,bcd->abd", r"one matrix.*'b'"),
-        ("ab,bcc->ac", r"needs an axis once: the kernel are 'bcc'"),
-        ("abb,bc->ac", r"needs an axis once: the inputs are 'abb'"),
-        ("ab,bc->acc", r"needs an axis once: the outputs are 'acc'"),
+        ("ab,bcc->ac", r"must have an axis only once: the kernel are 'bcc'"),
+        ("abb,bc->ac", r"must have an axis only once: the inputs are 'abb'"),
+        ("ab,bc->acc", r"must have an axis only once: the outputs are 'acc'"),
         ("ab,bc", r"must be of the form '\[X\],\[Y\]->\[Z\]'.*equation='ab,bc'"),
         ("...ab,bc->ac", "must be of the form"),
         ("ab...,bc->...ac", "must be of the form"),

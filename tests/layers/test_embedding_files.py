@@ -122,9 +122,12 @@ def test_sizes_that_are_no_positive_integers_raise(name, value):
     [
         ({"embeddings_constraint": "non_neg"}, "`embeddings_constraint` must be None"),
         ({"embeddings_regularizer": "l1"}, "`embeddings_regularizer` must be L2"),
-        ({"reverse_rank": 2}, "`reverse_rank` is for a matrix of its own"),
-        ({"activation": "relu"}, "`activation` is no argument of an embedding"),
-        ({"kernel_initializer": "zeros"}, "`kernel_initializer` is no argument of an embedding"),
+        ({"reverse_rank": 2}, "`reverse_rank` must be None with tie_weights=True"),
+        ({"activation": "relu"}, "`activation` must not be passed: an embedding"),
+        (
+            {"kernel_initializer": "zeros"},
+            "`kernel_initializer` must not be passed: an embedding",
+        ),
         ({"lora_rank": 4}, "`lora_rank` must be None"),
         ({"quantization_config": "int8"}, "`quantization_config` must be None"),
         ({"weights": np.ones((6, 9))}, r"`weights` must have the shape \(9, 6\).*\(6, 9\)"),

@@ -78,7 +78,7 @@ def test_what_float32_does_not_hold_is_finite_in_float64(value):
         assert not bool(are_finite([*large, wrong]))
         record.record(tf.constant(True), {}, [("here", large), ("there", [wrong])], 3)
         with pytest.raises(FloatingPointError, match="came up in there at training step 4"):
-            raise record.taken()
+            raise record.pop_error()
 
 
 def test_a_model_in_float64_trains_where_its_loss_is_beyond_float32(float64):

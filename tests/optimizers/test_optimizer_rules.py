@@ -26,7 +26,10 @@ Adam, RMSprop, SGD = (getattr(keras.optimizers, name) for name in ("Adam", "RMSp
 @pytest.mark.parametrize(
     "optimizer, words",
     [
-        (lambda: keras.optimizers.Lion(), "Lion has no rule.*sign of every entry.*Use one of.*SGD"),
+        (
+            lambda: keras.optimizers.Lion(),
+            "Lion has no rule.*signs of the entr.*Use one of.*SGD",
+        ),
         (lambda: keras.optimizers.Ftrl(), "Ftrl has no rule.*Use one of.*SGD"),
         (lambda: SGD(clipvalue=1.0), "`clipvalue`.*depends on the basis.*clipnorm"),
         (lambda: SGD(use_ema=True), "`use_ema`.*learning rate that falls"),
@@ -48,7 +51,7 @@ def test_what_has_no_meaning_is_refused_at_compile(optimizer, words):
 def test_an_optimizer_that_was_built_on_factors_is_refused(scaling):
     optimizer, model = scaling(Adam()), make("sgd")
     optimizer.build(model.trainable_variables)
-    with pytest.raises(ValueError, match="built by `compile`.*Received: .* built on 'first/U'"):
+    with pytest.raises(ValueError, match="`compile` builds.*Received: .* built on 'first/U'"):
         model.compile(optimizer, "mse")
 
 
@@ -148,7 +151,7 @@ def test_an_optimizer_that_would_keep_something_else_is_refused():
     model = make(optimizer)
     model.train_on_batch(X, Y)
     optimizer.exclude_layers = ["first"]
-    with pytest.raises(ValueError, match="with a new optimizer.*keeps .'momentum'. for .*'rows'"):
+    with pytest.raises(ValueError, match="with a new optimizer.*stores .'momentum'. for .*'rows'"):
         model.compile(optimizer, "mse")
 
 

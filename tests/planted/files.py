@@ -5,8 +5,8 @@ from planted.fault import Fault
 FAULTS = {
     "factors without their core": Fault(
         "export/kernels.py",
-        "pair = (tf.matmul(u, s), v)",
-        "pair = (u, v)",
+        "matrices = [tf.matmul(u, s), v]",
+        "matrices = [u, v]",
         "export/test_export.py",
         "saved_model",
     ),

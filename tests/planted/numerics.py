@@ -146,7 +146,7 @@ FAULTS = {
         "kernels/test_kernel_override.py",
     ),
     "a dropped mask": Fault(
-        "layers/recurrent.py",
+        "layers/gated_cell.py",
         "h = [h * mask for mask in self.get_recurrent_dropout_mask(h)]",
         "h = [h for mask in self.get_recurrent_dropout_mask(h)]",
         "layers/test_recurrent.py",
@@ -166,7 +166,7 @@ FAULTS = {
         "forward",
     ),
     "padding on the other side": Fault(
-        "layers/conv.py",
+        "layers/conv_base.py",
         "((r // 2, r - r // 2) for r in reach)",
         "((r - r // 2, r // 2) for r in reach)",
         "layers/test_conv.py",

@@ -61,8 +61,8 @@ FAULTS = {
     ),
     "a look ahead that looks back": Fault(
         "optimizers/momentum.py",
-        "ahead = moved.scaled(self.momentum).plus(pull)",
-        'ahead = state["momentum"].scaled(self.momentum).plus(pull)',
+        "ahead = momentum.scaled(self.momentum).plus(update)",
+        'ahead = state["momentum"].scaled(self.momentum).plus(update)',
         "optimizers/test_optimizers.py",
         "it_is_the_step_of_keras",
     ),
@@ -110,14 +110,14 @@ FAULTS = {
     ),
     "a momentum that is not carried": Fault(
         "training/matrix_step.py",
-        "name: transport(slot, old, new, factor) if _is_carried(name, slot) else slot",
-        "name: transport(slot, old, new, 1.0) if _is_carried(name, slot) else slot",
+        "name: transport(slot, old, new, factor) if _is_transported(name, slot) else slot",
+        "name: transport(slot, old, new, 1.0) if _is_transported(name, slot) else slot",
         "optimizers/test_optimizers.py",
         "a_rule_makes",
     ),
     "a momentum that does not fade between full steps": Fault(
         "training/matrix_step.py",
-        "name: slot.scaled(rule.decay) if _is_carried(name, slot) else slot",
+        "name: slot.scaled(rule.decay) if _is_transported(name, slot) else slot",
         "name: slot",
         "optimizers/test_optimizers.py",
         "same_path",
@@ -157,7 +157,7 @@ FAULTS = {
         "schedule",
     ),
     "a least rank that is not kept": Fault(
-        "ranks/truncation.py",
+        "ranks/policy.py",
         "return tf.minimum(tf.maximum(rank, self.min_rank), most)",
         "return tf.minimum(tf.maximum(rank, 1), most)",
         "ranks/test_truncation.py",
@@ -165,8 +165,8 @@ FAULTS = {
     ),
     "a budget that falls by a square": Fault(
         "ranks/budget.py",
-        "tf.maximum(start - goal, 0.0) * to_go**3",
-        "tf.maximum(start - goal, 0.0) * to_go**2",
+        "tf.maximum(start - goal, 0.0) * remaining**3",
+        "tf.maximum(start - goal, 0.0) * remaining**2",
         "ranks/test_schedules_and_budgets.py",
         "cubic",
     ),

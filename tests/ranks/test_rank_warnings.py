@@ -50,7 +50,7 @@ def late(step):
 @pytest.mark.parametrize(
     "truncation, words",
     [
-        (Budget(compression=0.5, steps=30000), "met after steps=30,000, and training has made 1"),
+        (Budget(compression=0.5, steps=30000), "after steps=30,000, but training took 1"),
         (Tolerance(late), "schedule of their tolerance was 0 at all of the 1 training steps"),
     ],
     ids=["budget", "schedule"],
@@ -105,14 +105,14 @@ def test_a_budget_that_the_least_ranks_exceed():
 def test_a_budget_that_a_layer_of_another_truncation_exceeds():
     model = make(Budget(weights=200, steps=1), own=KeepRank())
     (text,) = fit(model)
-    assert f"holds {model.compression().factored} weights, more than its `Budget` of 200" in text
+    assert f"has {model.compression().factored} weights, more than its `Budget` of 200" in text
     assert text.endswith("['first'].") and fit(model) == []
 
 
 def test_ranks_that_were_to_be_frozen_later():
     model, freeze = make(0.1), callbacks.FreezeRanks
     (text,) = fit(model, callbacks=[freeze(epoch=5)])
-    assert "waits for epoch=5, and training has ended with epoch 0" in text
+    assert "waits for epoch=5, but training ended with epoch 0" in text
     assert fit(model, callbacks=[freeze(patience=9)]) == []
     assert fit(model, epochs=2, callbacks=[freeze(epoch=1)]) == []
 
@@ -154,5 +154,5 @@ def test_it_is_said_under_a_strategy_too(monkeypatch):
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         steps = keras.Variable(9, dtype="int32", trainable=False)
     monkeypatch.setattr(keras_internals, "completed_steps", lambda optimizer: steps)
-    with pytest.warns(UserWarning, match="training has made 9"):
+    with pytest.warns(UserWarning, match="training took 9"):
         warn_after_training(model)

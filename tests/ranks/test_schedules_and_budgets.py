@@ -18,7 +18,8 @@ from keras_lowrank import (
     callbacks,
 )
 from keras_lowrank.manifold.point import Point
-from keras_lowrank.ranks.truncation import Policy, get_truncation, plan
+from keras_lowrank.ranks.policy import Policy, plan
+from keras_lowrank.ranks.truncation import get_truncation
 
 rng = np.random.default_rng(0)
 X, Y = (rng.standard_normal((32, k)).astype("float32") for k in (20, 4))
@@ -94,7 +95,7 @@ def test_a_schedule_that_leaves_its_range_raises_before_the_step(way):
     twin.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", truncation=twin.truncation, **way)
     twin.set_weights(model.get_weights())
     twin.fit(X, Y, batch_size=8, shuffle=False, verbose=0)  # 0, 0.3, 0.6, 0.9: four steps are fine
-    words = r"in \[0, 1\), or a schedule .* Received: tolerance=1.2.* at training step 5, of"
+    words = r"in \[0, 1\), or a schedule .* Received: tolerance=1.2.* at training step 5, which"
     with pytest.raises(ValueError, match=words):
         model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     ours, theirs = ([*m.variables, *m.optimizer.variables] for m in (model, twin))
@@ -112,7 +113,7 @@ def test_a_schedule_outside_its_range_raises_under_loss_scaling_too(value, relat
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05))
     model.compile(optimizer, "mse", truncation=model.truncation, run_eagerly=True)
     before = model.get_weights()
-    with pytest.raises(ValueError, match="`tolerance` must be .* at training step 1, of which"):
+    with pytest.raises(ValueError, match="`tolerance` must be .* at training step 1, which"):
         model.train_on_batch(X, Y)
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -216,11 +217,17 @@ def test_a_budget_comes_back_from_its_config(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"steps": 5}, "either `weights` or `compression`.*weights=None"),
-        ({"weights": 5, "compression": 0.5, "steps": 5}, "either `weights` or `compression`"),
+        ({"steps": 5}, "exactly one of `weights` and `compression`.*weights=None"),
+        (
+            {"weights": 5, "compression": 0.5, "steps": 5},
+            "exactly one of `weights` and `compression`",
+        ),
         ({"weights": 0, "steps": 5}, r"`weights`.*\[1, inf\).*weights=0"),
         ({"weights": "9", "steps": 5}, "`weights`.*weights='9'"),
-        ({"compression": 95, "steps": 5}, r"`compression`.*\[0, 1\), as 0.95 to.*compression=95"),
+        (
+            {"compression": 95, "steps": 5},
+            r"`compression`.*\[0, 1\), such as 0.95 to.*compression=95",
+        ),
         ({"compression": 1, "steps": 5}, r"`compression`.*\[0, 1\).*compression=1"),
         ({"compression": -0.1, "steps": 5}, r"`compression`.*\[0, 1\).*compression=-0.1"),
         ({"compression": 0.9, "steps": 0}, "`steps`.*steps=0"),
@@ -259,7 +266,7 @@ def test_a_budget_reads_a_core_that_is_diagonal_up_to_a_rotation():
 
 def test_a_budget_below_rank_one_everywhere_is_refused():
     model = make(Budget(weights=20, steps=8))
-    with pytest.raises(ValueError, match=r"at least \d+ weights, which rank 1.*'weights': 20"):
+    with pytest.raises(ValueError, match=r"at least \d+ weights: rank 1.*'weights': 20"):
         ranks_in_fit(model, 1)
 
 

@@ -12,7 +12,8 @@ from keras_lowrank.integrators.augmentation import Augmented, augment, truncate
 from keras_lowrank.manifold.complement import complement
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy, get_truncation
+from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.ranks.truncation import get_truncation
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)

@@ -1,5 +1,5 @@
-"""The integrators as the papers write them, in plain float64 NumPy, and problems to run them on.
+"""References for the tests: the integrators of the papers in NumPy, and problems to run them on.
 
-Nothing here is fast and nothing here is clever: full matrices, `numpy.linalg`, one gradient for
-every phase. `trajectories` alone knows the package; the rest is what it is compared with.
+The integrators are plain float64: full matrices, `numpy.linalg`, one gradient for each phase. The
+other modules make the layers, models and data that several tests share.
 """

@@ -1,4 +1,4 @@
-"""Layers of attention beside Keras's with the same weights."""
+"""Attention layers of Keras, and low-rank ones with the same weights."""
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def randomized(layer):
 
 
 def with_twin(plain, *inputs):
-    """A Keras layer with random weights, and a low-rank layer with the factors of its kernels."""
+    """Returns a Keras layer with random weights, and the low-rank layer with the same kernels."""
     plain.build(*(one.shape for one in inputs))
     return randomized(plain), convert_layer(plain, tolerance=0.0)
 

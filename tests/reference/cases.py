@@ -1,4 +1,4 @@
-"""What the tests of all integrators draw from: shapes, starts, and how often."""
+"""Shapes, starting points and numbers of examples for the tests of all integrators."""
 
 import keras
 import numpy as np
@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 
 from reference.closed_form import LeastSquares, LogCosh, factors_with_spectrum
 
-# The oldest version that is supported, some of whose faults are no concern of a test.
+# The oldest supported version, which has faults that tests skip.
 OLD_KERAS = keras.__version__.startswith("3.8.")
 
 few = settings(max_examples=10, deadline=None)
-# In float32 a decision on a rank, or a column that is nearly dependent, may hang on a rounding; the
-# problems that are drawn are fixed, so that a run that passed once passes again.
+# In float32, rounding may decide a rank. These problems are the same in every run, so that a test
+# that passed once passes again.
 same = settings(max_examples=10, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)
 problems = pytest.mark.parametrize("kind", [LeastSquares, LogCosh])
 
 
 def partly_slow(cases, others):
-    """Some cases for `make test`, and others that they stand for there, for `make test-slow`."""
+    """Returns `cases` for `make test`, and `others` of the same kind for `make test-slow`."""
     marked = [case if isinstance(case, tuple) else (case,) for case in others]
     return [*cases, *(pytest.param(*case, marks=pytest.mark.slow) for case in marked)]
 

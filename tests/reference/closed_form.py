@@ -1,4 +1,4 @@
-"""Losses of one matrix whose gradient is known, and matrices to start from."""
+"""Losses of one matrix with a known gradient, and random starting matrices."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ class LeastSquares:
 
     @classmethod
     def random(cls, rng, n, m):
-        """A well-conditioned problem whose target has a spectrum that falls by 2.5 a value."""
+        """A well-conditioned problem; each singular value of its target is 2.5 times the next."""
         A = np.eye(n) + 0.3 * rng.standard_normal((n, n)) / np.sqrt(n)
         B = np.eye(m) + 0.3 * rng.standard_normal((m, m)) / np.sqrt(m)
         target = with_spectrum(rng, n, m, 2.5 ** -np.arange(min(n, m)))

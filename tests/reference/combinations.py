@@ -1,4 +1,4 @@
-"""Layers with arguments, and the ways to wrap, make and feed them."""
+"""Layers with arguments, and the ways to wrap, build and call them."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class Case(NamedTuple):
         arguments: dict.
         shape: tuple, of one input, without the batch.
         rank: int, the full rank of its kernel.
-        fixed: int, the axis of an input that must be known.
-        outputs: int, how many there are.
+        fixed: int or slice, the axes of an input that must be known.
+        outputs: int, the number of outputs.
     """
 
     layer: str
@@ -32,12 +32,12 @@ class Case(NamedTuple):
 ATTENTION = ("MultiHeadAttention", "GroupQueryAttention")
 RECURRENT = ("LSTM", "GRU", "LSTMCell", "GRUCell")
 SEQUENCE = (4, 5)
-SEVERAL = 99  # several kernels under one rank: as much as each can have
+SEVERAL = 99  # the full rank of each of several kernels
 FIRST = {"data_format": "channels_first", "fixed": 0}
 
 
 def _cases(layer, shape, rank, *arguments):
-    """Cases that differ in arguments; an argument by the name of an attribute is that one."""
+    """Yields one case for each dict of arguments, which may include attributes of `Case`."""
     for one in arguments:
         own = {"shape": shape, "rank": rank} | {k: v for k, v in one.items() if k in Case._fields}
         yield Case(layer, {k: v for k, v in one.items() if k not in Case._fields}, **own)
@@ -185,13 +185,13 @@ class Combination(NamedTuple):
 
     Attributes:
         case: `Case`.
-        wrapper: str, what is around the layer. `"Holder"` and `"Twice"` are classes of one's own.
-        initializer: str.
-        policy: str, the policy of the layer and of all around it, by argument; or `"global_..."`,
-            the default; or `"inner_..."`, that of the layer alone.
-        data: str, what comes in.
-        way: str, how the layer is built, or the model.
-        file: str, the ending of the file that it is saved to.
+        wrapper: str, the layer around it. `"Holder"` and `"Twice"` are custom layers.
+        initializer: str, the initializer of its kernels.
+        policy: str, the dtype policy of layer and wrapper as an argument; `"global_..."` sets the
+            default, `"inner_..."` the layer only.
+        data: str, the kind of inputs.
+        way: str, how the layer or the model is built.
+        file: str, the ending of the file that it is saved to, or None.
     """
 
     case: Case
@@ -200,12 +200,13 @@ class Combination(NamedTuple):
     policy: str
     data: str
     way: str
-    file: str
+    file: str | None
 
     def __str__(self):
-        """The values, and the number of the case among those of its layer."""
+        """The values, joined; the case by its layer and number."""
         alike = [case for case in CASES if case.layer == self.case.layer]
-        return "-".join([f"{self.case.layer}{alike.index(self.case)}", *self[1:]])
+        values = [f"{self.case.layer}{alike.index(self.case)}", *self[1:-1], self.file or "unsaved"]
+        return "-".join(values)
 
 
 REMAT = ["remat"] if hasattr(keras, "RematScope") else []

@@ -1,4 +1,4 @@
-"""Makes what a `Combination` says, of a layer of Keras or of its low-rank twin, and calls it."""
+"""Builds and calls what a `Combination` describes, with Keras's layer or the low-rank one."""
 
 import contextlib
 import operator
@@ -16,7 +16,7 @@ saved = keras.saving.register_keras_serializable("comparison")
 
 @saved
 class Holder(layers.Layer):
-    """A class of one's own around a layer."""
+    """A custom layer around a layer."""
 
     def __init__(self, inner, **kwargs):
         super().__init__(**kwargs)
@@ -47,7 +47,7 @@ class Holder(layers.Layer):
 
 @saved
 class Twice(Holder):
-    """One layer that is called on the batch, and on the batch in another order."""
+    """Calls one layer twice: on the batch, and on the batch in reverse order."""
 
     def call(self, inputs):
         flipped = keras.tree.map_structure(lambda x: ops.flip(x, axis=0), inputs)
@@ -74,7 +74,7 @@ INITIALIZERS = {
 def make_layer(low, combination):
     case, initializer = combination.case, combination.initializer
     arguments = dict(case.arguments)
-    if combination.policy.startswith("inner_"):  # another one than all around it
+    if combination.policy.startswith("inner_"):  # unlike the policy of the wrapper
         arguments["dtype"] = combination.policy.removeprefix("inner_")
     arguments.update(of_policy(combination))
     if INITIALIZERS[initializer]() is not None:
@@ -110,7 +110,7 @@ def wrapped(low, combination):
 
 
 def shapes(combination):
-    """The shapes of the inputs, without the batch; open where the combination says so."""
+    """The shapes of the inputs with an open batch size, and open extents for `"open"` data."""
     shape = list(combination.case.shape)
     if combination.data == "open":
         fixed = range(len(shape))[combination.case.fixed]
@@ -142,7 +142,7 @@ def arrays(combination):
 
 
 def structured(combination, values):
-    """The inputs as a model takes them."""
+    """The inputs in the structure that the model takes."""
     if combination.data == "dict":
         return dict(zip("za", values))
     if combination.data == "list" or len(values) > 1:
@@ -159,7 +159,7 @@ def called(thing, combination, values):
 
 
 def in_graph(low, thing, combination):
-    """A model of inputs and one layer, or of a mask between them."""
+    """A functional model of the layer, after a `Masking` for `"masked"` data."""
     dtype = arrays(combination)[0].dtype.name
     inputs = [keras.Input(batch_shape=shape, dtype=dtype) for shape in shapes(combination)]
     x = [layers.Masking()(x) for x in inputs] if combination.data == "masked" else inputs
@@ -169,7 +169,7 @@ def in_graph(low, thing, combination):
 
 
 def made(low, combination, values):
-    """The layer or model of a combination, built; from Keras's one, in the last way."""
+    """The built layer or model of a combination."""
     way, shape = combination.way, shapes(combination)
     if way == "from_keras" and low:
         plain = made(False, combination, values)
@@ -216,7 +216,7 @@ def evaluated(thing, combination, values):
     if data == "dataset":
         batches = tf.data.Dataset.from_tensor_slices(tuple(tensors)).batch(2)
         if isinstance(thing, keras.Model):
-            thing.run_eagerly = True  # to trace it takes a second
+            thing.run_eagerly = True  # tracing takes a second
             return thing.predict(batches.map(lambda *x: (x if len(x) > 1 else x[0],)), verbose=0)
         return list(batches.map(lambda *x: called(thing, combination, x)))
     if data == "masked" and combination.way not in GRAPHS:

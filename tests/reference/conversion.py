@@ -1,4 +1,4 @@
-"""Models that are converted, and what a copy must agree in."""
+"""Models for the tests of conversion, and comparisons of a model with its copy."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def draw(*shape):
 
 
 def full(model, **arguments):
-    """The model with the factors of its whole kernels."""
+    """The low-rank model at full rank."""
     return from_keras(model, tolerance=0.0, only_smaller=False, **arguments)
 
 
@@ -27,7 +27,7 @@ def check_same(model, other, inputs):
 
 
 def randomize(model):
-    """Every weight other than what its initializer gave: a zero bias shows no error."""
+    """Sets random weights: with zero biases, errors would go unseen."""
     for variable in model.weights:
         if "float" in variable.dtype:
             variable.assign(np.abs(draw(*variable.shape)) * 0.3 + 0.1 * draw(*variable.shape))
@@ -35,7 +35,7 @@ def randomize(model):
 
 
 def functional():
-    """Convolutions, normalization, an operation, a lambda, a branch."""
+    """A functional model with convolutions, normalization, an operation, a lambda, a branch."""
     inputs = keras.Input((9, 8, 3), name="image")
     x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="stem")(inputs)
     x = layers.BatchNormalization(name="norm")(x)
@@ -50,7 +50,7 @@ LIMIT = 0.25  # a global that the lambda reads
 
 
 def nested_and_shared(across=True):
-    """Two inputs and outputs, a Sequential used twice, a layer used in and outside of models."""
+    """A model with two inputs and outputs, a nested model called twice and a shared layer."""
     shared = layers.Dense(6, activation="tanh", name="shared")
     tower = keras.Sequential([layers.Dense(6, name="first"), shared], name="tower")
     inner_inputs = keras.Input((6,))

@@ -1,4 +1,4 @@
-"""Combinations to try: few enough, and every pair of two values is among them."""
+"""Few combinations, in which every pair of values of two axes occurs."""
 
 import heapq
 import itertools
@@ -8,32 +8,32 @@ from reference.combinations import ATTENTION, AXES, GRAPHS, RECURRENT, Combinati
 
 
 def is_possible(combination):
-    """Whether there is such a combination at all."""
+    """Whether such a combination exists."""
     case, wrapper, initializer, policy, data, way, _ = combination
     composite = data in ("ragged", "sparse")
     one_input = wrapper in ("TimeDistributed", "Sequential") or way.startswith("sequential")
     return not (
         (one_input and max(case.inputs, case.outputs) > 1)
         or (wrapper == "Bidirectional" and case.layer not in RECURRENT)
-        # A kernel with two axes.
+        # Identity needs a kernel with two axes.
         or (initializer == "Identity" and case.layer not in ("Dense", "Embedding", *RECURRENT))
-        # Indices are integers, and the layer itself masks them.
+        # An embedding masks its indices itself.
         or (data in ("masked", "integers") and case.layer == "Embedding")
         or (data == "masked" and len(case.shape) < 2)
         or (not case.shape and (data == "ragged" or wrapper == "TimeDistributed"))
         or (data == "sparse" and case.layer in ("Dense", "Embedding") and len(case.shape) != 1)
         or (composite and wrapper not in ("alone", "Holder"))
         or (composite and way not in ("call", "build", "build_from_config", "from_config"))
-        # Only models take their inputs by name, or in a list of one.
+        # Only models take inputs by name, or a list of one input.
         or (data in ("list", "dict") and way not in GRAPHS)
-        # There is no model to convert; see `KERAS_RAISES`.
+        # Keras cannot make the model to convert; see `KERAS_RAISES`.
         or (
             (initializer, policy, way) == ("default", "bfloat16", "from_keras")
             and case.layer in RECURRENT
         )
-        # TensorFlow gives an empty batch the channels of the inputs where it convolves by oneDNN.
+        # oneDNN gives the outputs of an empty batch the channels of the inputs.
         or (data == "empty" and _is_convolution(case))
-        # A function that XLA compiles is not recomputed.
+        # TensorFlow does not recompute functions that XLA compiles.
         or (_is_recomputed_in_graph(combination) and case.arguments.get("padding") == "causal")
     )
 
@@ -47,13 +47,13 @@ def _is_convolution(case):
 
 
 def dtype(combination):
-    """The type that the layer computes in."""
+    """The dtype that the layer computes in."""
     return combination.policy.split("_")[-1]
 
 
-# Where Keras raises, on a CPU, and whether the low-rank layer raises with it.
+# Where Keras raises on a CPU, and whether the low-rank layer raises too.
 KERAS_RAISES = {
-    # TensorFlow recomputes what has arguments by name in eager mode alone.
+    # In graphs TensorFlow cannot recompute calls with keyword arguments.
     "recomputed in a graph": (
         lambda c: (
             _is_recomputed_in_graph(c)
@@ -85,7 +85,7 @@ KERAS_RAISES = {
         ),
         True,
     ),
-    # Keras multiplies with integers and does not convolve with them.
+    # Keras multiplies integers, but does not convolve them.
     "integers": (lambda c: c.data == "integers" and _is_convolution(c.case), False),
     "dropout of integers": (
         lambda c: (
@@ -129,7 +129,7 @@ KERAS_RAISES = {
     ),
 }
 
-# What the package refuses by name, and what it says.
+# What the package refuses, and the error.
 REFUSED = {
     "composite tensors": (
         lambda c: (
@@ -142,24 +142,24 @@ REFUSED = {
     ),
     "what only its code says": (
         lambda c: c.way == "from_keras" and c.wrapper in ("Holder", "Twice"),
-        r"What a (Holder|Twice) does .* only its code says; .*`keras_lowrank.convert_layer`",
+        r"Only its code says how a (Holder|Twice) uses .*`keras_lowrank.convert_layer`",
     ),
     "cells": (
         lambda c: c.way == "from_keras" and c.case.layer.endswith("Cell"),
-        "needs a layer to convert, .*Received: ",
+        "needs a layer to convert .*Received: ",
     ),
 }
 
 
 def is_meaningful(combination):
-    """Whether it is to be the same with Keras and here."""
+    """Whether Keras's layer and the low-rank one must agree."""
     return is_possible(combination) and not any(
         condition(combination) for condition, _ in (*KERAS_RAISES.values(), *REFUSED.values())
     )
 
 
 def is_only(name):
-    """A function of a combination: whether it is in the tables by this name and by no other."""
+    """Returns a function: whether a combination is in the tables only by this name."""
 
     def holds(combination):
         conditions = {**KERAS_RAISES, **REFUSED}
@@ -170,13 +170,20 @@ def is_only(name):
 
 
 def pairs(combination):
-    """The pairs of values of two axes in it, the cases of a layer as one; and each with bits."""
-    values = list(enumerate([combination.case.layer, *combination[1:]]))
-    return {(str(combination.case), dtype(combination)[-2:]), *itertools.combinations(values, 2)}
+    """Returns the pairs of values of two axes, with the layer's name for its case; and the case.
+
+    TensorFlow has other products and convolutions for each dtype, so the case of a layer with one
+    kernel is paired with its dtype.
+    """
+    case, *others = combination
+    values = [(axis, value) for axis, value in enumerate([case.layer, *others]) if value]
+    several = case.layer in (*RECURRENT, *ATTENTION)
+    of_case = (str(case), None if several else dtype(combination))
+    return {of_case, *itertools.combinations(values, 2)}
 
 
 def drawn(rng, count, fits=is_meaningful, **fixed):
-    """That many combinations that fit, independent of each other but for what is fixed."""
+    """Draws `count` independent combinations that fit, with some values fixed."""
     found = []
     while len(found) < count:
         one = Combination(*map(rng.choice, AXES))._replace(**fixed)
@@ -186,13 +193,13 @@ def drawn(rng, count, fits=is_meaningful, **fixed):
 
 
 def covering(seed, each=60):
-    """Meaningful combinations in which every pair occurs that does in a large sample of them.
+    """Returns meaningful combinations with every pair of values that a large sample has.
 
-    Greedy: the next one has the most pairs that have not occurred.
+    Combinations that are not needed for the pairs with a file are not saved.
 
     Args:
         seed: int.
-        each: int, how many with every value of every axis are in the sample.
+        each: int, the number of combinations in the sample with every value of every axis.
     """
     rng = random.Random(seed)
     sample = [
@@ -201,18 +208,28 @@ def covering(seed, each=60):
         for value in axis
         for one in drawn(rng, each, **{name: value})
     ]
-    contents = list(map(pairs, sample))
+    chosen = _cover(sample, pairs)
+    saved = _cover(chosen, lambda one: pairs(one) - pairs(one._replace(file=None)))
+    return saved + [one._replace(file=None) for one in chosen if one not in saved]
+
+
+def _cover(combinations, contents_of):
+    """Chooses combinations whose sets `contents_of(combination)` have the union of all sets.
+
+    Greedy: the next one has the most new elements.
+    """
+    contents = list(map(contents_of, combinations))
     missing = set().union(*contents)
-    chosen = {}
-    # Gains only fall: one that is still the largest after it was counted anew is the largest.
+    chosen = []
+    # Gains only fall, so a gain that is still the largest after a recount is the largest.
     gains = [(-len(one), index) for index, one in enumerate(contents)]
     heapq.heapify(gains)
     while missing:
         _, index = heapq.heappop(gains)
         gain = len(contents[index] & missing)
-        if -gain <= gains[0][0]:
-            chosen[str(sample[index])] = sample[index]
+        if not gains or -gain <= gains[0][0]:
+            chosen.append(combinations[index])
             missing -= contents[index]
         else:
             heapq.heappush(gains, (-gain, index))
-    return list(chosen.values())
+    return chosen

@@ -1,4 +1,4 @@
-"""An embedding, and networks around it."""
+"""Embeddings, and models with them."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ IDS = np.array([[3, 1, 4, 1], [5, 8, 2, 0], [5, 3, 5, 8]])
 
 
 class Tied(keras.layers.Embedding):
-    """`keras.layers.ReversibleEmbedding`, which Keras 3.8 has not yet."""
+    """`keras.layers.ReversibleEmbedding`, which Keras 3.8 does not have."""
 
     def call(self, inputs, reverse=False):
         if reverse:
@@ -38,7 +38,7 @@ def same_table(layer, kind=keras.layers.Embedding, **kwargs):
 
 
 def language_model(embedding, tied=True, kind=LowRankModel):
-    """Predicts an index from the four before it."""
+    """A model that predicts an index from four indices."""
     inputs = keras.Input((4,), dtype="int32")
     x = embedding(inputs)
     x = keras.layers.Dense(6, activation="tanh", kernel_initializer="orthogonal")(x)

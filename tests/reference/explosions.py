@@ -1,4 +1,4 @@
-"""A layer whose gradients explode, and what a bad step leaves."""
+"""A layer with gradients that are not finite, and a check that such a step changes nothing."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("keras_lowrank_tests_faults")
 class Explodes(keras.layers.Layer):
-    """The identity, with a gradient that is not finite where an input is above 100."""
+    """The identity, whose gradient is not finite if an input is above 100."""
 
     def __init__(self, value=np.inf, **kwargs):
         super().__init__(**kwargs)
@@ -23,7 +23,7 @@ class Explodes(keras.layers.Layer):
 
 
 def state(model):
-    """Everything that a step may change, bit for bit."""
+    """All variables that a step may change, as bytes."""
     return {
         v.path: v.numpy().tobytes()
         for v in (*model.variables, *model.optimizer.variables)

@@ -1,4 +1,4 @@
-"""What is in an exported file, and what it answers."""
+"""Runs exported files, and lists their operations."""
 
 import keras
 import tensorflow as tf
@@ -10,7 +10,7 @@ def path_for(tmp_path, format, name="model"):
 
 
 def run_lite(interpreter, values):
-    """Outputs of a LiteRT file, by position."""
+    """The outputs of a LiteRT file, in order."""
     details = sorted(interpreter.get_input_details(), key=lambda d: d["name"])
     for detail, value in zip(details, values, strict=True):
         interpreter.resize_tensor_input(detail["index"], value.shape)
@@ -23,11 +23,11 @@ def run_lite(interpreter, values):
 
 def predict_file(path, format, values):
     if format == "tf_saved_model":
-        loaded = tf.saved_model.load(str(path))  # held: it owns the variables
+        loaded = tf.saved_model.load(str(path))  # owns the variables
         return [t.numpy() for t in keras.tree.flatten(loaded.serve(*map(tf.constant, values)))]
     return run_lite(Interpreter(model_path=str(path)), values)
 
 
 def operations(path):
-    # Not public, but the only list of the operations of a file.
+    # Not public, but the only list of a file's operations.
     return {op["op_name"] for op in tf.lite.Interpreter(str(path))._get_ops_details()}

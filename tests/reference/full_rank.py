@@ -1,4 +1,4 @@
-"""A network of Keras's own layers, and the same network with low-rank layers at full ranks."""
+"""A network of Keras's layers, and the same network with low-rank layers at full rank."""
 
 import keras
 import numpy as np
@@ -19,9 +19,9 @@ def _network(conv, middle, last, normalization, channels):
 
 
 def full_rank_pair(integrator, channels, filters, units):
-    """`(low, full)`: a compiled LowRankModel and keras.Model with equal kernels, biases and heads.
+    """Returns `(low, full)`, a compiled LowRankModel and keras.Model with equal weights.
 
-    The kernels are copied by SVD, every rank is min(n, m), and nothing is cut.
+    The kernels are copied with an SVD. Every rank is min(n, m), and nothing is truncated.
     """
     dense = {"activation": "tanh", "bias_initializer": "normal"}
     middle, last = keras.layers.Dense(units, **dense), keras.layers.Dense(units, **dense)
@@ -76,5 +76,5 @@ def compare_step_by_step(low, full, steps=12):
 
 
 def _innermost(model):
-    """The layers that hold no layers."""
+    """The layers without sublayers."""
     return [one for one in all_layers(model) if not sublayers(one)]

@@ -1,8 +1,8 @@
 """Keras's optimizers on the rank-r manifold, with full n x m matrices.
 
-Each function makes a step: `(factors, gradient, state, h, rank) -> (factors, state)`, where the
-state is full matrices and vectors, `gradient` is a callable of W, and `rank` is a rule for ranks.
-The step itself is the one of the parallel integrator, for a direction in the tangent space.
+Each function returns a step `(factors, gradient, state, h, rank) -> (factors, state)`. The state is
+full matrices and vectors, `gradient` is a callable of W, and `rank` maps singular values to a rank.
+The step is that of the parallel integrator, along a direction in the tangent space.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from reference import parallel
 
 
 def project(A, factors):
-    """The part of A in the tangent space: `A V V^T + U U^T A - U U^T A V V^T`."""
+    """The projection of A onto the tangent space: `A V V^T + U U^T A - U U^T A V V^T`."""
     U, _, V = factors
     left, right = U @ U.T, V @ V.T
     return A @ right + left @ A - left @ A @ right
@@ -42,7 +42,7 @@ def _mean_squares(G, factors):
 
 
 def _divided(M, p, q, floor, factors, limit):
-    """The tangent vector nearest to `diag(a) M diag(b)`, as long as a step of the whole matrix."""
+    """The tangent vector nearest to `diag(a) M diag(b)`, with the norm of a full-rank update."""
     U, _, V = factors
     K, L = M @ V, M.T @ U
     used = [np.sum(part > 0) for part in (p, q)]

@@ -1,4 +1,4 @@
-"""The parallel integrator of Ceruti, Kusch, Lubich (arXiv:2304.05660), by explicit Euler steps."""
+"""The parallel integrator (Ceruti, Kusch, Lubich, arXiv:2304.05660) with explicit Euler steps."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ def step(factors, gradient, h, rank):
     """One step from `W = U0 S0 V0^T`; arguments as in `rank_adaptive.step`."""
     U0, S0, V0 = factors
     G = gradient(U0 @ S0 @ V0.T)
-    # The three differential equations, each from the same point.
+    # K-, L- and S-step, each from the same point
     K1 = U0 @ S0 - h * G @ V0
     L1 = V0 @ S0.T - h * G.T @ U0
     S1 = S0 - h * U0.T @ G @ V0
@@ -24,9 +24,9 @@ def step(factors, gradient, h, rank):
 
 
 def riemannian_step(factors, gradient, h):
-    """Riemannian gradient descent on full matrices: tangent projection, step, best rank-r matrix.
+    """One step of Riemannian gradient descent on full matrices, retracted by metric projection.
 
-    The retraction by metric projection, Absil and Malick, SIAM J. Optim. 22 (2012).
+    Absil and Malick, SIAM J. Optim. 22 (2012).
     """
     U, S, V = factors
     W, r = U @ S @ V.T, len(S)
@@ -37,6 +37,6 @@ def riemannian_step(factors, gradient, h):
 
 
 def _augmented(U0, K1):
-    """`[U0, U~]` with as many columns as fit into the space."""
+    """`[U0, U~]`, with at most as many columns as rows."""
     U1, _ = np.linalg.qr(np.hstack([U0, K1]))
     return np.hstack([U0, U1[:, U0.shape[1] :]])

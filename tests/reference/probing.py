@@ -1,4 +1,4 @@
-"""A layer of every kind, and the tangent gradient that its factors' gradients give."""
+"""Layers of every kind, and their tangent gradients."""
 
 import keras
 import numpy as np
@@ -71,14 +71,14 @@ eager_and_traced = pytest.mark.parametrize("traced", [False, True], ids=["eager"
 
 
 class ChannelsFirst(keras.layers.Conv2D):
-    """TensorFlow has no such convolution on a CPU."""
+    """A convolution with channels first, which TensorFlow does not have on a CPU."""
 
     def call(self, x):
         return tf.transpose(super().call(tf.transpose(x, (0, 2, 3, 1))), (0, 3, 1, 2))
 
 
 def make(case, rank=2, dtype="float64", seed=0, **kwargs):
-    """A built layer with a full core, a full-rank Keras layer like it, and inputs of its shape."""
+    """Returns a built low-rank layer, the same layer of Keras, and inputs of its shape."""
     low_rank, arguments, shape = CASES[case]
     rng = np.random.default_rng(seed)
     x = tf.constant(rng.standard_normal(shape), "float64" if dtype == "float64" else "float32")
@@ -99,14 +99,14 @@ def make(case, rank=2, dtype="float64", seed=0, **kwargs):
 
 
 def loss_of(outputs):
-    """Not linear, so that its gradient depends on the outputs."""
+    """A nonlinear loss, whose gradient depends on the outputs."""
     outputs = tf.cast(outputs, tf.float64)
     weights = tf.reshape(tf.range(tf.size(outputs, tf.int64)), tf.shape(outputs))
     return tf.reduce_sum(tf.sin(outputs) * (1.0 + 0.1 * tf.cast(weights % 7, tf.float64)))
 
 
 def full_gradient(full, layer, x):
-    """`(G, dx)` of the full-rank layer at the kernel of `layer`, G as an n x m matrix."""
+    """Returns `(G, dx)` of Keras's layer with the kernel of `layer`, G of shape `(n, m)`."""
     full.kernel.assign(layer.kernel)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -116,7 +116,7 @@ def full_gradient(full, layer, x):
 
 
 def tangent_gradient(layer, x, traced=False, forward=None):
-    """`(K, S, L, dx)`: the tangent gradient of a layer at the origin of a chart, S diagonal."""
+    """Returns `(K, S, L, dx)`, the tangent gradient at the origin of a chart; S is diagonal."""
 
     def run(x):
         with tf.GradientTape() as tape:
@@ -130,7 +130,7 @@ def tangent_gradient(layer, x, traced=False, forward=None):
 
 
 def check_factor_gradients(factors, gradients, G):
-    """Those of U, S and V against `(G V S^T, U^T G V, G^T U S)`, for the gradient G of W."""
+    """Compares the gradients of U, S, V with `(G V S^T, U^T G V, G^T U S)`."""
     U, S, V = (factor.numpy() for factor in factors.read())
     for found, right in zip(gradients, (G @ V @ S.T, U.T @ G @ V, G.T @ U @ S), strict=True):
         np.testing.assert_allclose(tf.convert_to_tensor(found), right, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Recurrent layers beside Keras's with the same weights."""
+"""Recurrent layers of Keras, and low-rank ones with the same weights."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def options_for(kind, options):
 
 
 def copy_kernels(cell, plain_cell):
-    """Puts the kernels and the bias of a Keras cell into a low-rank cell of full ranks."""
+    """Copies the kernels and the bias of a Keras cell to a low-rank cell at full rank."""
     for layers, kernel in (
         (cell.kernels, plain_cell.kernel),
         (cell.recurrent_kernels, plain_cell.recurrent_kernel),
@@ -45,7 +45,7 @@ def ranks(stacked=True):
 
 
 def pair(kind, shape=X.shape, stacked=True, **options):
-    """A low-rank layer of full ranks and the Keras layer, with equal weights."""
+    """Returns a low-rank layer at full rank and the Keras layer, with equal weights."""
     low, plain = kind
     options = options_for(kind, options)
     low = low(UNITS, rank=ranks(stacked), stacked=stacked, **options)

@@ -1,4 +1,4 @@
-"""Small models for the tests of files and of weights, and how they are compared."""
+"""Small models for the tests of files and weights, and a comparison of models."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ rng = np.random.default_rng(0)
 X = rng.standard_normal((16, 6)).astype("float32")
 Y = rng.standard_normal((16, 3)).astype("float32")
 
-# So that a few steps are of both kinds, and change the ranks.
+# A few steps then include both kinds, and change the ranks.
 OFTEN = Parallel(adapt_every=2)
 
 

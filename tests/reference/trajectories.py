@@ -1,4 +1,4 @@
-"""Runs of the package's integrators, on one matrix with a known gradient and through `fit`."""
+"""Runs of the package's integrators, on one matrix with a known gradient and with `fit`."""
 
 import functools
 
@@ -10,13 +10,13 @@ import tensorflow as tf
 from keras_lowrank import KeepRank, LowRankDense, LowRankModel, Tolerance
 from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.ranks.truncation import Policy
+from keras_lowrank.ranks.policy import Policy
 from reference.closed_form import matrix
 from reference.truncation import RelativeTolerance
 
 
 class MatrixProblem:
-    """The `Problem` of one matrix with the full gradient `gradient(W)`, a callable on tensors."""
+    """The `Problem` of one matrix, with the gradient from a callable `gradient(W)` on tensors."""
 
     def __init__(self, factorization, gradient, step_size, policy):
         self.factors, self.policies = [factorization], [policy]
@@ -45,14 +45,14 @@ def to_tensors(factors, dtype):
 
 
 def tangent_of(A, factors):
-    """The float64 `TangentVector` of a full matrix A in the tangent space at NumPy factors."""
+    """The `TangentVector` in float64 of a full matrix A at NumPy factors."""
     u, _, v = factors
     parts = (A @ v, u.T @ A @ v, A.T @ u)
     return TangentVector(*(tf.constant(part, tf.float64) for part in parts))
 
 
 def one_step(integrator, factors, gradient, h, policy=None, dtype="float64"):
-    """One step of the package from NumPy factors, with a NumPy gradient, in `dtype`."""
+    """Takes one step of the package in `dtype`, from NumPy factors with a NumPy gradient."""
     policy = policy or Policy(KeepRank())
     bounds = (policy.min_rank, policy.max_rank or 2**30)
     step = _traced_step(type(integrator), _Rule(policy.truncation), dtype)
@@ -64,13 +64,12 @@ def one_step(integrator, factors, gradient, h, policy=None, dtype="float64"):
     return tuple(factor.numpy() for factor in new)
 
 
-# One trace serves every size, rank and problem: a step is traced once for each rule and precision,
-# and finds the gradient here when it runs.
+# A step is traced once for each truncation and dtype, and looks up the gradient here when it runs.
 _GRADIENTS = []
 
 
 class _Rule:
-    """A truncation that equals any other of the same type and config."""
+    """Makes truncations with equal type and config equal."""
 
     def __init__(self, truncation):
         self.truncation = truncation
@@ -107,17 +106,28 @@ def _traced_step(integrator, rule, dtype):
 def compare_trajectories(
     integrator, reference, problem, factors, tau, dtype, max_rank=None, steps=50, scale=0.5
 ):
-    """Runs both, each on its own factors, and compares W and the rank after every step.
+    """Runs an integrator and its reference, and compares W and the rank after every step.
 
-    `reference` is the module of the same integrator in NumPy, the problem is one of `closed_form`,
-    and h is `scale / problem.lipschitz`. Returns the rank after every step.
+    Args:
+        integrator: `Integrator`.
+        reference: module with the same integrator in NumPy.
+        problem: a problem of `closed_form`.
+        factors: `(U, S, V)` to start from.
+        tau: float, the relative tolerance.
+        dtype: str, the dtype of the package's run.
+        max_rank: int or None.
+        steps: int.
+        scale: float; the step size is `scale / problem.lipschitz`.
+
+    Returns:
+        List of int, the rank after every step.
     """
     h = scale / problem.lipschitz
     rule = RelativeTolerance(tau, max_rank=max_rank)
     expected = [factors]
     for _ in range(steps):
         expected.append(reference.step(expected[-1], problem.gradient, h, rule))
-    # Where a decision is as close as rounding, either rank is right.
+    # If rounding decides, either rank is correct.
     hypothesis.assume(rule.margin > {"float32": 1e-4, "float64": 1e-6}[dtype])
     policy = Policy(Tolerance(tau), max_rank=max_rank)
     for right in expected[1:]:
@@ -130,7 +140,7 @@ def compare_trajectories(
 
 
 def losses(integrator, factors, problem, h, steps, policy=None, dtype="float32"):
-    """The loss before, and after each of the steps."""
+    """The losses at the start and after every step."""
     found = [problem.loss(matrix(factors))]
     for _ in range(steps):
         factors = one_step(integrator, factors, problem.gradient, h, policy, dtype)
@@ -139,9 +149,9 @@ def losses(integrator, factors, problem, h, steps, policy=None, dtype="float32")
 
 
 def two_factor_losses(factors, problem, h, steps):
-    """The same for gradient descent on the two factors of `W = A B`.
+    """As `losses`, for gradient descent on the two factors of `W = A B`.
 
-    They start balanced: `A = U sqrt(S)`, `B = sqrt(S) V^T`. Here S must be diagonal.
+    They start balanced, `A = U sqrt(S)` and `B = sqrt(S) V^T`. S must be diagonal.
     """
     U, S, V = factors
     A, B = U @ np.sqrt(S), np.sqrt(S) @ V.T
@@ -160,10 +170,13 @@ def defect(basis):
 
 
 def worst_defects(integrator, factors, target, noise, steps, policy=None):
-    """Largest `||U^T U - I||` and `||V^T V - I||` over float32 steps towards a moving target.
+    """Measures how far U and V are from orthonormal over many float32 steps.
 
-    `G(W) = W - C - noise * N_t`, N_t normal and new at every step, h = 0.1. Returns also the
-    smallest and the largest rank on the way.
+    The gradient is `G(W) = W - C - noise * N_t` with a new normal N_t in every step, and h = 0.1.
+
+    Returns:
+        `(defects, low, high)`: the largest `||U^T U - I||` and `||V^T V - I||`, and the smallest
+        and largest rank.
     """
     target = tf.constant(target, tf.float32)
     policy = policy or Policy(KeepRank())
@@ -196,9 +209,9 @@ def worst_defects(integrator, factors, target, noise, steps, policy=None):
 
 
 def fit_one_layer(integrator, factors, x, y, h, epochs, truncation=0.1, l2=0.0):
-    """Kernels and ranks after each epoch of full-batch `fit` of one LowRankDense without bias.
+    """Kernels and ranks after each epoch of `fit` with one LowRankDense, the whole data a batch.
 
-    `h` is the step size of SGD, or an optimizer.
+    `h` is the learning rate of SGD, or an optimizer.
     """
     dtype = keras.config.floatx()
     n, m, rank = x.shape[1], y.shape[1], factors[1].shape[0]
@@ -219,5 +232,5 @@ def fit_one_layer(integrator, factors, x, y, h, epochs, truncation=0.1, l2=0.0):
 
 
 def mean_squared_error_gradient(x, y, l2=0.0):
-    """The gradient of Keras's `"mse"` of `x W` against y, plus that of `l2 ||W||_F^2`."""
+    """The gradient by W of Keras's `"mse"` of `x W` and y, plus that of `l2 ||W||_F^2`."""
     return lambda W: 2.0 / y.size * x.T @ (x @ W - y) + 2.0 * l2 * W

@@ -1,4 +1,4 @@
-"""The rank that a tolerance allows, from its definition."""
+"""The rank for a tolerance, by its definition."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ class RelativeTolerance:
     """`kept_rank` at `theta = tau ||s||_2`, between bounds.
 
     Attributes:
-        margin: the least distance of a tail from theta so far, relative to `||s||_2`. A run in
-            another precision takes the same decisions only where it is above rounding.
+        margin: float, the least distance of a tail from theta so far, relative to `||s||_2`. If it
+            is above rounding, a run in another precision decides the same.
     """
 
     def __init__(self, tau, min_rank=1, max_rank=None):

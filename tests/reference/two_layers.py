@@ -1,4 +1,4 @@
-"""Two small layers in a model, and their data, for the tests of optimizers."""
+"""A model of two small layers, and data, for the tests of optimizers."""
 
 import keras
 import numpy as np

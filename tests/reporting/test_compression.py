@@ -57,5 +57,5 @@ def test_compression_follows_the_ranks():
 
 
 def test_compression_of_an_unbuilt_model_raises():
-    with pytest.raises(ValueError, match=r"can be counted once it is built.*'unbuilt'"):
+    with pytest.raises(ValueError, match=r"must be built before.*'unbuilt'"):
         LowRankModel(name="unbuilt").compression()

@@ -151,7 +151,7 @@ def test_a_step_is_the_same_in_a_loop_and_in_a_function_of_its_own(way, integrat
 def test_a_second_pass_through_a_function_of_its_own_is_refused():
     """It was traced with the variables, which do not hold the bases of that pass."""
     model = make(integrator=RankAdaptive(adapt_every=1), layer=Called("function"))
-    with pytest.raises(ValueError, match="second pass.*traced function of its own"):
+    with pytest.raises(ValueError, match="second pass.*its own traced function"):
         model.fit(X, Y, batch_size=8, verbose=0)
 
 

@@ -1,13 +1,20 @@
-"""Why something failed, in one line."""
+"""The reason of an error in one line, for a message that quotes it."""
 
 import re
 
-# Of TensorFlow and Keras: terminal colours, and the node of a graph.
+# Terminal colours of Keras, and node names of TensorFlow's graphs.
 _NOISE = re.compile(r"\x1b\[\d*m|\{\{.*\}\}\s*")
 
 
-def reason(error):
-    """The first line of an error; behind that of Keras on a layer, the error in the layer."""
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error; where Keras wraps an error of a layer, the inner one.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        At most 300 characters; the name of the exception's class where it has no text.
+    """
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
     head, *inside = (
         _NOISE.sub("", text).partition("\n\nArguments received")[0].split("in user code:")

@@ -1,0 +1,56 @@
+"""What the site adds to MkDocs: files outside of docs/ that pages link to, and notebooks.
+
+A path on the site is the path in the repository, without docs/. So the links in Markdown files lead
+to the same place on the site as in the repository.
+"""
+
+import pathlib
+import posixpath
+import re
+
+import jupytext
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).parent.parent
+HOME = "README.md"
+_LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+
+
+def on_files(files, config):
+    """Adds the README, and all that is linked to from it on."""
+    docs = [ROOT / "docs" / file.src_uri for file in files.documentation_pages()]
+    waiting, seen = [ROOT / HOME, *docs], set()
+    while waiting:
+        source = waiting.pop()
+        if source in seen or not source.is_file():
+            continue
+        seen.add(source)
+        if not source.is_relative_to(ROOT / "docs"):
+            path = source.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, path, abs_src_path=str(source)))
+        if source.suffix == ".md":
+            waiting += [
+                (source.parent / link).resolve() for link in _LINK.findall(source.read_text())
+            ]
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Turns links between files of the repository into links between files of the site."""
+    path = page.file.src_uri
+    inside = (ROOT / "docs" / path).is_file()
+    folder = posixpath.dirname(f"docs/{path}" if inside else path)
+
+    def on_site(match):
+        target = posixpath.normpath(posixpath.join(folder, match[0]))
+        here = posixpath.dirname(path) or "."
+        return posixpath.relpath(target.removeprefix("docs/"), here)
+
+    return _LINK.sub(on_site, markdown)
+
+
+def on_post_build(config):
+    """Writes a notebook beside the page of each guide."""
+    for guide in (ROOT / "docs/guides").glob("*.py"):
+        notebook = pathlib.Path(config.site_dir, "guides", f"{guide.stem}.ipynb")
+        jupytext.write(jupytext.read(guide), notebook)
