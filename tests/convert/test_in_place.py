@@ -245,7 +245,7 @@ def test_what_would_not_load_again_is_not_saved(tmp_path):
     model.second = layers.Dense(16)  # which its config does not make
     model(draw(2, 16))
     make_low_rank(model, rank=2)
-    with pytest.raises(ValueError, match="must be one that loads again"):
+    with pytest.raises(ValueError, match="A saved model must load again"):
         model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
     assert not (tmp_path / "model.keras").exists()

@@ -94,9 +94,19 @@ def test_a_table_is_cut_for_the_indices_that_it_sees(plain_model):
     assert np.abs(blind(ids) - plain_model(ids)).max() > 1e-3
 
 
-def test_a_tied_embedding_has_no_keras_layer_to_become():
-    with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
-        to_keras(language_model(LowRankEmbedding(9, 6, rank=2)))
+@pytest.mark.parametrize("arguments", [{}, {"tie_weights": False, "reverse_rank": 3}])
+def test_an_embedding_that_projects_back_comes_back_as_keras_has_it(arguments):
+    model = language_model(LowRankEmbedding(9, 6, rank=2, logit_soft_cap=2.0, **arguments))
+    if not hasattr(keras.layers, "ReversibleEmbedding"):
+        with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
+            to_keras(model)
+        return
+    for style in ("merged", "factored"):
+        plain = to_keras(model, style)
+        assert type(plain.layers[1]) is keras.layers.ReversibleEmbedding
+        np.testing.assert_allclose(plain(IDS), model(IDS), atol=1e-6)
+    again = from_keras(plain, tolerance=1e-4)
+    np.testing.assert_allclose(again(IDS), model(IDS), atol=1e-4)
 
 
 # Errors.
