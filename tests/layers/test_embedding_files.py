@@ -94,9 +94,18 @@ def test_a_table_is_cut_for_the_indices_that_it_sees(plain_model):
     assert np.abs(blind(ids) - plain_model(ids)).max() > 1e-3
 
 
-def test_a_tied_embedding_has_no_keras_layer_to_become():
-    with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
-        to_keras(language_model(LowRankEmbedding(9, 6, rank=2)))
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_projects_back_becomes_a_reversible_one(tied):
+    low = language_model(LowRankEmbedding(9, 6, rank=2, tie_weights=tied))
+    if not hasattr(keras.layers, "ReversibleEmbedding"):
+        with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
+            to_keras(low)
+        return
+    plain = to_keras(low)
+    assert type(plain.layers[1]) is keras.layers.ReversibleEmbedding
+    np.testing.assert_allclose(low(IDS), plain(IDS), rtol=1e-5, atol=1e-6)
+    again = from_keras(plain, rank=2, only_smaller=False)
+    np.testing.assert_allclose(low(IDS), again(IDS), rtol=1e-4, atol=1e-5)
 
 
 # Errors.
