@@ -151,15 +151,8 @@ def at_full_rank(model):
 
 
 def row(name, report):
-    """The row of an architecture in the table of the guide: what was converted, and what is left.
-
-    Args:
-        name: str.
-        report: `Conversion` at rank 16.
-    """
-    left = [f"{path.rpartition('/')[2]} ({one.weights:,})" for path, one in report.left()[:2]]
-    share = f"{report.share:.1%}"
-    return f"| {name} | {report.before:,} | {share} | {report.after:,} | {', '.join(left)} |"
+    """The row of an architecture in the table of the guide, for its `Conversion` at rank 16."""
+    return f"| {name} | {report.before:,} | {report.share:.1%} | {report.after:,} |"
 
 
 if __name__ == "__main__":  # writes the rows of docs/transformers.md
