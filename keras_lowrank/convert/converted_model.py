@@ -7,7 +7,7 @@ import warnings
 
 import keras
 
-from keras_lowrank import keras_graphs, keras_internals
+from keras_lowrank import keras_graphs, keras_in_place, keras_internals
 from keras_lowrank.convert.building import build_like, copy_own_state
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.layers import LowRankLayer
@@ -172,15 +172,15 @@ def _restore(model, recipes):
         if not _is_unit(layer):
             twin = converter_of(layer).with_rank(layer, **arguments)
             build_like(twin, layer)
-            keras_internals.become(layer, twin)
+            keras_in_place.become(layer, twin)
     convert_class(model)
     compile_again(model)
 
 
 def compile_again(model):
     """Compiles a model as it was compiled, with an optimizer that has no state."""
-    keras_internals.forget_traces(model)
-    arguments = keras_internals.compile_arguments(model)
+    keras_in_place.forget_traces(model)
+    arguments = keras_in_place.compile_arguments(model)
     if arguments is not None:
         for name in {"integrator", "truncation"} & set(vars(model)):
             arguments[name] = getattr(model, name)

@@ -2,13 +2,12 @@
 
 import keras
 
-from keras_lowrank import integrators, keras_internals
+from keras_lowrank import integrators, keras_in_place
 from keras_lowrank.convert.conversion import Conversion, Converted, weights_left
 from keras_lowrank.convert.converted_model import compile_again, convert_class, fresh
 from keras_lowrank.convert.low_rank import SMALLER, decompose, sizes
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select_in_place
-from keras_lowrank.keras_internals import become
 from keras_lowrank.layers.low_rank_layer import layers_by_path
 from keras_lowrank.optimizers.options import make_rule
 from keras_lowrank.reporting.compression import count_others
@@ -89,7 +88,7 @@ def make_low_rank(
             "`make_low_rank` needs a model with weights. Build it, or call it on a batch. "
             f"Received: an unbuilt model {model.name!r}"
         )
-    optimizer = (keras_internals.compile_arguments(model) or {}).get("optimizer")
+    optimizer = (keras_in_place.compile_arguments(model) or {}).get("optimizer")
     if optimizer is not None:
         make_rule(fresh(optimizer), integrators.get("rank_adaptive"))
     layers = layers_by_path(model)
@@ -118,7 +117,7 @@ def make_low_rank(
     }
     left = weights_left(model, layers, kernels, reasons)
     for layer, twin in _twins(layers, chosen, factors):
-        become(layer, twin)
+        keras_in_place.become(layer, twin)
     convert_class(model)
     compile_again(model)
     return Conversion(converted, left, before, count_others(model, [])[1])

@@ -11,7 +11,6 @@ from keras_lowrank import keras_internals
 from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.graph import graph_layers, opened
 from keras_lowrank.convert.registry import NAMES, converter_of
-from keras_lowrank.keras_internals import own_variables
 
 
 def select_kernels(model, include, exclude):
@@ -72,7 +71,9 @@ def select_in_place(layers, include, exclude):
         kernels.update(own)
         if own or _holds_plain(layer):
             candidates.update({path: layer, **own})
-    owners = collections.Counter(id(v) for one in layers.values() for v in own_variables(one))
+    owners = collections.Counter(
+        id(v) for one in layers.values() for v in keras_internals.own_variables(one)
+    )
     chosen = _select(candidates, include, exclude)
     reasons = {path: "Left out by `include` or `exclude`." for path in kernels}
     for path in kernels.keys() & chosen.keys():
