@@ -114,13 +114,6 @@ def test_private_attributes_of_a_model_are_where_they_were():
     assert isinstance(writer, property), f"TensorBoard._train_writer: {MOVED}"
 
 
-def test_what_a_model_was_compiled_with_is_found():
-    model = compiled()
-    found = keras_internals.compile_arguments(model)
-    assert (found["optimizer"], found["loss"]) == (model.optimizer, "mse"), MOVED
-    assert keras_internals.compile_arguments(keras.Sequential()) is None
-
-
 def test_a_layer_that_becomes_another_stays_in_its_place():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(3, name="mine")(inputs))
