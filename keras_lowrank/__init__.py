@@ -9,7 +9,7 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from keras_lowrank import callbacks, diagnostics, integrators, kernels, manifold, optimizers
-from keras_lowrank.convert import convert_layer, from_keras, to_keras
+from keras_lowrank.convert import Conversion, convert_layer, from_keras, make_low_rank, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
     LowRankConv1D,
@@ -44,6 +44,7 @@ __all__ = [
     "Budget",
     "Compression",
     "Conditioning",
+    "Conversion",
     "FixedRank",
     "Integrator",
     "KeepRank",
@@ -78,6 +79,7 @@ __all__ = [
     "from_keras",
     "integrators",
     "kernels",
+    "make_low_rank",
     "manifold",
     "optimizers",
     "set_weights",

@@ -49,7 +49,9 @@ def is_saved_as_graph(model: keras.layers.Layer) -> bool:
     """Whether the config of `model` is its graph of layers, not the arguments of `__init__`."""
     if isinstance(model, keras.Sequential):
         return type(model) is keras.Sequential and is_graph(model)
-    return is_graph(model) and functional_like_constructor(type(model))
+    # One of a class that makes itself from something else has another config.
+    revived = type(model).from_config.__func__ is keras.Model.from_config.__func__
+    return is_graph(model) and revived and functional_like_constructor(type(model))
 
 
 def called_with(layer: keras.layers.Layer) -> tuple[tuple, dict[str, Any]] | None:
@@ -115,6 +117,11 @@ def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
     if required and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
         return parameter.replace(default=None)
     return parameter
+
+
+def register_as(cls: type, other: type) -> None:
+    """Has Keras save instances of a class under the name of another, which is registered."""
+    GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[other]
 
 
 def become_functional(model: keras.Model) -> None:

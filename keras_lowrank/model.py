@@ -296,10 +296,14 @@ class LowRankModel(
             # Keras warns that it does not know the arguments, and does not compile the model.
             super().compile_from_config(config)
             return
+        self.compile_loaded(config, self.compile)
+
+    def compile_loaded(self, config: dict[str, Any], compile: Callable[..., None]) -> None:
+        """Calls `compile` with the arguments in a config of `get_compile_config`."""
         config = keras.saving.deserialize_keras_object(config)
         # Set before `compile`, which would warn that XLA needs fixed ranks.
         self._ranks_frozen |= config.pop("ranks_frozen", False)
-        self.compile(**config)
+        compile(**config)
 
     def _tell_layers_of_jit(self) -> None:
         static = self._ranks_frozen or not self.integrator.adapts_rank

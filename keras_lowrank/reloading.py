@@ -71,6 +71,8 @@ def _fault(part: keras.layers.Layer) -> str | None:
 
 def _fault_when_made(part: keras.layers.Layer) -> str | None:
     classes = {type(one) for one in (part, *keras_internals.all_layers(part))}
+    # What was converted in place is saved as what it was.
+    classes |= {cls.plain_class for cls in classes if hasattr(cls, "plain_class")}
     config = keras.saving.serialize_keras_object(part)
     config.pop("compile_config", None)
     try:
@@ -105,16 +107,44 @@ def _difference(one: keras.layers.Layer, other: keras.layers.Layer) -> str | Non
 
 def _children(layer: keras.layers.Layer) -> dict[Any, keras.layers.Layer]:
     """Returns the layers that a layer holds, by the attributes under which Keras saves them."""
-    if keras_graphs.is_graph(layer):
-        return dict(enumerate(layer.layers))
+    return dict(enumerate(_in_graph(layer))) or _in_attributes(layer)
+
+
+def _in_attributes(layer: keras.layers.Layer) -> dict[Any, keras.layers.Layer]:
     found: dict[Any, keras.layers.Layer] = {}
     for name, value in sorted(vars(layer).items()):
         values = value.values() if isinstance(value, dict) else value
         held = list(values) if isinstance(value, (dict, list, tuple)) else [value]
         # Keras and TensorFlow keep lists of all of them in these.
-        if name != "_layers" and not name.startswith("_self_"):
+        if name != "_layers" and not name.startswith("_self_unconditional_"):
             found.update({(name, i): x for i, x in enumerate(held) if _is_layer(x)})
     return found
+
+
+def layers_by_attribute(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
+    """Returns `{key: layer}` of all layers inside `model`, at every depth.
+
+    A key is made of the attributes that lead to the layer, and of places in graphs. It is the same
+    in a model that is made again, where Keras may number the names of layers otherwise.
+    """
+    found: dict[str, keras.layers.Layer] = {}
+    seen: set[int] = set()
+
+    def search(parent, prefix):
+        held = {(index,): one for index, one in enumerate(_in_graph(parent))}
+        for part, layer in {**held, **_in_attributes(parent)}.items():
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                key = prefix + ".".join(map(str, part))
+                found[key] = layer
+                search(layer, f"{key}/")
+
+    search(model, "")
+    return found
+
+
+def _in_graph(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return layer.layers if keras_graphs.is_graph(layer) else []
 
 
 def _is_layer(value: Any) -> bool:
@@ -125,7 +155,7 @@ def _outline(layer: keras.layers.Layer, inside: dict[Any, keras.layers.Layer]) -
     """Returns what a layer and its copy must have in common; ranks may differ."""
     held = {id(weight) for one in inside.values() for weight in one.weights}
     own = [tuple(weight.shape) for weight in layer.weights if id(weight) not in held]
-    return type(layer), len(own) if isinstance(layer, LowRankLayer) else own
+    return type(layer), len(layer.weights) if isinstance(layer, LowRankLayer) else own
 
 
 def _described(layer: keras.layers.Layer) -> str:

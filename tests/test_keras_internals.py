@@ -114,6 +114,19 @@ def test_private_attributes_of_a_model_are_where_they_were():
     assert isinstance(writer, property), f"TensorBoard._train_writer: {MOVED}"
 
 
+def test_a_layer_that_becomes_another_stays_in_its_place():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="mine")(inputs))
+    layer, twin = model.layers[1], keras.layers.Dense(3, activation="relu", name="mine")
+    twin.build((None, 4))
+    kernel, place = twin.kernel, (layer._inbound_nodes, layer.path, layer.get_build_config())
+    keras_internals.become(layer, twin)
+    assert (layer._inbound_nodes, layer.path, layer.get_build_config()) == place, MOVED
+    assert keras_internals.own_variables(layer) == [kernel, twin.bias], MOVED
+    assert model.weights[0] is kernel and layer.activation is keras.activations.relu
+    assert "build" not in vars(layer)  # wrapped, it would be that of the class before
+
+
 def test_private_attributes_of_a_variable_are_where_they_were():
     variable = keras.Variable(np.ones((2, 2), "float32"), name="v")
     for name in ("_value", "_shape", "_dtype", "_name", "_path"):

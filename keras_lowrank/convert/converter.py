@@ -12,6 +12,9 @@ from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.across_ranks import AcrossRanks
 
+# What a class statement without a body leaves in a class, and a decorator that makes it public.
+_OF_NO_BODY = ("__module__", "__doc__", "__firstlineno__", "__static_attributes__", "_api_export_")
+
 
 class Kernel(NamedTuple):
     """A whole kernel of a Keras layer, read as a matrix.
@@ -56,12 +59,15 @@ class Converter:
 
     Attributes:
         classes: tuple of pairs of a Keras layer class and the low-rank one, whose other arguments
-            have the same names. A subclass of either may compute anything, and is not converted.
+            have the same names. A subclass of either may compute anything, and is not converted,
+            unless it only gives the class another name.
         low_rank_arguments: tuple of str, the arguments that only the low-rank classes take.
+        all_kernels: bool, whether the low-rank layer has no kernel that stays whole.
     """
 
     classes: tuple[tuple[type, type], ...] = ()
     low_rank_arguments: tuple[str, ...] = ("rank", "min_rank", "max_rank", "truncation")
+    all_kernels: bool = False
 
     def kernels(self, path: str, layer: keras.layers.Layer) -> dict[str, Any]:
         """Returns `{path: kernel}` of a layer, each a `Kernel` or a `LowRankLayer`.
@@ -120,7 +126,7 @@ class Converter:
 
     def is_plain(self, layer: keras.layers.Layer) -> bool:
         """Whether a layer can become low-rank."""
-        return type(layer) in dict(self.classes)
+        return undecorated_class(layer) in dict(self.classes)
 
     def is_low_rank(self, layer: keras.layers.Layer) -> bool:
         """Whether a layer is low-rank; a layer without a converter of its own may be, too."""
@@ -159,12 +165,13 @@ class Converter:
             return str(error)
         return None
 
-    def with_rank(self, layer: keras.layers.Layer, rank: Any) -> keras.layers.Layer:
+    def with_rank(self, layer: keras.layers.Layer, rank: Any, **others: Any) -> keras.layers.Layer:
         """Returns an unbuilt low-rank layer with the arguments of a plain one.
 
         Args:
             layer: plain layer.
             rank: int, or in a family with several kernels a dict of ranks.
+            **others: others of the `low_rank_arguments`.
 
         Raises:
             ValueError: an argument has no meaning without the kernel (a constraint, an L1 penalty,
@@ -178,7 +185,7 @@ class Converter:
         config = self.arguments(layer)
         for name in ("lora_rank", "lora_alpha"):  # the kernel contains what LoRA learned
             config.pop(name, None)
-        return dict(self.classes)[type(layer)](**config, rank=rank)
+        return dict(self.classes)[undecorated_class(layer)](**{**config, "rank": rank, **others})
 
     def unbuilt_low_rank(
         self, path: str, layer: keras.layers.Layer, factors: dict[str, Any]
@@ -221,6 +228,14 @@ class Converter:
         """Returns the arguments of the Keras layer of a low-rank one."""
         config = self.arguments(layer)
         return {key: one for key, one in config.items() if key not in self.low_rank_arguments}
+
+
+def undecorated_class(layer: keras.layers.Layer) -> type:
+    """Returns the class of a layer, or its base where the class only gives it another name."""
+    cls = type(layer)
+    while len(cls.__bases__) == 1 and all(name.startswith(_OF_NO_BODY) for name in vars(cls)):
+        (cls,) = cls.__bases__
+    return cls
 
 
 def joined(

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.decomposition import Decomposition
 from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
 from keras_lowrank.convert.moments import OutputMoment, stream
@@ -106,6 +107,41 @@ def from_keras(
     )
     kernels = rule.concerned(select_kernels(model, include, exclude))
     moments = _moments(model, kernels, data) if data is not None else {}
+    ranks, factors = decompose(model, kernels, rule, only_smaller, moments, verbose)
+    dense, count = [path for path in kernels if not ranks[path]], len(kernels)
+    by_name = isinstance(rank, dict) or include is not None
+    if dense and (by_name or len(dense) == count):
+        warn_user(
+            f"{'No layer' if len(dense) == count else 'Not every layer'} would be smaller at "
+            f"the rank that was asked for, and {len(dense)} of {count} stay dense: "
+            f"{sizes(kernels, dense)}. {SMALLER}"
+        )
+    chosen = {path for path in kernels if ranks[path]}
+    return _converted(model, chosen, factors, LowRankModel)[0]
+
+
+def decompose(
+    model: keras.Model,
+    kernels: dict[str, Kernel],
+    rule: Rule,
+    only_smaller: bool,
+    moments: dict[str, np.ndarray] | None = None,
+    verbose: bool = False,
+) -> tuple[dict[str, Any], Callable[[str], Any]]:
+    """Chooses the ranks of kernels, and decomposes them.
+
+    Args:
+        model: built `keras.Model` that holds the kernels.
+        kernels: `{path: Kernel}`.
+        rule: `Rule`.
+        only_smaller: bool, as in `from_keras`.
+        moments: `{path: array}`, as `Decomposition` takes them, or None.
+        verbose: bool, whether to show a progress bar.
+
+    Returns:
+        `({path: rank}, factors)`: None where the kernel stays whole, and a callable from a path to
+        `(U, S, V)`, once for each.
+    """
     decompositions = _decompose(kernels, rule, moments, verbose)
     shapes = {path: kernel.matricization.shape for path, kernel in kernels.items()}
     ranks: dict[str, Any] = rule.ranks(
@@ -115,21 +151,23 @@ def from_keras(
         count_others(model, [])[1] - sum(math.prod(shape) for shape in shapes.values()),
         only_smaller,
     )
-    dense, count = [path for path in kernels if not ranks[path]], len(kernels)
-    by_name = isinstance(rank, dict) or include is not None
-    if dense and (by_name or len(dense) == count):
-        sizes = ", ".join("{} ({} x {})".format(path, *shapes[path]) for path in dense)
-        warn_user(
-            f"{'No layer' if len(dense) == count else 'Not every layer'} would be smaller at "
-            f"the rank that was asked for, and {len(dense)} of {count} stay dense: {sizes}. "
-            "Ask for ranks below n m / (n + m), or pass only_smaller=False."
-        )
+    whole = {id(one.layer) for path, one in kernels.items() if not ranks[path]}
+    for path, one in kernels.items():
+        if one.converter.all_kernels and id(one.layer) in whole:
+            ranks[path] = None
 
     def factors(path):
         return decompositions.pop(path).factors(ranks[path])
 
-    chosen = {path for path in kernels if ranks[path]}
-    return _converted(model, chosen, factors, LowRankModel)[0]
+    return ranks, factors
+
+
+def sizes(kernels: dict[str, Kernel], paths: Iterable[str]) -> str:
+    """Returns some of `{path: Kernel}` with their shapes, for a message."""
+    return ", ".join("{} ({} x {})".format(p, *kernels[p].matricization.shape) for p in paths)
+
+
+SMALLER = "Ask for ranks below n m / (n + m), or pass only_smaller=False."
 
 
 def convert_layer(

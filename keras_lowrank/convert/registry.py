@@ -3,7 +3,7 @@
 import keras
 
 from keras_lowrank.convert.attention import AttentionConverter
-from keras_lowrank.convert.converter import Converter
+from keras_lowrank.convert.converter import Converter, undecorated_class
 from keras_lowrank.convert.embedding import EmbeddingConverter
 from keras_lowrank.convert.recurrent import GATED, BidirectionalConverter
 from keras_lowrank.convert.single_kernel import (
@@ -35,4 +35,4 @@ NAMES = ", ".join(plain.__name__ for plain in PLAIN)
 
 def converter_of(layer: keras.layers.Layer) -> Converter:
     """Returns the `Converter` of a layer: plain, low-rank, or of a class that is not converted."""
-    return _BY_CLASS.get(type(layer), _OF_OTHERS)
+    return _BY_CLASS.get(undecorated_class(layer), _OF_OTHERS)

@@ -1,5 +1,6 @@
 """Selecting kernels of a model: by name, path, pattern, type or predicate of layers."""
 
+import collections
 import fnmatch
 import itertools
 import warnings
@@ -12,6 +13,7 @@ from keras_lowrank import keras_internals
 from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.graph import graph_layers, opened
 from keras_lowrank.convert.registry import NAMES, converter_of
+from keras_lowrank.keras_internals import own_variables
 
 
 def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, Kernel]:
@@ -50,6 +52,45 @@ def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, 
     if left:
         warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
     return chosen
+
+
+def select_in_place(
+    layers: dict[str, keras.layers.Layer], include: Any, exclude: Any
+) -> tuple[dict[str, Kernel], dict[str, str | None]]:
+    """Returns `({path: Kernel}, {path: reason})` of all kernels; None where one is to be low-rank.
+
+    Args:
+        layers: `{path: layer}`, all layers of a model at every depth.
+        include: as in `make_low_rank`.
+        exclude: as in `make_low_rank`.
+
+    Raises:
+        ValueError: a string that means no layer, or an item of another kind.
+    """
+    candidates: dict[str, Any] = {}
+    kernels: dict[str, Kernel] = {}
+    for path, layer in layers.items():
+        converter = converter_of(layer)
+        found = converter.convertible_kernels(path, layer).items() if layer.built else ()
+        # Those of layers that this one holds are found there.
+        own = {one: kernel for one, kernel in found if kernel.layer is layer}
+        kernels.update(own)
+        if own or _holds_plain(layer):
+            candidates.update({path: layer, **own})
+    owners = collections.Counter(id(v) for one in layers.values() for v in own_variables(one))
+    chosen = _select(candidates, include, exclude)
+    left_out = "Left out by `include` or `exclude`."
+    reasons: dict[str, str | None] = dict.fromkeys(kernels, left_out)
+    for path in kernels.keys() & chosen.keys():
+        shared = any(owners[id(v)] > 1 for v in kernels[path].layer.weights)
+        reasons[path] = _SHARED if shared else kernels[path].refusal()
+    return kernels, reasons
+
+
+_SHARED = (
+    "Another layer holds a weight of it, and would go on with the one from before. Use one layer "
+    "in both places."
+)
 
 
 def matches(path: str, layer: Any, text: str) -> bool:

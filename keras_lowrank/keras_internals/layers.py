@@ -10,11 +10,13 @@ from keras.src.backend.tensorflow.rnn import rnn
 
 __all__ = [
     "all_layers",
+    "become",
     "in_stateless_scope",  # `Variable.assign` must know it
     "is_built",
     "is_called_with",
     "made_to_train",
     "open_variable",
+    "own_variables",
     "rnn",  # the loop of keras.layers.RNN; its public form only runs whole cells
     "set_keras_mask",  # a layer with two uses has a mask in one of them only
     "states",
@@ -48,11 +50,51 @@ def made_to_train(model: keras.layers.Layer) -> list[keras.Variable]:
     return [v for layer in [model, *all_layers(model)] for v in layer._trainable_variables]
 
 
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the variables that a layer holds itself, and not in other layers."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def states(model: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the states of stateful recurrent layers, which `model.variables` leaves out."""
     layers = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
     found = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
     return [state for state in found if isinstance(state, keras.Variable)]
+
+
+# Where a layer is, and not what it is: graphs, scopes, and what it was called with.
+_PLACE = (
+    "_inbound_nodes",
+    "_outbound_nodes",
+    "_path",
+    "_parent_path",
+    "_called",
+    "_build_shapes_dict",
+)
+
+
+def become(layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
+    """Makes a built layer what its twin is, in its own place.
+
+    Layers and models that hold the layer still hold it. No tracker, which Keras locks once a layer
+    is built, is told of it. Attributes that others have set on the layer stay.
+
+    Args:
+        layer: built layer.
+        twin: built layer of the class that `layer` gets. Do not use it any more.
+    """
+    before, after = vars(layer), dict(vars(twin))
+    after.update((name, before[name]) for name in _PLACE if name in before)
+    # `Layer.__new__` wraps these methods of the class that an object was made as.
+    for name in ("build", "quantize"):
+        after.pop(name, None)
+    for name, value in before.items():
+        held = isinstance(value, (keras.Variable, keras.layers.Layer)) or name in after
+        if not (held or name in ("build", "quantize") or hasattr(type(twin), name)):
+            after[name] = value
+    before.clear()
+    before.update(after)
+    object.__setattr__(layer, "__class__", type(twin))
 
 
 def is_called_with(layer: keras.layers.Layer, argument: str) -> bool:

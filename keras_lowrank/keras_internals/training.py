@@ -18,8 +18,10 @@ __all__ = [
     "build_for_training",
     "call_in_training",
     "choose_jit",
+    "compile_arguments",
     "compute_loss",
     "first_batch",
+    "forget_traces",
     "per_host",
     "run_symbolically",
     "spans_hosts",
@@ -173,3 +175,20 @@ def train_writer(tensorboard: keras.callbacks.TensorBoard) -> Any:
 def start_at_epoch(model: keras.Model, epoch: int | None) -> None:
     """Makes the `fit` that is beginning start at `epoch`; callbacks have no public way to."""
     model._initial_epoch = epoch
+
+
+def forget_traces(model: Any) -> None:
+    """Drops the functions that were traced with weights that are there no more.
+
+    Keras drops its own after `quantize`, and asks each class by this hook for those it has beside.
+    """
+    model.train_function = model.test_function = model.predict_function = None
+    getattr(model, "_post_quantize", lambda mode: None)("low_rank")
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any] | None:
+    """Returns the arguments that a model was compiled with, as objects; None where it was not."""
+    if not (model.compiled and hasattr(model, "_compile_config")):
+        return None
+    # Resolved by now, so that what was "auto" cannot be told; layers have changed since.
+    return {**model._compile_config.config, "jit_compile": "auto"}

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+import keras
 import tensorflow as tf
 
 from keras_lowrank.kernels.kernel_maps import KernelMaps
@@ -81,7 +82,8 @@ def low_rank_apply(
         Tensor of shape `(..., m)`, or `(..., n)`.
     """
     kernel = overrides().get(factors)
-    if not tf.is_tensor(inputs):  # from `stateless_call`, which calls `call` directly
+    # From `stateless_call`, which calls `call` directly; or indices that a layer holds.
+    if isinstance(inputs, keras.Variable) or not tf.is_tensor(inputs):
         inputs = tf.convert_to_tensor(inputs)
     if kernel is None:
         u, s, v = factors.read()

@@ -20,6 +20,7 @@ from keras_lowrank.layers.arguments import (
     refuse,
 )
 from keras_lowrank.layers.composite import kind_of_composite
+from keras_lowrank.layers.dense import LowRankDense
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 
 
@@ -45,8 +46,10 @@ class LowRankEmbedding(LowRankLayer):
         lora_rank, lora_alpha, quantization_config: must be None.
         reverse_dtype: str or None, the type to compute logits in. None is the `compute_dtype`.
         logit_soft_cap: float or None, a bound on the size of logits.
-        tie_weights: must be `True`. For an untied projection use a `LowRankDense`.
+        tie_weights: bool. Project with the table itself. With `False`, `reverse` projects with a
+            matrix of its own, the layer `reverse_embeddings`: a `LowRankDense` without a bias.
         rank: int or None, the rank to start with. See `LowRankLayer`.
+        reverse_rank: int or None, the same for the matrix of `reverse`. None is `rank`.
         min_rank, max_rank, truncation: as in `LowRankLayer`.
         **kwargs: `activity_regularizer`, `name`, `dtype` and `trainable`, as in Keras.
 
@@ -95,6 +98,7 @@ class LowRankEmbedding(LowRankLayer):
         logit_soft_cap: float | None = None,
         tie_weights: bool = True,
         rank: int | None = None,
+        reverse_rank: int | None = None,
         min_rank: int = 1,
         max_rank: int | None = None,
         truncation: TruncationLike = None,
@@ -107,11 +111,10 @@ class LowRankEmbedding(LowRankLayer):
             "embeddings_constraint",
             "a constraint acts on the entries of a table that is never formed",
         )
-        if not tie_weights:
+        if tie_weights and reverse_rank is not None:
             raise ValueError(
-                "`tie_weights` must be True: with `reverse=True` the layer projects with its one "
-                "table. For an untied projection use a LowRankDense. "
-                f"Received: tie_weights={tie_weights!r}"
+                "`reverse_rank` must be None with tie_weights=True: the layer has one table. "
+                f"Received: reverse_rank={reverse_rank!r}"
             )
         for name in _OF_OTHER_LAYERS & set(kwargs):
             raise ValueError(
@@ -137,6 +140,8 @@ class LowRankEmbedding(LowRankLayer):
         self.mask_zero = mask_zero
         self.reverse_dtype = reverse_dtype
         self.logit_soft_cap = logit_soft_cap
+        self.tie_weights, self.reverse_rank = tie_weights, reverse_rank
+        self.reverse_embeddings = None if tie_weights else self._own_projection()
         self.supports_masking = mask_zero
         self.autocast = False  # half precision would round indices that come as floats
         if weights is not None:
@@ -146,6 +151,8 @@ class LowRankEmbedding(LowRankLayer):
 
     def build(self, input_shape: Shape | None = None) -> None:
         self.build_factors((self.input_dim, self.output_dim))
+        if self.reverse_embeddings is not None:
+            self.reverse_embeddings.build((None, self.output_dim))
 
     def project(self, inputs: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
         return keras.ops.take(basis, inputs, axis=0)
@@ -173,7 +180,11 @@ class LowRankEmbedding(LowRankLayer):
             self._refuse_composite(kind)
         dtype = self.reverse_dtype or self.compute_dtype
         vectors = keras.ops.cast(vectors, dtype)
-        logits = low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
+        own = self.reverse_embeddings
+        if own is None:
+            logits = low_rank_apply(PLAIN, self.factors, vectors, dtype, transposed=True)
+        else:
+            logits = low_rank_apply(own.kernel_maps, own.factors, vectors, dtype)
         if self.logit_soft_cap is None:
             return logits
         return self.logit_soft_cap * keras.ops.tanh(logits / self.logit_soft_cap)
@@ -225,8 +236,23 @@ class LowRankEmbedding(LowRankLayer):
             mask_zero=self.mask_zero,
             reverse_dtype=self.reverse_dtype,
             logit_soft_cap=self.logit_soft_cap,
+            tie_weights=self.tie_weights,
+            reverse_rank=self.reverse_rank,
         )
         return config
+
+    def _own_projection(self) -> LowRankDense:
+        return LowRankDense(
+            self.input_dim,
+            use_bias=False,
+            kernel_initializer=self.kernel_initializer,
+            rank=self._rank if self.reverse_rank is None else self.reverse_rank,
+            min_rank=self.min_rank,
+            max_rank=self.max_rank,
+            truncation=self.truncation,
+            dtype=self.dtype_policy,
+            name="reverse_embeddings",
+        )
 
     def _given(self, weights: Any) -> Callable[..., tf.Tensor]:
         table = weights[0] if isinstance(weights, list) and len(weights) == 1 else weights

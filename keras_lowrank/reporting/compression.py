@@ -102,10 +102,10 @@ def count_others(model: keras.Model, layers: Iterable[LowRankLayer]) -> tuple[in
 
 def _count_dense(model: keras.Model, layers: Iterable[LowRankLayer]) -> int:
     factors = {id(variable) for layer in layers for variable in layer.factors.variables}
-    return sum(math.prod(v.shape) for v in _weights(model) if id(v) not in factors)
+    return sum(math.prod(v.shape) for v in counted_weights(model) if id(v) not in factors)
 
 
-def _weights(model: keras.Model) -> list[keras.Variable]:
+def counted_weights(model: keras.Model) -> list[keras.Variable]:
     """Returns the variables that count as weights, by their use and not by their names."""
     added = _offsets_and_scales(model)
     made = {id(v): v for v in keras_internals.made_to_train(model)}

@@ -194,7 +194,7 @@ class Block(layers.Layer):
 def test_a_layer_that_hides_its_kernels_stays_with_a_warning():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(4, name="even")(Block(name="block")(inputs)))
-    with pytest.warns(UserWarning, match=r"block: What a Block does.*`keras_lowrank.convert_layer"):
+    with pytest.warns(UserWarning, match=r"block: Only its code .*`keras_lowrank.convert_layer"):
         low = full(model)
     check_same(model, low, draw(2, 4))
     full(model, exclude="block")  # no warning, which would be an error here

@@ -94,9 +94,18 @@ def test_a_table_is_cut_for_the_indices_that_it_sees(plain_model):
     assert np.abs(blind(ids) - plain_model(ids)).max() > 1e-3
 
 
-def test_a_tied_embedding_has_no_keras_layer_to_become():
-    with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
-        to_keras(language_model(LowRankEmbedding(9, 6, rank=2)))
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_projects_back_becomes_a_reversible_one(tied):
+    low = language_model(LowRankEmbedding(9, 6, rank=2, tie_weights=tied, logit_soft_cap=2.0))
+    if not hasattr(keras.layers, "ReversibleEmbedding"):
+        with pytest.raises(ValueError, match="called with `reverse=True` too.*low_rank_embedding"):
+            to_keras(low)
+        return
+    plain = to_keras(low)
+    assert type(plain.layers[1]) is keras.layers.ReversibleEmbedding
+    np.testing.assert_allclose(low(IDS), plain(IDS), rtol=1e-5, atol=1e-6)
+    again = from_keras(plain, rank=2, only_smaller=False, include=keras.layers.Embedding)
+    np.testing.assert_allclose(low(IDS), again(IDS), rtol=1e-4, atol=1e-5)
 
 
 # Errors.
@@ -122,7 +131,7 @@ def test_sizes_that_are_no_positive_integers_raise(name, value):
     [
         ({"embeddings_constraint": "non_neg"}, "`embeddings_constraint` must be None"),
         ({"embeddings_regularizer": "l1"}, "`embeddings_regularizer` must be L2"),
-        ({"tie_weights": False}, "`tie_weights` must be True.*LowRankDense"),
+        ({"reverse_rank": 2}, "`reverse_rank` must be None with tie_weights=True"),
         ({"activation": "relu"}, "`activation` must not be passed: an embedding"),
         (
             {"kernel_initializer": "zeros"},

@@ -1,0 +1,201 @@
+"""What a model becomes whose layers were made low-rank in place: itself, and a `LowRankModel`."""
+
+import contextlib
+import copy
+import functools
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from keras_lowrank import keras_graphs, keras_internals
+from keras_lowrank.convert.building import build_like, copy_own_state
+from keras_lowrank.convert.registry import converter_of
+from keras_lowrank.layers import LowRankLayer
+from keras_lowrank.model import LowRankModel
+from keras_lowrank.reloading import layers_by_attribute
+
+if TYPE_CHECKING:  # a base that stands before the class of a model, and extends its methods
+    _Base = LowRankModel
+else:
+    _Base = object
+
+
+@keras.saving.register_keras_serializable("keras_lowrank")
+class ConvertedModel(_Base):
+    """A base, before the class that a model had and `LowRankModel`: how the two are saved as one.
+
+    The config is that of the model before, and what to make low-rank in it: a layer that holds
+    others makes plain ones when it is loaded, and knows of no low-rank ones.
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        self.refuse_hdf5()
+        with _as_before([self]):
+            config = keras.saving.serialize_keras_object(self)
+        config.pop("compile_config", None)
+        return {"model": config, "low_rank": _recipes(self)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> keras.Model:
+        model = keras.saving.deserialize_keras_object(copy.deepcopy(config["model"]))
+        _restore(model, config["low_rank"])
+        return model
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        if type(self).compile is LowRankModel.compile or not self.compiled:
+            super().compile_from_config(config)
+        else:
+            # Its own `compile` has run when it was made, and what that sets is there.
+            self.compile_loaded(config, functools.partial(LowRankModel.compile, self))
+        if self._training is not None and self._training.state is None:
+            # For the state in the file: layers that nobody calls are not waited for.
+            self._training.build_optimizer()
+
+
+class _InPresets:
+    """A base of those that KerasHub can save as presets."""
+
+    def save_to_preset(self, preset_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves a preset as KerasHub does, of the model before: each kernel whole, `U S V^T`.
+
+        It loads without this package, as any other preset does, and `make_low_rank` with a small
+        tolerance finds the ranks again. To keep the factors, `save` in a file `.keras`.
+
+        Args:
+            preset_dir: str, a folder.
+            *args: as in KerasHub.
+            **kwargs: as in KerasHub.
+        """
+        plain_twin(self).save_to_preset(preset_dir, *args, **kwargs)
+
+
+@functools.cache
+def converted_class(cls: type) -> type:
+    """Returns the class of a converted model that was of `cls`, whose own methods come first in it.
+
+    So what it has of its own (a `compile` that fills in defaults, a `fit` that takes texts) calls
+    that of `LowRankModel`, where it called that of `keras.Model`.
+    """
+    before = (_InPresets,) if hasattr(cls, "save_to_preset") else ()
+    behind = () if issubclass(cls, LowRankModel) else (LowRankModel,)
+    made = type(
+        f"LowRank{cls.__name__}", (ConvertedModel, *before, cls, *behind), {"plain_class": cls}
+    )
+    made.__module__ = cls.__module__
+    keras_graphs.register_as(made, ConvertedModel)
+    return made
+
+
+def convert_class(model: keras.Model) -> None:
+    """Makes a model, and every model in it that holds a low-rank layer, a `LowRankModel`."""
+    for one in (*keras_internals.all_layers(model), model):
+        if not isinstance(one, keras.Model) or isinstance(one, ConvertedModel):
+            continue
+        if any(isinstance(layer, LowRankLayer) for layer in keras_internals.all_layers(one)):
+            one.__dict__.setdefault("_ranks_frozen", False)
+            cls: Any = type(one)
+            object.__setattr__(one, "__class__", converted_class(cls))
+
+
+def plain_twin(model: Any) -> keras.Model:
+    """Returns a model of the class before, made from its config, with whole kernels.
+
+    Args:
+        model: `ConvertedModel`.
+
+    Raises:
+        ValueError: its config does not make it without low-rank layers.
+    """
+    models = [one for one in (model, *keras_internals.all_layers(model)) if _is_converted(one)]
+    with _as_before(models), keras_graphs.names_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        twin = keras.saving.deserialize_keras_object(copy.deepcopy(config))
+    layers = {"": model, **layers_by_attribute(model)}
+    units = tuple(f"{key}/" for key, layer in layers.items() if _is_unit(layer))
+    for key, other in {"": twin, **layers_by_attribute(twin)}.items():
+        layer = layers.get(key)
+        if isinstance(other, LowRankLayer) or layer is None:
+            raise ValueError(
+                "A model is saved with whole kernels where its config makes plain layers. Use "
+                f"`save`, or `to_keras`. Received: the layer {other.name!r} of {model.name!r}"
+            )
+        if _is_unit(layer):
+            converter = converter_of(layer)
+            before = converter.kernels(key, layer)
+            for one, kernel in converter.kernels(key, other).items():
+                kernel.variable.assign(converter.merged(before, one))
+            converter.copy_rest(layer, other)
+        elif not key.startswith(units):
+            copy_own_state(layer, other)
+    return twin
+
+
+def _is_converted(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, ConvertedModel)
+
+
+def _is_unit(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is one that was converted as a whole, with all that it holds."""
+    return converter_of(layer).is_low_rank(layer)
+
+
+@contextlib.contextmanager
+def _as_before(models: Sequence[Any]) -> Iterator[None]:
+    """While open, models are of the classes that they had."""
+    classes = [type(model) for model in models]
+    for model, cls in zip(models, classes):
+        object.__setattr__(model, "__class__", cls.plain_class)
+    try:
+        yield
+    finally:
+        for model, cls in zip(models, classes):
+            object.__setattr__(model, "__class__", cls)
+
+
+def _recipes(model: keras.Model) -> dict[str, dict[str, Any]]:
+    """Returns `{key: arguments}` of the low-rank layers in a model that no other one holds."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, layer in layers_by_attribute(model).items():
+        if _is_unit(layer) and not key.startswith(tuple(f"{one}/" for one in found)):
+            config = layer.get_config()
+            arguments = converter_of(layer).low_rank_arguments
+            found[key] = {name: config[name] for name in arguments if name in config}
+    return found
+
+
+def _restore(model: keras.Model, recipes: dict[str, dict[str, Any]]) -> None:
+    """Makes the layers low-rank that were, with any weights: those of the file follow."""
+    layers = layers_by_attribute(model)
+    for key, arguments in recipes.items():
+        layer = layers.get(key)
+        if layer is None or not layer.built:
+            raise ValueError(
+                "A model must make and build its layers from its config, to be loaded with "
+                f"low-rank ones. Received: no built layer at {key!r} in {model.name!r}"
+            )
+        if not _is_unit(layer):
+            twin = converter_of(layer).with_rank(layer, **arguments)
+            build_like(twin, layer)
+            keras_internals.become(layer, twin)
+    convert_class(model)
+    compile_again(model)
+
+
+def compile_again(model: Any) -> None:
+    """Compiles a model as it was compiled, with an optimizer that has no state."""
+    keras_internals.forget_traces(model)
+    arguments = keras_internals.compile_arguments(model)
+    if arguments is not None:
+        for name in {"integrator", "truncation"} & set(vars(model)):
+            arguments[name] = getattr(model, name)
+        LowRankModel.compile(model, **{**arguments, "optimizer": fresh(arguments["optimizer"])})
+
+
+def fresh(optimizer: Any) -> Any:
+    """Returns an optimizer of the same arguments, which moves no variables yet; or None."""
+    return optimizer and type(optimizer).from_config(optimizer.get_config())

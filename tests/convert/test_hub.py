@@ -1,0 +1,130 @@
+"""Models and tasks of KerasHub, made low-rank in place."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from reference.hub_models import MODELS, at_full_rank, inputs_of, row
+
+from keras_lowrank import LowRankModel, make_low_rank
+
+hub = pytest.importorskip("keras_hub", reason="needs the extra `hub`").models
+
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "transformers.md"
+QUICK = "DistilBERT"
+ALL = [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+# Its experts are one stack of matrices, in a layer of a class of its own.
+STACKED = {"Mixtral"}
+
+
+def outputs_of(model, inputs):
+    return [np.asarray(one) for one in keras.tree.flatten(model(inputs, training=False))]
+
+
+def distance(one, other, inputs):
+    pairs = zip(outputs_of(one, inputs), other, strict=True)
+    return max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_almost_all_weights_are_converted_as_the_guide_says(name):
+    report = make_low_rank(MODELS[name](hub), rank=16)
+    assert report.share >= 0.85 or name in STACKED
+    assert row(name, report) in GUIDE.read_text()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_outputs_at_full_rank_are_the_same(name):
+    model = MODELS[name](hub)
+    inputs, cls = inputs_of(model), type(model)
+    for variable in model.trainable_variables:  # a bias of zero shows no error
+        variable.assign_add(0.02 * np.random.default_rng(1).standard_normal(variable.shape))
+    before = outputs_of(model, inputs)
+    at_full_rank(model)
+    assert isinstance(model, cls) and isinstance(model, LowRankModel)
+    assert distance(model, before, inputs) < 1e-5
+
+
+# Those with a matrix of its own for the way back train it in a task alone.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_converted_model_trains_and_loads(name, tmp_path):
+    model = MODELS[name](hub)
+    inputs = inputs_of(model)
+    make_low_rank(model, rank=16)
+    before = outputs_of(model, inputs)
+    model.compile("adam", "mse", run_eagerly=True, integrator="parallel")
+    targets = keras.tree.map_structure(np.zeros_like, model.predict(inputs, verbose=0))
+    model.fit(inputs, targets, verbose=0)
+    assert distance(model, before, inputs) > 1e-5
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(again) is type(model) and again.ranks == model.ranks
+    assert distance(again, outputs_of(model, inputs), inputs) == 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = ["<|endoftext|>", "!", "Ġ", *"abcdefghij", *(f"Ġ{one}" for one in "abcdefghij")]
+    merges = [f"Ġ {one}" for one in "abcdefghij"]
+    return hub.GPT2Tokenizer({word: index for index, word in enumerate(words)}, merges)
+
+
+@pytest.fixture
+def task(tokenizer):
+    keras.utils.set_random_seed(3)
+    backbone = hub.GPT2Backbone(
+        vocabulary_size=23,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        max_sequence_length=8,
+        dropout=0.0,
+    )
+    for variable in backbone.trainable_variables:
+        variable.assign(np.random.default_rng(7).standard_normal(variable.shape))
+    preprocessor = hub.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
+    task = hub.GPT2CausalLM(backbone=backbone, preprocessor=preprocessor)
+    task.compile(sampler="greedy", run_eagerly=True)
+    return task
+
+
+def said(task):
+    texts = task.generate(["a b", "c d"], max_length=8, stop_token_ids=None)
+    assert all(len(text) > len("a b") + 3 for text in texts)
+    return texts
+
+
+def test_a_task_generates_the_same_text_before_and_after(task, tmp_path):
+    before = said(task)
+    at_full_rank(task)
+    assert said(task) == before
+    task.save(tmp_path / "task.keras")
+    again = keras.saving.load_model(tmp_path / "task.keras")
+    again.compile(sampler="greedy", run_eagerly=True)
+    assert said(again) == before
+    task.save_to_preset(str(tmp_path / "preset"))
+    plain = hub.CausalLM.from_preset(str(tmp_path / "preset"))
+    plain.compile(sampler="greedy", run_eagerly=True)
+    assert type(plain) is hub.GPT2CausalLM
+    assert said(plain) == before
+
+
+def test_a_task_takes_texts_and_its_own_defaults(task):
+    make_low_rank(task, rank=4, include=["feedforward*", "token_embedding"])
+    assert task.ranks.keys() == {f"gpt2_backbone/{path}" for path in task.backbone.ranks}
+    before = said(task)
+    task.compile(integrator="parallel", run_eagerly=True, sampler="greedy")
+    assert task.optimizer.learning_rate == np.float32(2e-5)
+    task.optimizer.learning_rate = 0.1
+    history = task.fit(["a b c d e f"] * 4, batch_size=4, epochs=2, verbose=0).history
+    assert "sparse_categorical_accuracy" in history
+    assert history["loss"][-1] < history["loss"][0]
+    assert said(task) != before
+    lines = []
+    task.summary(print_fn=lines.append)
+    assert "GPT2Tokenizer" in lines[0] and "Low-rank layer" in lines[-1]
