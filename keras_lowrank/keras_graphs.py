@@ -8,6 +8,7 @@ import functools
 import inspect
 
 import keras
+from keras.src.api_export import REGISTERED_OBJS_TO_NAMES
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
@@ -128,8 +129,46 @@ def _functional_class(cls):
     """`cls` with Keras's functional model behind it, saved under the name of `cls`."""
     if issubclass(cls, Functional):
         return cls
-    made = type(cls.__name__, (cls, Functional), {})
+    return _saved_as(cls, (cls, Functional))
+
+
+def change_class(instance, before=(), after=()):
+    """Gives a layer or model methods of other classes, in place: it stays what everybody holds.
+
+    It is still an instance of its class, and is saved under the name of that.
+
+    Args:
+        instance: layer or model.
+        before: tuple of classes whose methods go before those of its class.
+        after: tuple of classes whose methods go between those of its class and of Keras's own
+            `Layer` or `Model`, as if it had been written as a subclass of them.
+    """
+    made = _class_around(type(instance), tuple(before), tuple(after))
+    object.__setattr__(instance, "__class__", made)
+
+
+def restore_class(instance):
+    """Takes back the last `change_class`."""
+    object.__setattr__(instance, "__class__", class_before(instance))
+
+
+def class_before(instance):
+    """The class that an instance had before the last `change_class`."""
+    return type(instance)._class_before
+
+
+@functools.cache
+def _class_around(cls, before, after):
+    made = _saved_as(cls, (*before, cls, *after))
+    made._class_before = cls
+    return made
+
+
+def _saved_as(cls, bases):
+    """A class with these bases that Keras saves under the name of `cls`."""
+    made = type(cls.__name__, bases, {})
     made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__
-    if cls in GLOBAL_CUSTOM_NAMES:
-        GLOBAL_CUSTOM_NAMES[made] = GLOBAL_CUSTOM_NAMES[cls]
+    for names in (GLOBAL_CUSTOM_NAMES, REGISTERED_OBJS_TO_NAMES):
+        if cls in names:
+            names[made] = names[cls]
     return made

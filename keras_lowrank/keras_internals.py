@@ -53,6 +53,23 @@ def all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
+def attach(layer, name, part):
+    """Puts a layer into an attribute of a built one, whose tracker Keras has locked by then."""
+    layer._tracker.unlock()
+    setattr(layer, name, part)
+    layer._tracker.lock()
+
+
+def detach(layer, name):
+    """Takes away what `attach` has put there."""
+    part = getattr(layer, name)
+    layer._tracker.unlock()
+    layer._layers.remove(part)
+    layer._tracker.stored_ids["layers"].discard(id(part))
+    delattr(layer, name)
+    layer._tracker.lock()
+
+
 def is_built(model):
     """Whether the model and all layers inside it are built."""
     return all(layer.built for layer in model._flatten_layers())

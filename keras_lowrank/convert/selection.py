@@ -33,7 +33,7 @@ def select_kernels(model, include, exclude):
             # With what holds the kernels, so that it can be named in the place of all of them.
             candidates.update({path: layer, **kernels})
     refused = {}
-    for path, one in _select(candidates, include, exclude).items():
+    for path, one in select(candidates, include, exclude).items():
         converter = converter_of(_layer(one))
         # What only holds kernels that were found stands for them, and is done with.
         if isinstance(one, Kernel) or not (opened(one) or converter.kernels(path, one)):
@@ -60,7 +60,7 @@ def matches(path, layer, text):
 def unknown(layers, argument, text):
     """The error for a string that means no layer."""
     return ValueError(
-        f"`{argument}` must name layers that can be converted, by path, name or pattern: "
+        f"`{argument}` must name layers that can be low-rank, by path, name or pattern: "
         f"{', '.join(layers) or 'there is none'}. Received: {text!r}"
     )
 
@@ -83,8 +83,8 @@ def _listed(paths):
     return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
 
 
-def _select(layers, include, exclude):
-    """Those of `{path: layer}` that are included and not excluded."""
+def select(layers, include, exclude):
+    """Returns those of `{path: layer}` that are included and not excluded."""
     chosen = layers if include is None else _matching(layers, "include", include)
     dropped = {} if exclude is None else _matching(layers, "exclude", exclude)
     return {path: layer for path, layer in chosen.items() if path not in dropped}
@@ -94,7 +94,7 @@ def _matching(layers, argument, items):
     items = items if isinstance(items, (list, tuple, set)) else [items]
     found = {}
     for item in items:
-        test = _test(argument, item)
+        test = layer_test(argument, item)
         hits = {path: layer for path, layer in layers.items() if test(path, layer)}
         if isinstance(item, str) and not hits:
             raise unknown(layers, argument, item)
@@ -103,7 +103,8 @@ def _matching(layers, argument, items):
     return {path: one for path, one in layers.items() if path in found or path.startswith(inside)}
 
 
-def _test(argument, item):
+def layer_test(argument, item):
+    """A predicate of `(path, layer)` for an item of `include`, `exclude` and the like."""
     if isinstance(item, str):
         return lambda path, layer: matches(path, layer, item)
     if isinstance(item, type) and issubclass(item, keras.layers.Layer):

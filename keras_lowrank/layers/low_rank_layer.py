@@ -101,6 +101,9 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     # Whether a rank above min(n, m) means min(n, m): where one number is for several kernels.
     caps_rank = False
 
+    # Whether the matrix is added to a frozen kernel, as the delta of an adapter is.
+    beside_kernel = False
+
     # A method of a layer type whose outputs are more than a product of coordinates with `V^T`.
     expand = None
 
@@ -309,6 +312,12 @@ def find_low_rank_layers(model):
     >>> [(path, layer.rank) for path, layer in find_low_rank_layers(model).items()]
     [('low', 2)]
     """
+    layers = layers_by_path(model).items()
+    return {path: layer for path, layer in layers if isinstance(layer, LowRankLayer)}
+
+
+def layers_by_path(model):
+    """All layers inside `model`, with paths as in `find_low_rank_layers`."""
     found = {}
 
     def search(parent, prefix):
@@ -317,14 +326,12 @@ def find_low_rank_layers(model):
                 continue
             seen.add(id(layer))
             path = prefix + layer.name
-            if path in taken:  # names need not be unique in a subclassed model
-                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in taken)
-            taken.add(path)
-            if isinstance(layer, LowRankLayer):
-                found[path] = layer
+            if path in found:  # names need not be unique in a subclassed model
+                path = next(p for i in itertools.count(1) if (p := f"{path}_{i}") not in found)
+            found[path] = layer
             search(layer, path + "/")
 
-    seen, taken = set(), set()
+    seen = set()
     search(model, "")
     return found
 

@@ -71,11 +71,13 @@ def count_weights(model):
         )
     layers = find_built_layers(model).values()
     full = factored = deployed = training = _count_dense(model, layers)
-    for n, m, rank in ((one.factors.n, one.factors.m, one.factors.rank) for one in layers):
-        full += n * m
+    for layer in layers:
+        n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
         factored += rank * (n + m)
-        deployed += min(rank * (n + m), n * m)
         training += rank * (n + m + rank)
+        if not layer.beside_kernel:  # a delta is merged into the kernel that is counted already
+            full += n * m
+            deployed += min(rank * (n + m), n * m)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
         training += _count_state(model, optimizer)
@@ -83,18 +85,23 @@ def count_weights(model):
 
 
 def count_others(model, layers):
-    """`(full, factored)`: the weights of a model beside some of its low-rank layers."""
+    """`(full, factored)`: the weights of a model beside some of its low-rank layers.
+
+    Frozen ones do not count in a model with adapters, whose budget is for what is trained.
+    """
     chosen = {id(layer) for layer in layers}
     built = find_built_layers(model).values()
     rest = [layer.factors for layer in built if id(layer) not in chosen]
-    dense = _count_dense(model, built)
+    adapted = any(layer.beside_kernel for layer in layers)
+    dense = _count_dense(model, built, trained_only=adapted)
     full = dense + sum(factors.n * factors.m for factors in rest)
     return full, dense + sum(factors.rank * (factors.n + factors.m) for factors in rest)
 
 
-def _count_dense(model, layers):
+def _count_dense(model, layers, trained_only=False):
     factors = {id(variable) for layer in layers for variable in layer.factors.variables}
-    return sum(math.prod(v.shape) for v in _weights(model) if id(v) not in factors)
+    weights = [v for v in _weights(model) if v.trainable or not trained_only]
+    return sum(math.prod(v.shape) for v in weights if id(v) not in factors)
 
 
 def _weights(model):
