@@ -89,7 +89,7 @@ class Adapters:
         Its functions are traced anew when it opens and when it closes. A function of your own that
         is traced while it is open has the base in it.
         """
-        before = self._switch.on, [v.value for v in self._trained.values()]
+        before = self._switch.on, [v.numpy() for v in self._trained.values()]
         try:
             self._set(False, self._base)
             yield
