@@ -13,6 +13,9 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
+# The methods that `Layer.__new__` wraps.
+_WRAPPED = ("build", "quantize")
+
 
 def is_graph(model):
     """Whether a graph of layers says all that `model` computes: functional, or Sequential."""
@@ -145,11 +148,16 @@ def change_class(instance, before=(), after=()):
     """
     made = _class_around(type(instance), tuple(before), tuple(after))
     object.__setattr__(instance, "__class__", made)
+    # Keras has wrapped some methods of the class that it was made as, in the instance.
+    names = [name for name in _WRAPPED if any(hasattr(one, name) for one in before)]
+    held = {name: vars(instance).pop(name) for name in names if name in vars(instance)}
+    vars(instance).setdefault("_wrapped_before", []).append(held)
 
 
 def restore_class(instance):
     """Takes back the last `change_class`."""
     object.__setattr__(instance, "__class__", class_before(instance))
+    vars(instance).update(vars(instance)["_wrapped_before"].pop())
 
 
 def class_before(instance):

@@ -27,10 +27,7 @@ class AdaptedLayer:
 
     def quantize(self, mode=None, *args, **kwargs):
         """Raises ValueError: a kernel with a delta beside it stays what it is."""
-        raise ValueError(
-            "A layer with an adapter is not quantized. Quantize the model before `add_adapters`, "
-            f"or after `merge_adapters`. Received: mode={mode!r} for layer {self.name!r}"
-        )
+        refuse_to_quantize(self, mode)
 
     def enable_lora(self, rank, *args, **kwargs):
         """Raises ValueError: one kernel has one adapter."""
@@ -133,6 +130,14 @@ class AdaptedCell(AdaptedLayer):
         return with_delta(self, vars(self)["recurrent_kernel"], self.recurrent_kernel_delta)
 
 
+def refuse_to_quantize(layer, mode):
+    """Raises ValueError for a layer or model with adapters."""
+    raise ValueError(
+        "What has adapters is not quantized. Quantize the model before `add_adapters`, or after "
+        f"`merge_adapters`. Received: mode={mode!r} for {layer.name!r}"
+    )
+
+
 def adapt(layer, adapted_class, parts, switch):
     """Gives a Keras layer deltas, in place.
 
@@ -142,8 +147,6 @@ def adapt(layer, adapted_class, parts, switch):
         parts: dict from the name of an attribute to its delta.
         switch: `Switch`.
     """
-    # Keras has wrapped this method of the class that the layer was made as, in the instance.
-    layer._plain_quantize = vars(layer).pop("quantize", None)
     layer.switch = switch
     for name, delta in parts.items():
         keras_internals.attach(layer, name, delta)
@@ -157,9 +160,6 @@ def restore(layer):
     for name in names:
         keras_internals.detach(layer, name)
     del layer.switch
-    quantize = vars(layer).pop("_plain_quantize")
-    if quantize is not None:
-        vars(layer)["quantize"] = quantize
 
 
 def deltas_of(layer):

@@ -1,6 +1,7 @@
 """What a model becomes, in place, that has adapters."""
 
 from keras_lowrank import keras_graphs
+from keras_lowrank.adapters.adapted_layer import refuse_to_quantize
 from keras_lowrank.model import LowRankModel
 
 # What Keras, and KerasHub, have traced with the layers as they were.
@@ -12,6 +13,10 @@ class AdaptedModel:
 
     Not compiled, though: what the optimizer keeps is of other variables than a plain model has.
     """
+
+    def quantize(self, mode, *args, **kwargs):
+        """Raises ValueError, before the first layer is changed."""
+        refuse_to_quantize(self, mode)
 
     def get_compile_config(self):
         return None

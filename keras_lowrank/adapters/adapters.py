@@ -14,7 +14,7 @@ from keras_lowrank.adapters.adapted_model import (
     forget_traces,
     restore_model,
 )
-from keras_lowrank.adapters.families import family_of
+from keras_lowrank.adapters.families import family_of, refuse_unfit
 from keras_lowrank.adapters.report import Report, Row
 from keras_lowrank.adapters.selection import adaptable_layers, select_layers, select_variables
 from keras_lowrank.adapters.state import AdapterState, weighted_sum
@@ -341,6 +341,8 @@ def _refuse_twice(model):
 
 def _make_deltas(layers, rank, max_rank):
     """`{path: {attribute: delta}}`, before the first layer is changed."""
+    for path, layer in layers.items():
+        refuse_unfit(path, layer)
     return {p: family_of(x).make_deltas(x, rank, max_rank) for p, x in layers.items()}
 
 

@@ -3,7 +3,7 @@
 import fnmatch
 
 from keras_lowrank import keras_internals
-from keras_lowrank.adapters.families import family_of, refuse_unfit
+from keras_lowrank.adapters.families import family_of
 from keras_lowrank.convert.selection import layer_test, matches, select, unknown
 from keras_lowrank.layers.low_rank_layer import layers_by_path
 
@@ -22,7 +22,7 @@ def select_layers(model, include, exclude):
         exclude: as in `add_adapters`.
 
     Raises:
-        ValueError: no layer is left, a string that means none, or a layer that is not fit.
+        ValueError: no layer is left, or a string that means none.
     """
     layers = adaptable_layers(model)
     chosen = select(_default(model, layers) if include is None else layers, include, exclude)
@@ -32,8 +32,6 @@ def select_layers(model, include, exclude):
             f"`exclude`. Received: include={include!r}, exclude={exclude!r}, in a model with "
             f"{', '.join(layers) or 'none'}"
         )
-    for path, layer in chosen.items():
-        refuse_unfit(path, layer)
     return chosen
 
 

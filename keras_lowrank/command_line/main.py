@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from keras_lowrank.command_line import convert, export, inspect
+from keras_lowrank.command_line import adapters, convert, export, inspect
 
-_COMMANDS = {"inspect": inspect, "convert": convert, "export": export}
+_COMMANDS = {"inspect": inspect, "convert": convert, "export": export, "adapters": adapters}
 
 
 class _Parser(argparse.ArgumentParser):

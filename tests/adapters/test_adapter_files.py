@@ -6,6 +6,7 @@ import pytest
 from reference.adapted import X, dense, outputs, train
 
 import keras_lowrank as klr
+from keras_lowrank.command_line import main
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,14 @@ def test_files_of_others_are_refused(model, saved, tmp_path):
         with pytest.raises(ValueError, match=words):
             klr.load_adapters(target, path)
         assert type(target) is kind
+
+
+def test_the_command_line_prints_ranks_and_spectra(model, saved, capsys):
+    main(["adapters", str(saved)])
+    printed = capsys.readouterr().out
+    for path, delta in adapters_of(model).deltas.items():
+        line = next(one for one in printed.splitlines() if one.startswith(path))
+        assert f" {delta.rank} " in line and f"{delta.factors.singular_values()[0]:.3g}" in line
 
 
 def test_weights_that_are_saved_are_the_sums(model, tmp_path):

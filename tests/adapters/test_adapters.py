@@ -61,6 +61,8 @@ def test_merged_is_a_plain_model_that_computes_the_same():
     assert len(model.trainable_variables) == len(plain.trainable_variables)
     model.compile("sgd", "mse", run_eagerly=True)
     assert np.isfinite(model.train_on_batch(X, before))
+    model.get_layer("body").quantize("int8")
+    assert model.get_layer("body").quantization_mode == "int8"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def test_what_cannot_be_is_refused():
         (lambda: klr.add_adapters(model), "adapters in 'body' already"),
         (lambda: model.get_layer("body").enable_lora(2), "cannot have LoRA too"),
         (lambda: model.get_layer("body").quantize("int8"), "not quantized"),
+        (lambda: model.quantize("int8"), "not quantized"),
         (lambda: klr.merge_adapters(dense()), "without adapters"),
         (lambda: adapters.switch("other"), "'other'"),
         (lambda: adapters.add("default"), "new name"),
