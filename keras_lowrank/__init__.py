@@ -8,7 +8,16 @@ if keras.backend.backend() != "tensorflow":
         f"the first import of keras. Received: backend={keras.backend.backend()!r}"
     )
 
-from keras_lowrank import callbacks, diagnostics, integrators, kernels, manifold, optimizers
+from keras_lowrank import (
+    adapters,
+    callbacks,
+    diagnostics,
+    integrators,
+    kernels,
+    manifold,
+    optimizers,
+)
+from keras_lowrank.adapters import Adapters, add_adapters, load_adapters, merge_adapters
 from keras_lowrank.convert import Conversion, convert_layer, from_keras, make_low_rank, to_keras
 from keras_lowrank.integrators import FixedRank, Integrator, Parallel, RankAdaptive
 from keras_lowrank.layers import (
@@ -41,6 +50,7 @@ from keras_lowrank.reporting.compression import Compression, count_weights
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapters",
     "Budget",
     "Compression",
     "Conditioning",
@@ -71,6 +81,8 @@ __all__ = [
     "TangentVector",
     "Tolerance",
     "Truncation",
+    "adapters",
+    "add_adapters",
     "callbacks",
     "convert_layer",
     "count_weights",
@@ -79,8 +91,10 @@ __all__ = [
     "from_keras",
     "integrators",
     "kernels",
+    "load_adapters",
     "make_low_rank",
     "manifold",
+    "merge_adapters",
     "optimizers",
     "set_weights",
     "to_keras",

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import keras
+from keras.src.api_export import REGISTERED_OBJS_TO_NAMES
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+# The methods that `Layer.__new__` wraps.
+_WRAPPED = ("build", "quantize")
 
 
 def is_graph(model: keras.layers.Layer) -> bool:
@@ -140,8 +143,51 @@ def _functional_class(cls: Any) -> type:
     """Returns `cls` with Keras's functional model as a base, saved under the name of `cls`."""
     if issubclass(cls, Functional):
         return cls
-    made = type(cls.__name__, (cls, Functional), {})
+    return _saved_as(cls, (cls, Functional))
+
+
+def change_class(instance, before=(), after=()):
+    """Gives a layer or model methods of other classes, in place: it stays what everybody holds.
+
+    It is still an instance of its class, and is saved under the name of that.
+
+    Args:
+        instance: layer or model.
+        before: tuple of classes whose methods go before those of its class.
+        after: tuple of classes whose methods go between those of its class and of Keras's own
+            `Layer` or `Model`, as if it had been written as a subclass of them.
+    """
+    made = _class_around(type(instance), tuple(before), tuple(after))
+    object.__setattr__(instance, "__class__", made)
+    # Keras has wrapped some methods of the class that it was made as, in the instance.
+    names = [name for name in _WRAPPED if any(hasattr(one, name) for one in before)]
+    held = {name: vars(instance).pop(name) for name in names if name in vars(instance)}
+    vars(instance).setdefault("_wrapped_before", []).append(held)
+
+
+def restore_class(instance):
+    """Takes back the last `change_class`."""
+    object.__setattr__(instance, "__class__", class_before(instance))
+    vars(instance).update(vars(instance)["_wrapped_before"].pop())
+
+
+def class_before(instance):
+    """The class that an instance had before the last `change_class`."""
+    return type(instance)._class_before
+
+
+@functools.cache
+def _class_around(cls, before, after):
+    made = _saved_as(cls, (*before, cls, *after))
+    made._class_before = cls
+    return made
+
+
+def _saved_as(cls, bases):
+    """A class with these bases that Keras saves under the name of `cls`."""
+    made = type(cls.__name__, bases, {})
     made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__
-    if cls in GLOBAL_CUSTOM_NAMES:
-        GLOBAL_CUSTOM_NAMES[made] = GLOBAL_CUSTOM_NAMES[cls]
+    for names in (GLOBAL_CUSTOM_NAMES, REGISTERED_OBJS_TO_NAMES):
+        if cls in names:
+            names[made] = names[cls]
     return made

@@ -24,7 +24,8 @@ LEVELS = [
     ("export", "callbacks", "saving"),
     ("model",),
     ("convert",),
-    ("adapters", "diagnostics", "command_line"),
+    ("adapters",),
+    ("diagnostics", "command_line"),
     ("__init__", "__main__"),
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

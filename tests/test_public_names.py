@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 BELOW = """
-    callbacks convert diagnostics export integrators kernels layers manifold optimizers
+    adapters callbacks convert diagnostics export integrators kernels layers manifold optimizers
 """
 NAMES = ["keras_lowrank", *(f"keras_lowrank.{name}" for name in BELOW.split())]
 MODULES = {name: importlib.import_module(name) for name in NAMES}

@@ -5,9 +5,14 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from keras_lowrank.command_line import convert, export, inspect
+from keras_lowrank.command_line import adapters, convert, export, inspect
 
-_COMMANDS: dict[str, ModuleType] = {"inspect": inspect, "convert": convert, "export": export}
+_COMMANDS: dict[str, ModuleType] = {
+    "inspect": inspect,
+    "convert": convert,
+    "export": export,
+    "adapters": adapters,
+}
 
 
 class _Parser(argparse.ArgumentParser):

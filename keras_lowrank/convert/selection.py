@@ -37,7 +37,7 @@ def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, 
             # With the layer that holds them, whose name stands for all of them.
             candidates.update({path: layer, **kernels})
     refused = {}
-    for path, one in _select(candidates, include, exclude).items():
+    for path, one in select(candidates, include, exclude).items():
         converter = converter_of(_layer(one))
         # A layer that only holds kernels that were found needs no reason of its own.
         if isinstance(one, Kernel) or not (opened(one) or converter.kernels(path, one)):
@@ -78,7 +78,7 @@ def select_in_place(
         if own or _holds_plain(layer):
             candidates.update({path: layer, **own})
     owners = collections.Counter(id(v) for one in layers.values() for v in own_variables(one))
-    chosen = _select(candidates, include, exclude)
+    chosen = select(candidates, include, exclude)
     left_out = "Left out by `include` or `exclude`."
     reasons: dict[str, str | None] = dict.fromkeys(kernels, left_out)
     for path in kernels.keys() & chosen.keys():
@@ -103,7 +103,7 @@ def matches(path: str, layer: Any, text: str) -> bool:
 def unknown(layers: Iterable[str], argument: str, text: str) -> ValueError:
     """Returns the error for a string that means no layer."""
     return ValueError(
-        f"`{argument}` must name layers that can be converted, by path, name or pattern: "
+        f"`{argument}` must name layers that can be low-rank, by path, name or pattern: "
         f"{', '.join(layers) or 'there is none'}. Received: {text!r}"
     )
 
@@ -126,8 +126,8 @@ def _listed(paths: list[str]) -> str:
     return some if len(paths) <= 3 else f"{some}, ... ({len(paths)} layers)"
 
 
-def _select(layers: dict[str, Any], include: Any, exclude: Any) -> dict[str, Any]:
-    """Those of `{path: layer}` that are included and not excluded."""
+def select(layers: dict[str, Any], include: Any, exclude: Any) -> dict[str, Any]:
+    """Returns those of `{path: layer}` that are included and not excluded."""
     chosen = layers if include is None else _matching(layers, "include", include)
     dropped = {} if exclude is None else _matching(layers, "exclude", exclude)
     return {path: layer for path, layer in chosen.items() if path not in dropped}
@@ -138,7 +138,7 @@ def _matching(layers: dict[str, Any], argument: str, items: Any) -> dict[str, An
     items = items if isinstance(items, (list, tuple, set)) else [items]
     found = {}
     for item in items:
-        test = _test(argument, item)
+        test = layer_test(argument, item)
         hits = {path: layer for path, layer in layers.items() if test(path, layer)}
         if isinstance(item, str) and not hits:
             raise unknown(layers, argument, item)
@@ -147,7 +147,8 @@ def _matching(layers: dict[str, Any], argument: str, items: Any) -> dict[str, An
     return {path: one for path, one in layers.items() if path in found or path.startswith(inside)}
 
 
-def _test(argument: str, item: Any) -> Callable[[str, Any], bool]:
+def layer_test(argument: str, item: Any) -> Callable[[str, Any], bool]:
+    """Returns a predicate of `(path, layer)` for an item of `include`, `exclude` and the like."""
     if isinstance(item, str):
         return lambda path, layer: matches(path, layer, item)
     if isinstance(item, type) and issubclass(item, keras.layers.Layer):

@@ -15,7 +15,7 @@ def seal(path: str | os.PathLike[str]) -> None:
         return
     with h5py.File(path, "r+") as file:
         if _NAME not in file.attrs:
-            file.attrs[_NAME] = _checksum(file, os.path.getsize(path))
+            seal_file(file, os.path.getsize(path))
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -27,11 +27,22 @@ def verify(path: str | os.PathLike[str]) -> None:
     if not _is_local_weights_file(path):
         return
     with h5py.File(path, "r") as file:
-        if _NAME in file.attrs and int(file.attrs[_NAME]) != _checksum(file, os.path.getsize(path)):
-            raise ValueError(
-                "The contents of a weights file must have the checksum that was written with them: "
-                f"the file is damaged. Received: filepath={path}"
-            )
+        if _NAME in file.attrs:
+            verify_file(file, path)
+
+
+def seal_file(file, size):
+    """Writes the checksum of an open file of `size` bytes into it."""
+    file.attrs[_NAME] = _checksum(file, size)
+
+
+def verify_file(file, path):
+    """Raises ValueError unless an open file, that at `path`, has the checksum of its contents."""
+    if int(file.attrs.get(_NAME, -1)) != _checksum(file, os.path.getsize(path)):
+        raise ValueError(
+            "The contents of a weights file must have the checksum that was written with them: "
+            f"the file is damaged. Received: filepath={path}"
+        )
 
 
 def _is_local_weights_file(path: str | os.PathLike[str]) -> bool:

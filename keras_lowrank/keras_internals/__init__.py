@@ -6,7 +6,9 @@ in this folder, or in `keras_graphs.py`.
 
 from keras_lowrank.keras_internals.layers import (
     all_layers,
+    attach,
     become,
+    detach,
     in_stateless_scope,
     is_built,
     is_called_with,
@@ -68,6 +70,7 @@ __all__ = [
     "DistributedTrainer",
     "LossScaleOptimizer",
     "all_layers",
+    "attach",
     "become",
     "build_for_training",
     "built_on",
@@ -80,6 +83,7 @@ __all__ = [
     "compute_loss",
     "decays",
     "default",
+    "detach",
     "first_batch",
     "forget_traces",
     "global_seed",

@@ -128,3 +128,20 @@ def open_variable(
 
         made._write_object_proto = write_present_shape
     return made
+
+
+def attach(layer: keras.layers.Layer, name: str, part: keras.layers.Layer) -> None:
+    """Puts a layer into an attribute of a built one, whose tracker Keras has locked by then."""
+    layer._tracker.unlock()
+    setattr(layer, name, part)
+    layer._tracker.lock()
+
+
+def detach(layer: keras.layers.Layer, name: str) -> None:
+    """Takes away what `attach` has put there."""
+    part = getattr(layer, name)
+    layer._tracker.unlock()
+    layer._layers.remove(part)
+    layer._tracker.stored_ids["layers"].discard(id(part))
+    delattr(layer, name)
+    layer._tracker.lock()

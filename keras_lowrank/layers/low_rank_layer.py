@@ -105,6 +105,9 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     # Whether a rank above min(n, m) means min(n, m), as where one rank is for several kernels.
     caps_rank: bool = False
 
+    # Whether the matrix is added to a frozen kernel, as the delta of an adapter is.
+    beside_kernel: bool = False
+
     # `(coordinates, basis) -> outputs`, linear in both; None for the product with `V^T`.
     expand: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
 

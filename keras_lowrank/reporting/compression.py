@@ -79,11 +79,13 @@ def count_weights(model: keras.Model) -> Compression:
         )
     layers = find_built_layers(model).values()
     full = factored = deployed = training = _count_dense(model, layers)
-    for n, m, rank in ((one.factors.n, one.factors.m, one.factors.rank) for one in layers):
-        full += n * m
+    for layer in layers:
+        n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
         factored += rank * (n + m)
-        deployed += min(rank * (n + m), n * m)
         training += rank * (n + m + rank)
+        if not layer.beside_kernel:  # a delta is merged into the kernel that is counted already
+            full += n * m
+            deployed += min(rank * (n + m), n * m)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
         training += _count_state(model, optimizer)
@@ -91,18 +93,25 @@ def count_weights(model: keras.Model) -> Compression:
 
 
 def count_others(model: keras.Model, layers: Iterable[LowRankLayer]) -> tuple[int, int]:
-    """Returns `(full, factored)` of all weights of a model but those of some low-rank layers."""
+    """Returns `(full, factored)` of all weights of a model but those of some low-rank layers.
+
+    Frozen weights do not count in a model with adapters: its budget is for what is trained.
+    """
     chosen = {id(layer) for layer in layers}
     built = find_built_layers(model).values()
     rest = [layer.factors for layer in built if id(layer) not in chosen]
-    dense = _count_dense(model, built)
+    adapted = any(layer.beside_kernel for layer in layers)
+    dense = _count_dense(model, built, trained_only=adapted)
     full = dense + sum(factors.n * factors.m for factors in rest)
     return full, dense + sum(factors.rank * (factors.n + factors.m) for factors in rest)
 
 
-def _count_dense(model: keras.Model, layers: Iterable[LowRankLayer]) -> int:
+def _count_dense(
+    model: keras.Model, layers: Iterable[LowRankLayer], trained_only: bool = False
+) -> int:
     factors = {id(variable) for layer in layers for variable in layer.factors.variables}
-    return sum(math.prod(v.shape) for v in counted_weights(model) if id(v) not in factors)
+    weights = [v for v in counted_weights(model) if v.trainable or not trained_only]
+    return sum(math.prod(v.shape) for v in weights if id(v) not in factors)
 
 
 def counted_weights(model: keras.Model) -> list[keras.Variable]:

@@ -1,0 +1,374 @@
+"""Adapters of a model: added, trained with it, switched, saved, and merged."""
+
+import contextlib
+import math
+
+import numpy as np
+
+from keras_lowrank import keras_internals
+from keras_lowrank.adapters import file
+from keras_lowrank.adapters.adapted_layer import AdaptedLayer, Switch, deltas_of, restore, sum_of
+from keras_lowrank.adapters.adapted_model import (
+    AdaptedModel,
+    become_low_rank,
+    forget_traces,
+    restore_model,
+)
+from keras_lowrank.adapters.families import family_of, refuse_unfit
+from keras_lowrank.adapters.report import Report, Row
+from keras_lowrank.adapters.selection import adaptable_layers, select_layers, select_variables
+from keras_lowrank.adapters.state import AdapterState, weighted_sum
+from keras_lowrank.layers.arguments import check_ranks
+from keras_lowrank.layers.find_layers import find_low_rank_layers
+
+_HELD = "_keras_lowrank_adapters"
+
+
+class Adapters:
+    """The adapters of one model, as `add_adapters` returns them.
+
+    One set of adapters is in use. Others, by their names, are set aside on the host.
+
+    Args:
+        model: `keras.Model` that they are in.
+        layers: dict from path to the layer that has deltas.
+        places: list of int, the place of each layer among all that could have them.
+        trained: dict from the place of a variable to the variable, those trained beside deltas.
+        arguments: dict, `rank` and `max_rank` of `add_adapters`.
+        switch: `Switch` of the layers.
+        undo: callable that gives all variables back whether they are trainable.
+        name: str, that of the first set.
+
+    Attributes:
+        model: as given.
+        active: str, the name of the set in use.
+    """
+
+    def __init__(self, model, layers, places, trained, arguments, switch, undo, name):
+        self.model, self.active = model, name
+        self._layers, self._places, self._trained = layers, places, trained
+        self._arguments, self._switch, self._undo = arguments, switch, undo
+        self._base = [variable.numpy() for variable in trained.values()]
+        self._aside = {}
+
+    @property
+    def deltas(self):
+        """The low-rank layers beside the frozen kernels, `{path: layer}` as in `model.ranks`."""
+        return {
+            f"{path}/{delta.name}": delta
+            for path, layer in self._layers.items()
+            for delta in deltas_of(layer)
+        }
+
+    @property
+    def names(self):
+        """The names of all sets, that in use first."""
+        return [self.active, *self._aside]
+
+    @property
+    def ranks(self):
+        """The present ranks, `{path: int}`."""
+        return {path: delta.rank for path, delta in self.deltas.items()}
+
+    def report(self):
+        """Returns a `Report`: kernels, ranks, weights and sizes. `print` it."""
+        rows, held = [], set()
+        for path, delta in self.deltas.items():
+            n, m, rank = delta.factors.n, delta.factors.m, delta.rank
+            size = float(np.linalg.norm(delta.factors.singular_values()))
+            rows.append(Row(path, n, m, rank, rank * (n + m), size))
+            held |= {id(variable) for variable in delta.variables}
+        others = sum(math.prod(variable.shape) for variable in self._trained.values())
+        total = sum(math.prod(v.shape) for v in self.model.weights if id(v) not in held)
+        return Report(rows, others, total)
+
+    @contextlib.contextmanager
+    def disabled(self):
+        """While open, the model is its base, bit for bit.
+
+        Its functions are traced anew when it opens and when it closes. A function of your own that
+        is traced while it is open has the base in it.
+        """
+        before = self._switch.on, [v.numpy() for v in self._trained.values()]
+        try:
+            self._set(False, self._base)
+            yield
+        finally:
+            self._set(*before)
+
+    def add(self, name):
+        """Adds a set that starts at zero, at the rank of `add_adapters`, and takes it in use.
+
+        Args:
+            name: str, a new one.
+        """
+        self._set_aside(name)
+        for delta in self.deltas.values():
+            delta.set_to_zero(self._arguments["rank"])
+        self._assign_others(self._base)
+
+    def switch(self, name):
+        """Takes another set in use. Ranks follow; what the optimizer keeps for them starts anew.
+
+        Args:
+            name: str, one of `names`.
+        """
+        self._check_known(name)
+        if name != self.active:
+            state = self._aside.pop(name)
+            self._set_aside(name)
+            self._restore(state)
+
+    def combine(self, name, weights):
+        """Adds the weighted sum of several sets, and takes it in use.
+
+        It is exact, at a rank of up to the sum of theirs. Training cuts that to `max_rank`.
+
+        Args:
+            name: str, a new one.
+            weights: dict from the name of a set to a float.
+        """
+        if not weights:
+            raise ValueError("`weights` must name sets of adapters. Received: an empty dict")
+        for one in weights:
+            self._check_known(one)
+        self._set_aside(name)
+        states = [self._aside[one] for one in weights]
+        self._restore(weighted_sum(states, list(weights.values()), self._base))
+
+    def save(self, filepath):
+        """Writes the set in use to a file: the deltas, and what is trained beside them.
+
+        The base is not in it. After a crash the file is whole, or that from before.
+
+        Args:
+            filepath: str or path, such as `"a.adapters.h5"`.
+        """
+        header = {"name": self.active, "ranks": self.ranks, **self._header()}
+        file.write(filepath, self._state(), header)
+
+    def load(self, filepath, name=None):
+        """Adds the set in a file, and takes it in use.
+
+        Args:
+            filepath: str or path that `save` has written.
+            name: str or None, a new name. None is the name that it was saved with.
+
+        Raises:
+            ValueError: a file of other layers or another base, a damaged one, or a name in use.
+        """
+        state, header = file.read(filepath)
+        file.check_same(header, self._header(), filepath)
+        self._set_aside(header["name"] if name is None else name)
+        self._restore(state)
+
+    def merge(self):
+        """What `merge_adapters` does."""
+        quantized = [p for p, x in self._layers.items() if getattr(x, "quantization_mode", None)]
+        if quantized:
+            raise ValueError(
+                "A delta is merged into a kernel of floats: in int8 or int4 the sum would be "
+                "rounded, and no longer what was trained. Save the adapters, load them into the "
+                "model before it was quantized, and merge there. "
+                f"Received: quantized layers {quantized[:3]}"
+            )
+        for layer in self._layers.values():
+            for kernel, delta in zip(layer.kernels, deltas_of(layer)):
+                vars(layer)[kernel].assign(sum_of(vars(layer)[kernel], delta))
+            restore(layer)
+        self._undo()
+        restore_model(self.model)
+        del vars(self.model)[_HELD]
+
+    def _state(self):
+        return AdapterState.of(self.deltas.values(), self._trained.values())
+
+    def _restore(self, state):
+        state.restore(self.deltas.values(), self._trained.values())
+
+    def _set_aside(self, name):
+        """Sets aside what is in use, to go on under a new name."""
+        self._check_new(name)
+        self._aside[self.active] = self._state()
+        self.active = name
+
+    def _set(self, on, values):
+        self._switch.on = on
+        self._assign_others(values)
+        forget_traces(self.model)
+
+    def _assign_others(self, values):
+        for variable, value in zip(self._trained.values(), values):
+            variable.assign(value)
+
+    def _header(self):
+        places = zip(self._places, self._layers.values())
+        kernels = [[p, *delta.kernel_shape] for p, x in places for delta in deltas_of(x)]
+        trained = [[place, *variable.shape] for place, variable in self._trained.items()]
+        return file.header(self._places, kernels, trained, self._arguments)
+
+    def _check_new(self, name):
+        if name in self.names:
+            raise ValueError(
+                f"A new set of adapters needs a new name, other than {self.names}. "
+                f"Received: {name!r}"
+            )
+
+    def _check_known(self, name):
+        if name not in self.names:
+            raise ValueError(f"The adapters are {self.names}. Received: {name!r}")
+
+
+def add_adapters(
+    model, rank=4, max_rank=16, include=None, exclude=None, trainable=None, name="default"
+):
+    r"""Puts a low-rank change beside kernels of a model, `W = W0 + U S V^T`, in place.
+
+    All weights of the model are frozen, and the change starts at zero: the model computes what it
+    did. It is an instance of its class still, and a `LowRankModel` beside: `compile` takes
+    `integrator` and `truncation`, and training moves and sizes the changes as it does low-rank
+    layers. The base may be in float32, float16 or bfloat16, or quantized by Keras to int8 or int4.
+
+    Saved as `.keras`, as weights or as a preset, the model is a plain one with the sums in the
+    place of its kernels, as with Keras's LoRA: it loads without this package. The adapters alone
+    are saved with `Adapters.save`.
+
+    Args:
+        model: built `keras.Model` of any kind, or a task of KerasHub.
+        rank: int, the rank to start with. Of a smaller kernel, all that it has.
+        max_rank: int or None, the largest rank. None is that of the kernel.
+        include: names, paths, patterns, layer classes or functions of a layer, one or a list: the
+            layers that get a change, as in `from_keras`. None takes those that a model of KerasHub
+            names for LoRA, and of any other model all but embeddings.
+        exclude: the same, for layers that get none.
+        trainable: the same, for layers whose variables are trained beside the changes; a string may
+            name variables too, as `"bias"` does. None trains the changes alone.
+        name: str, the name of the set, to tell it from others that are added later.
+
+    Returns:
+        `Adapters`.
+
+    Raises:
+        ValueError: no layer is left, a string means none, ranks that are not in order, adapters
+            or LoRA that are there already, or a base in another precision.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="dense")])
+    >>> adapters = add_adapters(model, rank=2)
+    >>> model.compile("sgd", "mse", truncation=0.1)
+    >>> history = model.fit(np.ones((4, 8)), np.ones((4, 6)), verbose=0)
+    >>> adapters.ranks
+    {'dense/delta': 2}
+    >>> merge_adapters(model)
+    """
+    rank, _, max_rank = check_ranks(rank, 1, max_rank)
+    _refuse_twice(model)
+    layers = select_layers(model, include, exclude)
+    made = keras_internals.made_to_train(model)
+    chosen = {id(variable) for variable in select_variables(model, trainable)}
+    places = [place for place, v in enumerate(made) if id(v) in chosen]
+    parts = _make_deltas(layers, rank, max_rank)
+    return _put_in(model, layers, parts, places, {"rank": rank, "max_rank": max_rank}, name)
+
+
+def load_adapters(model, filepath, name=None):
+    """Puts adapters from a file into a model like the one that they were trained in.
+
+    Args:
+        model: built `keras.Model`. One that has adapters already gets another set, which is taken
+            in use; one without gets them added.
+        filepath: str or path that `Adapters.save` has written.
+        name: str or None, the name of the set. None is the name that it was saved with.
+
+    Returns:
+        `Adapters`.
+
+    Raises:
+        ValueError: a file of other layers or another base, or a damaged one.
+    """
+    if _HELD in vars(model):
+        adapters = vars(model)[_HELD]
+        adapters.load(filepath, name)
+        return adapters
+    state, header = file.read(filepath)
+    candidates, places = list(adaptable_layers(model).items()), header["places"]
+    layers = dict(candidates[place] for place in places if place < len(candidates))
+    parts = _make_deltas(layers, **header["arguments"])
+    kernels = [
+        [place, *delta.kernel_shape]
+        for place, path in zip(places, layers)
+        for delta in parts[path].values()
+    ]
+    made = keras_internals.made_to_train(model)
+    trained = [[p, *made[p].shape] for p, *_ in header["trained"] if p < len(made)]
+    found = file.header(places, kernels, trained, header["arguments"])
+    file.check_same(header, found, filepath)
+    trained = [place for place, *_ in trained]
+    name = header["name"] if name is None else name
+    adapters = _put_in(model, layers, parts, trained, header["arguments"], name)
+    adapters._restore(state)
+    return adapters
+
+
+def merge_adapters(model):
+    """Makes a model with adapters a plain one again, with the sums `W0 + U S V^T` as its kernels.
+
+    In place. Its class, and what of it is trainable, are those from before `add_adapters`.
+
+    Args:
+        model: `keras.Model` that `add_adapters` has changed.
+
+    Raises:
+        ValueError: a model without adapters, or a base in int8 or int4.
+    """
+    if _HELD not in vars(model):
+        raise ValueError(
+            "`merge_adapters` needs the model that was given to `add_adapters`. "
+            f"Received: a {type(model).__name__} without adapters"
+        )
+    vars(model)[_HELD].merge()
+
+
+def _refuse_twice(model):
+    adapted = [one for one in keras_internals.all_layers(model) if isinstance(one, AdaptedLayer)]
+    if adapted:
+        raise ValueError(
+            "A model has adapters once: `add` of them adds another set. "
+            f"Received: adapters in {adapted[0].name!r} already"
+        )
+
+
+def _make_deltas(layers, rank, max_rank):
+    """`{path: {attribute: delta}}`, before the first layer is changed."""
+    for path, layer in layers.items():
+        refuse_unfit(path, layer)
+    return {p: family_of(x).make_deltas(x, rank, max_rank) for p, x in layers.items()}
+
+
+def _put_in(model, layers, parts, trained, arguments, name):
+    """Changes a model and its layers; returns their `Adapters`."""
+    places = {path: place for place, path in enumerate(adaptable_layers(model))}
+    variables, kernels = keras_internals.made_to_train(model), set()
+    before = [(variable, variable.trainable) for variable in variables]
+    # Of low-rank layers that are there already, too: they are trained as a whole, or not.
+    before += [(one, True) for one in find_low_rank_layers(model).values() if one.trainable]
+    switch = Switch()
+    for path, layer in layers.items():
+        family_of(layer).adapt(layer, parts[path], switch)
+        kernels |= {id(vars(layer)[name]) for name in layer.kernels}
+    trained = {p: variables[p] for p in trained if id(variables[p]) not in kernels}
+    for one, _ in before:
+        one.trainable = False
+    for variable in trained.values():
+        variable.trainable = True
+    become_low_rank(model, before=(AdaptedModel,))
+
+    def undo():
+        for one, was in before:
+            one.trainable = was
+
+    places = [places[path] for path in layers]
+    adapters = Adapters(model, layers, places, trained, arguments, switch, undo, name)
+    vars(model)[_HELD] = adapters
+    return adapters

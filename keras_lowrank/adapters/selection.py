@@ -1,0 +1,70 @@
+"""Which layers of a model get a delta, and which of its other variables are trained."""
+
+import fnmatch
+
+from keras_lowrank import keras_internals
+from keras_lowrank.adapters.families import family_of
+from keras_lowrank.convert.selection import layer_test, matches, select, unknown
+from keras_lowrank.layers.find_layers import layers_by_path
+
+
+def adaptable_layers(model):
+    """`{path: layer}` of all layers that can have a delta."""
+    return {p: layer for p, layer in layers_by_path(model).items() if family_of(layer)}
+
+
+def select_layers(model, include, exclude):
+    """`{path: layer}` of the layers that get a delta.
+
+    Args:
+        model: built `keras.Model`.
+        include: as in `add_adapters`.
+        exclude: as in `add_adapters`.
+
+    Raises:
+        ValueError: no layer is left, or a string that means none.
+    """
+    layers = adaptable_layers(model)
+    chosen = select(_default(model, layers) if include is None else layers, include, exclude)
+    if not chosen:
+        raise ValueError(
+            "`add_adapters` needs a layer with a kernel, built, and left by `include` and "
+            f"`exclude`. Received: include={include!r}, exclude={exclude!r}, in a model with "
+            f"{', '.join(layers) or 'none'}"
+        )
+    return chosen
+
+
+def _default(model, layers):
+    """Where LoRA goes, as the model says itself, else all projections."""
+    for one in (model, *keras_internals.all_layers(model)):
+        names = getattr(one, "default_lora_layer_names", list)()
+        found = {p: x for p, x in layers.items() if any(matches(p, x, name) for name in names)}
+        if found:
+            return found
+    return {path: layer for path, layer in layers.items() if family_of(layer).is_projection}
+
+
+def select_variables(model, items):
+    """Those variables of a model, made to be trained, that are trained beside the deltas.
+
+    Args:
+        model: `keras.Model` whose layers have no deltas yet.
+        items: as `trainable` of `add_adapters`.
+
+    Raises:
+        ValueError: a string that means neither a layer nor a variable, or another item.
+    """
+    if items is None:
+        return []
+    items = items if isinstance(items, (list, tuple, set)) else [items]
+    layers, chosen = layers_by_path(model), set()
+    made = keras_internals.made_to_train(model)
+    for item in items:
+        test = layer_test("trainable", item)
+        held = [v for p, layer in layers.items() if test(p, layer) for v in layer.weights]
+        named = [v for v in made if isinstance(item, str) and fnmatch.fnmatchcase(v.name, item)]
+        if isinstance(item, str) and not (held or named):
+            raise unknown(layers, "trainable", item)
+        chosen.update(id(v) for v in (*held, *named))
+    return [v for v in made if id(v) in chosen]
