@@ -62,7 +62,8 @@ def test_a_converted_model_trains_and_loads(name, tmp_path):
     assert distance(model, before, inputs) > 1e-5
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    assert type(again) is type(model) and again.ranks == model.ranks
+    # Keras may number names otherwise.
+    assert type(again) is type(model) and [*again.ranks.values()] == [*model.ranks.values()]
     assert distance(again, outputs_of(model, inputs), inputs) == 0
 
 
