@@ -146,7 +146,9 @@ def _functional_class(cls: Any) -> type:
     return _saved_as(cls, (cls, Functional))
 
 
-def change_class(instance, before=(), after=()):
+def change_class(
+    instance: keras.layers.Layer, before: tuple[type, ...] = (), after: tuple[type, ...] = ()
+) -> None:
     """Gives a layer or model methods of other classes, in place: it stays what everybody holds.
 
     It is still an instance of its class, and is saved under the name of that.
@@ -157,7 +159,8 @@ def change_class(instance, before=(), after=()):
         after: tuple of classes whose methods go between those of its class and of Keras's own
             `Layer` or `Model`, as if it had been written as a subclass of them.
     """
-    made = _class_around(type(instance), tuple(before), tuple(after))
+    cls: Any = type(instance)
+    made = _class_around(cls, tuple(before), tuple(after))
     object.__setattr__(instance, "__class__", made)
     # Keras has wrapped some methods of the class that it was made as, in the instance.
     names = [name for name in _WRAPPED if any(hasattr(one, name) for one in before)]
@@ -165,25 +168,26 @@ def change_class(instance, before=(), after=()):
     vars(instance).setdefault("_wrapped_before", []).append(held)
 
 
-def restore_class(instance):
+def restore_class(instance: keras.layers.Layer) -> None:
     """Takes back the last `change_class`."""
     object.__setattr__(instance, "__class__", class_before(instance))
     vars(instance).update(vars(instance)["_wrapped_before"].pop())
 
 
-def class_before(instance):
+def class_before(instance: keras.layers.Layer) -> type:
     """The class that an instance had before the last `change_class`."""
-    return type(instance)._class_before
+    cls: Any = type(instance)
+    return cls._class_before
 
 
 @functools.cache
-def _class_around(cls, before, after):
-    made = _saved_as(cls, (*before, cls, *after))
+def _class_around(cls: Any, before: tuple[type, ...], after: tuple[type, ...]) -> type:
+    made: Any = _saved_as(cls, (*before, cls, *after))
     made._class_before = cls
     return made
 
 
-def _saved_as(cls, bases):
+def _saved_as(cls: type, bases: tuple[type, ...]) -> type:
     """A class with these bases that Keras saves under the name of `cls`."""
     made = type(cls.__name__, bases, {})
     made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__

@@ -2,7 +2,11 @@
 
 import contextlib
 import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_lowrank import keras_internals
@@ -14,7 +18,8 @@ from keras_lowrank.adapters.adapted_model import (
     forget_traces,
     restore_model,
 )
-from keras_lowrank.adapters.families import family_of, refuse_unfit
+from keras_lowrank.adapters.delta import Delta
+from keras_lowrank.adapters.families import family_of, make_deltas
 from keras_lowrank.adapters.report import Report, Row
 from keras_lowrank.adapters.selection import adaptable_layers, select_layers, select_variables
 from keras_lowrank.adapters.state import AdapterState, weighted_sum
@@ -44,15 +49,25 @@ class Adapters:
         active: str, the name of the set in use.
     """
 
-    def __init__(self, model, layers, places, trained, arguments, switch, undo, name):
+    def __init__(
+        self,
+        model: keras.Model,
+        layers: dict[str, keras.layers.Layer],
+        places: Sequence[int],
+        trained: dict[int, keras.Variable],
+        arguments: dict[str, Any],
+        switch: Switch,
+        undo: Callable[[], None],
+        name: str,
+    ) -> None:
         self.model, self.active = model, name
         self._layers, self._places, self._trained = layers, places, trained
         self._arguments, self._switch, self._undo = arguments, switch, undo
         self._base = [variable.numpy() for variable in trained.values()]
-        self._aside = {}
+        self._aside: dict[str, AdapterState] = {}
 
     @property
-    def deltas(self):
+    def deltas(self) -> dict[str, Delta]:
         """The low-rank layers beside the frozen kernels, `{path: layer}` as in `model.ranks`."""
         return {
             f"{path}/{delta.name}": delta
@@ -61,20 +76,20 @@ class Adapters:
         }
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         """The names of all sets, that in use first."""
         return [self.active, *self._aside]
 
     @property
-    def ranks(self):
+    def ranks(self) -> dict[str, int]:
         """The present ranks, `{path: int}`."""
-        return {path: delta.rank for path, delta in self.deltas.items()}
+        return {path: delta.factors.rank for path, delta in self.deltas.items()}
 
-    def report(self):
+    def report(self) -> Report:
         """Returns a `Report`: kernels, ranks, weights and sizes. `print` it."""
-        rows, held = [], set()
+        rows, held = [], set[int]()
         for path, delta in self.deltas.items():
-            n, m, rank = delta.factors.n, delta.factors.m, delta.rank
+            n, m, rank = delta.factors.n, delta.factors.m, delta.factors.rank
             size = float(np.linalg.norm(delta.factors.singular_values()))
             rows.append(Row(path, n, m, rank, rank * (n + m), size))
             held |= {id(variable) for variable in delta.variables}
@@ -83,7 +98,7 @@ class Adapters:
         return Report(rows, others, total)
 
     @contextlib.contextmanager
-    def disabled(self):
+    def disabled(self) -> Iterator[None]:
         """While open, the model is its base, bit for bit.
 
         Its functions are traced anew when it opens and when it closes. A function of your own that
@@ -96,7 +111,7 @@ class Adapters:
         finally:
             self._set(*before)
 
-    def add(self, name):
+    def add(self, name: str) -> None:
         """Adds a set that starts at zero, at the rank of `add_adapters`, and takes it in use.
 
         Args:
@@ -107,7 +122,7 @@ class Adapters:
             delta.set_to_zero(self._arguments["rank"])
         self._assign_others(self._base)
 
-    def switch(self, name):
+    def switch(self, name: str) -> None:
         """Takes another set in use. Ranks follow; what the optimizer keeps for them starts anew.
 
         Args:
@@ -119,7 +134,7 @@ class Adapters:
             self._set_aside(name)
             self._restore(state)
 
-    def combine(self, name, weights):
+    def combine(self, name: str, weights: dict[str, float]) -> None:
         """Adds the weighted sum of several sets, and takes it in use.
 
         It is exact, at a rank of up to the sum of theirs. Training cuts that to `max_rank`.
@@ -136,7 +151,7 @@ class Adapters:
         states = [self._aside[one] for one in weights]
         self._restore(weighted_sum(states, list(weights.values()), self._base))
 
-    def save(self, filepath):
+    def save(self, filepath: str | os.PathLike[str]) -> None:
         """Writes the set in use to a file: the deltas, and what is trained beside them.
 
         The base is not in it. After a crash the file is whole, or that from before.
@@ -147,7 +162,7 @@ class Adapters:
         header = {"name": self.active, "ranks": self.ranks, **self._header()}
         file.write(filepath, self._state(), header)
 
-    def load(self, filepath, name=None):
+    def load(self, filepath: str | os.PathLike[str], name: str | None = None) -> None:
         """Adds the set in a file, and takes it in use.
 
         Args:
@@ -162,7 +177,7 @@ class Adapters:
         self._set_aside(header["name"] if name is None else name)
         self._restore(state)
 
-    def merge(self):
+    def merge(self) -> None:
         """What `merge_adapters` does."""
         quantized = [p for p, x in self._layers.items() if getattr(x, "quantization_mode", None)]
         if quantized:
@@ -180,48 +195,54 @@ class Adapters:
         restore_model(self.model)
         del vars(self.model)[_HELD]
 
-    def _state(self):
+    def _state(self) -> AdapterState:
         return AdapterState.of(self.deltas.values(), self._trained.values())
 
-    def _restore(self, state):
+    def _restore(self, state: AdapterState) -> None:
         state.restore(self.deltas.values(), self._trained.values())
 
-    def _set_aside(self, name):
+    def _set_aside(self, name: str) -> None:
         """Sets aside what is in use, to go on under a new name."""
         self._check_new(name)
         self._aside[self.active] = self._state()
         self.active = name
 
-    def _set(self, on, values):
+    def _set(self, on: bool, values: Iterable[np.ndarray]) -> None:
         self._switch.on = on
         self._assign_others(values)
         forget_traces(self.model)
 
-    def _assign_others(self, values):
+    def _assign_others(self, values: Iterable[np.ndarray]) -> None:
         for variable, value in zip(self._trained.values(), values):
             variable.assign(value)
 
-    def _header(self):
+    def _header(self) -> dict[str, Any]:
         places = zip(self._places, self._layers.values())
         kernels = [[p, *delta.kernel_shape] for p, x in places for delta in deltas_of(x)]
         trained = [[place, *variable.shape] for place, variable in self._trained.items()]
         return file.header(self._places, kernels, trained, self._arguments)
 
-    def _check_new(self, name):
+    def _check_new(self, name: str) -> None:
         if name in self.names:
             raise ValueError(
                 f"A new set of adapters needs a new name, other than {self.names}. "
                 f"Received: {name!r}"
             )
 
-    def _check_known(self, name):
+    def _check_known(self, name: str) -> None:
         if name not in self.names:
             raise ValueError(f"The adapters are {self.names}. Received: {name!r}")
 
 
 def add_adapters(
-    model, rank=4, max_rank=16, include=None, exclude=None, trainable=None, name="default"
-):
+    model: keras.Model,
+    rank: int = 4,
+    max_rank: int | None = 16,
+    include: Any = None,
+    exclude: Any = None,
+    trainable: Any = None,
+    name: str = "default",
+) -> Adapters:
     r"""Puts a low-rank change beside kernels of a model, `W = W0 + U S V^T`, in place.
 
     All weights of the model are frozen, and the change starts at zero: the model computes what it
@@ -262,17 +283,19 @@ def add_adapters(
     {'dense/delta': 2}
     >>> merge_adapters(model)
     """
-    rank, _, max_rank = check_ranks(rank, 1, max_rank)
+    start, _, largest = check_ranks(rank, 1, max_rank)
     _refuse_twice(model)
     layers = select_layers(model, include, exclude)
     made = keras_internals.made_to_train(model)
     chosen = {id(variable) for variable in select_variables(model, trainable)}
     places = [place for place, v in enumerate(made) if id(v) in chosen]
-    parts = _make_deltas(layers, rank, max_rank)
-    return _put_in(model, layers, parts, places, {"rank": rank, "max_rank": max_rank}, name)
+    parts = make_deltas(layers, start, largest)
+    return _put_in(model, layers, parts, places, {"rank": start, "max_rank": largest}, name)
 
 
-def load_adapters(model, filepath, name=None):
+def load_adapters(
+    model: keras.Model, filepath: str | os.PathLike[str], name: str | None = None
+) -> Adapters:
     """Puts adapters from a file into a model like the one that they were trained in.
 
     Args:
@@ -294,7 +317,7 @@ def load_adapters(model, filepath, name=None):
     state, header = file.read(filepath)
     candidates, places = list(adaptable_layers(model).items()), header["places"]
     layers = dict(candidates[place] for place in places if place < len(candidates))
-    parts = _make_deltas(layers, **header["arguments"])
+    parts = make_deltas(layers, **header["arguments"])
     kernels = [
         [place, *delta.kernel_shape]
         for place, path in zip(places, layers)
@@ -304,14 +327,14 @@ def load_adapters(model, filepath, name=None):
     trained = [[p, *made[p].shape] for p, *_ in header["trained"] if p < len(made)]
     found = file.header(places, kernels, trained, header["arguments"])
     file.check_same(header, found, filepath)
-    trained = [place for place, *_ in trained]
+    of_trained = [place for place, *_ in trained]
     name = header["name"] if name is None else name
-    adapters = _put_in(model, layers, parts, trained, header["arguments"], name)
+    adapters = _put_in(model, layers, parts, of_trained, header["arguments"], name)
     adapters._restore(state)
     return adapters
 
 
-def merge_adapters(model):
+def merge_adapters(model: keras.Model) -> None:
     """Makes a model with adapters a plain one again, with the sums `W0 + U S V^T` as its kernels.
 
     In place. Its class, and what of it is trainable, are those from before `add_adapters`.
@@ -330,7 +353,7 @@ def merge_adapters(model):
     vars(model)[_HELD].merge()
 
 
-def _refuse_twice(model):
+def _refuse_twice(model: keras.Model) -> None:
     adapted = [one for one in keras_internals.all_layers(model) if isinstance(one, AdaptedLayer)]
     if adapted:
         raise ValueError(
@@ -339,17 +362,17 @@ def _refuse_twice(model):
         )
 
 
-def _make_deltas(layers, rank, max_rank):
-    """`{path: {attribute: delta}}`, before the first layer is changed."""
-    for path, layer in layers.items():
-        refuse_unfit(path, layer)
-    return {p: family_of(x).make_deltas(x, rank, max_rank) for p, x in layers.items()}
-
-
-def _put_in(model, layers, parts, trained, arguments, name):
+def _put_in(
+    model: keras.Model,
+    layers: dict[str, keras.layers.Layer],
+    parts: dict[str, dict[str, Delta]],
+    places: Iterable[int],
+    arguments: dict[str, Any],
+    name: str,
+) -> Adapters:
     """Changes a model and its layers; returns their `Adapters`."""
-    places = {path: place for place, path in enumerate(adaptable_layers(model))}
-    variables, kernels = keras_internals.made_to_train(model), set()
+    place_of = {path: place for place, path in enumerate(adaptable_layers(model))}
+    variables, kernels = keras_internals.made_to_train(model), set[int]()
     before = [(variable, variable.trainable) for variable in variables]
     # Of low-rank layers that are there already, too: they are trained as a whole, or not.
     before += [(one, True) for one in find_low_rank_layers(model).values() if one.trainable]
@@ -357,18 +380,18 @@ def _put_in(model, layers, parts, trained, arguments, name):
     for path, layer in layers.items():
         family_of(layer).adapt(layer, parts[path], switch)
         kernels |= {id(vars(layer)[name]) for name in layer.kernels}
-    trained = {p: variables[p] for p in trained if id(variables[p]) not in kernels}
+    trained = {p: variables[p] for p in places if id(variables[p]) not in kernels}
     for one, _ in before:
         one.trainable = False
     for variable in trained.values():
         variable.trainable = True
     become_low_rank(model, before=(AdaptedModel,))
 
-    def undo():
+    def undo() -> None:
         for one, was in before:
             one.trainable = was
 
-    places = [places[path] for path in layers]
-    adapters = Adapters(model, layers, places, trained, arguments, switch, undo, name)
+    of_layers = [place_of[path] for path in layers]
+    adapters = Adapters(model, layers, of_layers, trained, arguments, switch, undo, name)
     vars(model)[_HELD] = adapters
     return adapters

@@ -3,7 +3,10 @@
 import io
 import itertools
 import json
+import os
 import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import h5py
 
@@ -16,7 +19,12 @@ _KIND = "keras_lowrank_adapters"
 _FACTORS = ("U", "S", "V")
 
 
-def header(places, kernels, trained, arguments):
+def header(
+    places: Iterable[int],
+    kernels: Sequence[Sequence[int]],
+    trained: Sequence[Sequence[int]],
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
     """What a file says of the model that its adapters are for.
 
     By place, and not by name: the names of layers differ from one model to the next of its kind.
@@ -33,23 +41,26 @@ def header(places, kernels, trained, arguments):
     return {**of_model, "arguments": arguments}
 
 
-def check_same(written, present, path):
+def check_same(
+    written: dict[str, Any], present: dict[str, Any], path: str | os.PathLike[str]
+) -> None:
     """Raises ValueError unless a file's header is that of adapters of the present model."""
     if written["shapes"] == present["shapes"]:
         return
-    for name in ("kernels", "trained"):
-        pairs = itertools.zip_longest(written[name], present[name])
-        differ = next(((one, other) for one, other in pairs if one != other), None)
-        if differ:
-            break
+    name, one, other = next(
+        (name, one, other)
+        for name in ("kernels", "trained")
+        for one, other in itertools.zip_longest(written[name], present[name])
+        if one != other
+    )
     raise ValueError(
         "Adapters belong to a model like the one that they were trained in, with deltas for the "
-        f"same kernels. Received: filepath={str(path)!r}, with {name} [place, *shape] {differ[0]} "
-        f"where the model has {differ[1]}"
+        f"same kernels. Received: filepath={str(path)!r}, with {name} [place, *shape] {one} "
+        f"where the model has {other}"
     )
 
 
-def write(path, state, header):
+def write(path: str | os.PathLike[str], state: AdapterState, header: dict[str, Any]) -> None:
     """Writes adapters to a file, whole or not at all.
 
     Args:
@@ -69,7 +80,7 @@ def write(path, state, header):
     write_atomically(path, lambda file: file.write(contents.getbuffer()))
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> tuple[AdapterState, dict[str, Any]]:
     """Returns `(AdapterState, header)`.
 
     Raises:

@@ -31,16 +31,16 @@ class Report(NamedTuple):
         total: int, the weights of the base.
     """
 
-    rows: list
+    rows: list[Row]
     others: int
     total: int
 
     @property
-    def trained(self):
+    def trained(self) -> int:
         """The number of weights that are trained."""
         return sum(row.weights for row in self.rows) + self.others
 
-    def __str__(self):
+    def __str__(self) -> str:
         width = max([len("adapter"), *(len(row.path) for row in self.rows)])
         lines = [f"{'adapter':<{width}} {'kernel':>13} {'rank':>5} {'weights':>11} {'size':>9}"]
         for path, n, m, rank, weights, size in self.rows:

@@ -1,6 +1,9 @@
 """Which layers of a model get a delta, and which of its other variables are trained."""
 
 import fnmatch
+from typing import Any
+
+import keras
 
 from keras_lowrank import keras_internals
 from keras_lowrank.adapters.families import family_of
@@ -8,12 +11,12 @@ from keras_lowrank.convert.selection import layer_test, matches, select, unknown
 from keras_lowrank.layers.find_layers import layers_by_path
 
 
-def adaptable_layers(model):
+def adaptable_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """`{path: layer}` of all layers that can have a delta."""
     return {p: layer for p, layer in layers_by_path(model).items() if family_of(layer)}
 
 
-def select_layers(model, include, exclude):
+def select_layers(model: keras.Model, include: Any, exclude: Any) -> dict[str, keras.layers.Layer]:
     """`{path: layer}` of the layers that get a delta.
 
     Args:
@@ -35,17 +38,19 @@ def select_layers(model, include, exclude):
     return chosen
 
 
-def _default(model, layers):
+def _default(
+    model: keras.Model, layers: dict[str, keras.layers.Layer]
+) -> dict[str, keras.layers.Layer]:
     """Where LoRA goes, as the model says itself, else all projections."""
     for one in (model, *keras_internals.all_layers(model)):
-        names = getattr(one, "default_lora_layer_names", list)()
+        names: list[str] = getattr(one, "default_lora_layer_names", list)()
         found = {p: x for p, x in layers.items() if any(matches(p, x, name) for name in names)}
         if found:
             return found
     return {path: layer for path, layer in layers.items() if family_of(layer).is_projection}
 
 
-def select_variables(model, items):
+def select_variables(model: keras.Model, items: Any) -> list[keras.Variable]:
     """Those variables of a model, made to be trained, that are trained beside the deltas.
 
     Args:
@@ -58,7 +63,7 @@ def select_variables(model, items):
     if items is None:
         return []
     items = items if isinstance(items, (list, tuple, set)) else [items]
-    layers, chosen = layers_by_path(model), set()
+    layers, chosen = layers_by_path(model), set[int]()
     made = keras_internals.made_to_train(model)
     for item in items:
         test = layer_test("trainable", item)

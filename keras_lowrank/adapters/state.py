@@ -1,9 +1,14 @@
 """What one set of adapters has learned, as arrays: set aside, put back, and summed with another."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
+from keras_lowrank.adapters.delta import Delta
 from keras_lowrank.manifold.point import Point
 
 # Singular values of a sum below this share of the largest are rounding.
@@ -18,16 +23,16 @@ class AdapterState(NamedTuple):
         others: list of arrays, the other variables that are trained.
     """
 
-    points: list
-    others: list
+    points: list[Point]
+    others: list[np.ndarray]
 
     @classmethod
-    def of(cls, deltas, variables):
+    def of(cls, deltas: Iterable[Delta], variables: Iterable[keras.Variable]) -> AdapterState:
         """The present state of deltas and of variables."""
         points = [Point(*(part.numpy() for part in one.factors.read())) for one in deltas]
         return cls(points, [variable.numpy() for variable in variables])
 
-    def restore(self, deltas, variables):
+    def restore(self, deltas: Iterable[Delta], variables: Iterable[keras.Variable]) -> None:
         """Gives deltas and variables this state."""
         for delta, point in zip(deltas, self.points):
             delta.factors.assign(point)
@@ -35,7 +40,9 @@ class AdapterState(NamedTuple):
             variable.assign(value)
 
 
-def weighted_sum(states, weights, base):
+def weighted_sum(
+    states: Sequence[AdapterState], weights: Sequence[float], base: Sequence[np.ndarray]
+) -> AdapterState:
     """The state whose deltas are `a U1 S1 V1^T + b U2 S2 V2^T + ...`; exact, at the rank it has.
 
     Args:
@@ -52,7 +59,7 @@ def weighted_sum(states, weights, base):
     return AdapterState(points, others)
 
 
-def _sum(points, weights):
+def _sum(points: Sequence[Point], weights: Sequence[float]) -> Point:
     dtype = points[0].S.dtype
     left, right = (np.concatenate([p[i] for p in points], axis=1).astype("float64") for i in (0, 2))
     ranks = [point.S.shape[0] for point in points]
