@@ -296,9 +296,9 @@ class LowRankModel(
             # Keras warns that it does not know the arguments, and does not compile the model.
             super().compile_from_config(config)
             return
-        self.compile_loaded(config, self.compile)
+        self._compile_loaded(config, self.compile)
 
-    def compile_loaded(self, config: dict[str, Any], compile: Callable[..., None]) -> None:
+    def _compile_loaded(self, config: dict[str, Any], compile: Callable[..., None]) -> None:
         """Calls `compile` with the arguments in a config of `get_compile_config`."""
         config = keras.saving.deserialize_keras_object(config)
         # Set before `compile`, which would warn that XLA needs fixed ranks.

@@ -82,10 +82,10 @@ class Savable(_Base):
 
     @keras_internals.default
     def get_config(self) -> dict[str, Any]:
-        self.refuse_hdf5()
+        self._refuse_hdf5()
         return super().get_config()
 
-    def refuse_hdf5(self) -> None:
+    def _refuse_hdf5(self) -> None:
         """Raises ValueError while Keras writes a file in its older format."""
         if keras_internals.is_saving_hdf5():  # `keras.saving.save_model` does not call `save`
             raise ValueError(_NO_HDF5.format(f"model={self.name!r}"))

@@ -32,7 +32,7 @@ class ConvertedModel(_Base):
     """
 
     def get_config(self) -> dict[str, Any]:
-        self.refuse_hdf5()
+        self._refuse_hdf5()
         with _as_before([self]):
             config = keras.saving.serialize_keras_object(self)
         config.pop("compile_config", None)
@@ -49,7 +49,7 @@ class ConvertedModel(_Base):
             super().compile_from_config(config)
         else:
             # Its own `compile` has run when it was made, and what that sets is there.
-            self.compile_loaded(config, functools.partial(LowRankModel.compile, self))
+            self._compile_loaded(config, functools.partial(LowRankModel.compile, self))
         if self._training is not None and self._training.state is None:
             # For the state in the file: layers that nobody calls are not waited for.
             self._training.build_optimizer()

@@ -285,5 +285,5 @@ def test_a_rule_of_ones_own_inherits_nothing_of_the_rule_that_it_replaces():
 
 def test_a_budget_needs_ranks_that_change():
     model = make(Budget(weights=300, steps=8))
-    with pytest.raises(ValueError, match="ranks that change.*FixedRank"):
+    with pytest.raises(ValueError, match="ranks that can change.*FixedRank"):
         model.compile("sgd", "mse", integrator="fixed_rank", truncation=model.truncation)
