@@ -65,7 +65,12 @@ def take_step(
         matrices.decay_factors,
     )
     new, common_clip = matrices.move(passes, several)
-    new = replicas.to_assign(new)
+    # All but the check, a float32 whatever the layer's type is.
+    sent = replicas.to_assign([(one.factors, one.scale, one.slots) for one in new])
+    new = [
+        one._replace(factors=factors, scale=scale, slots=slots)
+        for one, (factors, scale, slots) in zip(new, sent)
+    ]
 
     last = passes.results[-1]
     verdict = _Verdict(training, matrices, replicas)
