@@ -111,6 +111,7 @@ def signed_as_functional(init: _Function) -> _Function:
         # Optional, so that Keras can also call it without inputs, for a subclass that has none.
         rest = [_optional(parameter) for parameter in rest]
         signature = signature.replace(parameters=[first, *rest])
+    # `inspect.signature` reads this attribute, which the type of a function does not have.
     init.__signature__ = signature  # type: ignore[attr-defined]
     return init
 

@@ -23,7 +23,7 @@ from keras_lowrank.adapters.families import family_of, make_deltas
 from keras_lowrank.adapters.report import Report, Row
 from keras_lowrank.adapters.selection import adaptable_layers, select_layers, select_variables
 from keras_lowrank.adapters.state import AdapterState, weighted_sum
-from keras_lowrank.layers.arguments import check_ranks
+from keras_lowrank.layers.arguments import check_ranks, positive_integer
 from keras_lowrank.layers.find_layers import find_low_rank_layers
 
 _HELD = "_keras_lowrank_adapters"
@@ -283,7 +283,7 @@ def add_adapters(
     {'dense/delta': 2}
     >>> merge_adapters(model)
     """
-    start, _, largest = check_ranks(rank, 1, max_rank)
+    start, _, largest = check_ranks(positive_integer("rank", rank), 1, max_rank)
     _refuse_twice(model)
     layers = select_layers(model, include, exclude)
     made = keras_internals.made_to_train(model)

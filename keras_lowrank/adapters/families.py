@@ -52,6 +52,7 @@ class Family:
 
     def arguments(self, layer: keras.layers.Layer) -> dict[str, Any]:
         """The arguments of the delta that a layer of this family gives it."""
+        # Abstract: what a layer's delta takes depends on its family alone.
         raise NotImplementedError(f"{type(self).__name__} must implement `arguments`.")
 
     def make_deltas(

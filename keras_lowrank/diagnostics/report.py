@@ -121,7 +121,7 @@ class Report:
         return self.check(bool(difference <= allowed), rule, received)
 
 
-class _Stop(Exception):  # noqa: N818
+class _Stop(Exception):  # noqa: N818 (it is no error, but the way out of a check)
     """Ends a check early, after a rule that all others need."""
 
 

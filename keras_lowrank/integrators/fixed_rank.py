@@ -44,6 +44,7 @@ class FixedRank(Integrator):
 
     adapts_rank = False
 
+    # A constant of the base class; here it follows `adapt_every`.
     @property
     def needs_second_pass(self) -> bool:  # type: ignore[override]
         return self.adapt_every == 1

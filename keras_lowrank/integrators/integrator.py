@@ -110,6 +110,7 @@ class Integrator:
         Returns:
             `Point` with orthonormal U and V and diagonal S.
         """
+        # Optional: with adapt_every=1 every step is a full one, and this is not called.
         raise NotImplementedError(
             f"{type(self).__name__} must implement `move`, or be given adapt_every=1."
         )

@@ -37,6 +37,7 @@ class RankAdaptive(Integrator):
     >>> integrator = RankAdaptive()   # the same as compile(integrator="rank_adaptive")
     """
 
+    # A constant of the base class; here it follows `adapt_every`.
     @property
     def needs_second_pass(self) -> bool:  # type: ignore[override]
         return self.adapt_every == 1

@@ -116,6 +116,7 @@ class GatedLayer(SeveralKernels, CompositeInputs):
                 return_all_outputs=self.return_sequences,
             )
 
+    # An attribute of other layers; here the cell holds it.
     @property
     def rank_arguments(self) -> RankArguments:  # type: ignore[override]
         """Those of the cell."""

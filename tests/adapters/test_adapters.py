@@ -182,6 +182,7 @@ def test_what_cannot_be_is_refused():
     one = dense()
     one.get_layer("body").enable_lora(2)
     cases = [
+        (lambda: klr.add_adapters(dense(), rank=None), "`rank` must be a positive integer"),
         (lambda: klr.add_adapters(dense(), rank=8, max_rank=4), "min_rank <= rank <= max_rank"),
         (lambda: klr.add_adapters(dense(), include="nowhere"), "'nowhere'"),
         (lambda: klr.add_adapters(dense(), include="norm"), "'norm'"),

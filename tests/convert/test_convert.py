@@ -253,3 +253,39 @@ def test_variables_that_two_layers_share_are_refused():
     for convert in (full, to_keras):
         with pytest.raises(ValueError, match="one layer twice.*Received: the layers dense, tied"):
             convert(model)
+
+
+def test_refusals_of_many_layers_come_once_with_a_count():
+    norm = keras.constraints.MaxNorm()
+    stack = [layers.Dense(8, kernel_constraint=norm, name=f"block_{i}") for i in range(5)]
+    model = keras.Sequential([keras.Input((8,)), *stack, layers.Dense(8)])
+    with pytest.warns(UserWarning, match=r"block_2, \.\.\. \(5 layers\): `kernel_c") as record:
+        from_keras(model, rank=2)
+    assert str(record[0].message).count("kernel_constraint") == 1
+
+
+def test_data_from_a_generator():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8)])
+    inputs = draw(4, 8)
+    batches = [inputs[:2], inputs[2:]]
+    found = [
+        from_keras(model, rank=2, data=data)(inputs)
+        for data in (inputs, (batch for batch in batches), iter([(b, b) for b in batches]))
+    ]
+    for one in found[1:]:
+        np.testing.assert_allclose(one, found[0], atol=1e-4)
+
+
+def test_a_table_that_two_layers_share_names_the_way_out():
+    class Tied(layers.Layer):
+        def __init__(self, table):
+            super().__init__()
+            self.table = table
+
+        def call(self, inputs):
+            return keras.ops.matmul(inputs, keras.ops.transpose(self.table.embeddings))
+
+    inputs, table = keras.Input((5,), dtype="int32"), layers.Embedding(20, 16, name="table")
+    model = keras.Model(inputs, layers.Dense(20)(Tied(table)(table(inputs))))
+    with pytest.raises(ValueError, match=r"`LowRankEmbedding`.*`reverse=True`.*table, tied"):
+        from_keras(model, rank=2)
