@@ -18,7 +18,8 @@ from keras_lowrank import (
 
 FEATURES, CLASSES = 784, 10
 LOW_RANK = ("parallel", "rank_adaptive", "fixed_rank")
-# two_factor is plain Keras: a layer with r outputs and no bias, then the layer itself.
+# two_factor is plain Keras: a layer with r outputs and no bias, then the layer itself; three layers
+# for a Tucker-2 kernel.
 METHODS = ("two_factor", *LOW_RANK)
 
 
@@ -37,11 +38,13 @@ def dense(method, widths, rank=None, optimizer=None):
 
 
 _SPATIAL = functools.partial(LowRankConv2D, factorization="spatial")
+_TUCKER = functools.partial(LowRankConv2D, factorization="tucker")
 
 # By name: the Keras layer, the low-rank layer, the spatial extents of the inputs.
 CONVOLUTIONS = {
     "conv": (keras.layers.Conv2D, LowRankConv2D, (16, 16)),
     "conv_spatial": (keras.layers.Conv2D, _SPATIAL, (16, 16)),
+    "conv_tucker": (keras.layers.Conv2D, _TUCKER, (16, 16)),
     "conv1d": (keras.layers.Conv1D, LowRankConv1D, (256,)),
     "conv3d": (keras.layers.Conv3D, LowRankConv3D, (6, 6, 6)),
     "conv_transpose": (keras.layers.Conv2DTranspose, LowRankConv2DTranspose, (16, 16)),
@@ -59,6 +62,8 @@ def conv(method, layers, name="conv", channels=256, rank=None):
             x = low_rank(channels, 3, rank=rank, **options, **_bounds(rank))(x)
         elif method == "two_factor":
             first, last = ((3, 1), (1, 3)) if name == "conv_spatial" else (3, 1)
+            if name == "conv_tucker":  # three layers
+                x = full_rank(rank, 1, use_bias=False)(x)
             x = full_rank(rank, first, padding="same", use_bias=False)(x)
             second = keras.layers.Conv2D if name == "conv_transpose" else full_rank
             x = second(channels, last, **options)(x)

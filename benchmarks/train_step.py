@@ -2,8 +2,8 @@
 
 All networks train with SGD on one batch of random numbers. `--network` chooses one:
   dense          784-5120-5120-5120-5120-10, the default;
-  conv           3 x 3 convolutions of 256 channels on 16 x 16 images; conv_spatial in the spatial
-                 form; conv1d, conv3d and conv_transpose are like it;
+  conv           3 x 3 convolutions of 256 channels on 16 x 16 images; conv_spatial and conv_tucker
+                 in the other forms; conv1d, conv3d and conv_transpose are like it;
   lenet5         the paper's LeNet5;
   attention      self-attention with 8 heads of 64 on 128 positions;
   embedding      a table of 200,000 x 512 and sequences of 32 indices;
@@ -18,6 +18,7 @@ The models take turns. Ratios are within a round, medians and quartiles over the
     python benchmarks/train_step.py --widths 784,784,784,784 --ranks 8,32,128
     python benchmarks/train_step.py --network conv --batch 16 --ranks 32,64
     python benchmarks/train_step.py --network conv_spatial --batch 16 --ranks 53,107
+    python benchmarks/train_step.py --network conv_tucker --batch 16 --ranks 71,110
     python benchmarks/train_step.py --network lenet5 --batch 128 --ranks 16,32,100
     python benchmarks/train_step.py --network attention --batch 16 --layers 1 --ranks 32
     python benchmarks/train_step.py --network embedding --ranks 64

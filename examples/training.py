@@ -100,8 +100,8 @@ INTEGRATOR = flags.DEFINE_enum(
 FACTORIZATION = flags.DEFINE_enum(
     "factorization",
     "matrix",
-    ["matrix", "spatial"],
-    "The form of the kernels of convolutions: (kh kw c, f), or (kh c, kw f).",
+    ["matrix", "spatial", "tucker"],
+    "The form of the kernels of convolutions: (kh kw c, f), (kh c, kw f), or Tucker-2 tensors.",
 )
 RANKS = flags.DEFINE_list("ranks", [], "Ranks to start with, one a layer, separated by commas.")
 flags.register_validator(

@@ -247,8 +247,17 @@ class LowRankModel(
 
     @property
     def ranks(self) -> dict[str, int | None]:
-        """The present ranks, `{path of the layer: int}`."""
-        return {path: layer.rank for path, layer in find_built_layers(self).items()}
+        """The present ranks, `{path of the layer: int}`; of a Tucker-2 kernel, one a side."""
+        found: dict[str, int | None] = {}
+        for path, layer in find_built_layers(self).items():
+            rank = layer.rank
+            sides = (
+                {f"{path}/{side}": one for side, one in rank.items()}
+                if isinstance(rank, dict)
+                else {}
+            )
+            found.update(sides or {path: rank})
+        return found
 
     def freeze_ranks(self) -> None:
         """Keeps every rank as it is from now on. Costs one more trace of the train function."""

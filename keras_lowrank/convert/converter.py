@@ -260,6 +260,8 @@ def merged_kernel(kernel: Kernel | LowRankLayer) -> np.ndarray:
     if isinstance(kernel, Kernel):
         return np.asarray(kernel.variable)
     u, s, v = in_float64(kernel)
+    if s.ndim == 3:
+        return np.einsum("cp,kpq,fq->kcf", u, s, v).reshape(kernel.kernel_shape)
     return kernel.matricization.kernel(u @ s @ v.T)
 
 

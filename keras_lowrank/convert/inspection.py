@@ -14,6 +14,7 @@ from keras_lowrank.keras_graphs import is_graph
 from keras_lowrank.keras_internals import all_layers
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.find_layers import find_built_layers
+from keras_lowrank.manifold.tucker_factors import TuckerFactors
 from keras_lowrank.reporting.compression import count_others
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -45,6 +46,8 @@ def kernels(
 ) -> Iterator[KernelSpectrum]:
     """Yields a `KernelSpectrum` for each layer that is low-rank or could be, in the model's order.
 
+    It leaves out Tucker-2 kernels, which are no matrices.
+
     Args:
         model: built `keras.Model`.
         track: callable from a sequence to an iterable over it, such as a progress bar.
@@ -58,7 +61,8 @@ def kernels(
         if isinstance(one, LowRankLayer) or one.refusal() is None
     }
     found.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
-    for path, one in track(list(found.values())):
+    matrices = [one for one in found.values() if not _is_tucker(one[1])]
+    for path, one in track(matrices):
         if isinstance(one, LowRankLayer):
             kind, factors = type(one).__name__, one.factors
             values = factors.singular_values()
@@ -140,6 +144,10 @@ def _reason(model: keras.Model, layer: keras.layers.Layer) -> str:
     if any(converter_of(one).is_plain(one) for one in all_layers(layer)):
         return converter.refusal(layer) or "It can be converted."
     return "There is no low-rank layer for its class."
+
+
+def _is_tucker(one: Any) -> bool:
+    return isinstance(getattr(one, "factors", None), TuckerFactors)
 
 
 def _left(found: list[KernelSpectrum], tolerance: float) -> dict[str, int | None]:

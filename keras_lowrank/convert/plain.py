@@ -26,8 +26,8 @@ def to_keras(model: keras.Model, style: str = "smaller") -> keras.Model:
       first has no bias.
 
     Attention, LSTM, GRU and an Embedding of ragged indices (`keras.Input(..., ragged=True)`) are
-    always merged: their Keras layers have one kernel for each. All other layers are copied as in
-    `from_keras`. The new model is not compiled.
+    always merged: their Keras layers have one kernel for each. So are Tucker-2 kernels. All other
+    layers are copied as in `from_keras`. The new model is not compiled.
 
     A factored layer loses its kernel regularizer, which acts on `||W||_F^2`, with a warning.
 
@@ -81,8 +81,7 @@ def to_keras(model: keras.Model, style: str = "smaller") -> keras.Model:
 def _is_merged(converter: Converter, layer: keras.layers.Layer, style: str) -> bool:
     if style == "merged" or not converter.can_be_factored(layer):
         return True
-    n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
-    return style == "smaller" and rank * (n + m) >= n * m
+    return style == "smaller" and layer.factors.factored >= layer.factors.full
 
 
 def _check_what_it_holds(layer: keras.layers.Layer) -> None:

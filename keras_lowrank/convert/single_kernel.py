@@ -109,6 +109,9 @@ class ConvConverter(SingleKernelConverter):
     )
     low_rank_arguments = (*SingleKernelConverter.low_rank_arguments, "factorization")
 
+    def can_be_factored(self, layer: keras.layers.Layer) -> bool:
+        return getattr(layer, "factorization", "matrix") != "tucker"
+
     def two_layers(self, layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         first = {"filters": layer.factors.rank, "use_bias": False}
         if not _is_spatial(layer):

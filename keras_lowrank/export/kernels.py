@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable
 import keras
 import tensorflow as tf
 
-from keras_lowrank.kernels.kernel_override import ProductKernel
+from keras_lowrank.kernels.kernel_override import ProductKernel, whole_matrix
 from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.manifold.factors import Factors
 
 
 def deployed_kernels(model: keras.Model) -> dict[Factors, ProductKernel]:
     """Returns the matrices of an export: `U S` and V, or W if it has no more entries.
+
+    Of a Tucker-2 kernel it returns U, S and V, or W.
 
     The smaller choice is also the cheaper one to multiply with.
 
@@ -22,12 +24,12 @@ def deployed_kernels(model: keras.Model) -> dict[Factors, ProductKernel]:
     Returns:
         Dict from the `Factors` of each low-rank layer to its `ProductKernel`.
     """
-    return _kernels(model, lambda n, m, rank: rank * (n + m) < n * m)
+    return _kernels(model, lambda factors: factors.factored < factors.full)
 
 
 def full_rank_kernels(model: keras.Model) -> dict[Factors, ProductKernel]:
     """Returns W for every low-rank layer, as `deployed_kernels` does: the model at full rank."""
-    return _kernels(model, lambda n, m, rank: False)
+    return _kernels(model, lambda factors: False)
 
 
 def count_parameters(
@@ -46,14 +48,12 @@ def count_parameters(
 
 
 def _kernels(
-    model: keras.Model, as_pair: Callable[[int, int, int], bool]
+    model: keras.Model, as_factors: Callable[[Factors], bool]
 ) -> dict[Factors, ProductKernel]:
     kernels = {}
     for layer in find_built_layers(model).values():
-        u, s, v = layer.factors.read()
-        matrices = [tf.matmul(u, s), v]
-        if not as_pair(layer.factors.n, layer.factors.m, layer.factors.rank):
-            matrices = [tf.matmul(*matrices, transpose_b=True)]
+        factors = layer.factors
+        matrices = factors.deployed() if as_factors(factors) else [whole_matrix(factors)]
         held = [tf.Variable(matrix, trainable=False, name="kernel") for matrix in matrices]
-        kernels[layer.factors] = ProductKernel(*held)
+        kernels[factors] = ProductKernel(*held)
     return kernels

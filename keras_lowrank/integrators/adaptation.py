@@ -57,7 +57,7 @@ def extended(point: Point, direction: TangentVector, count: tf.Tensor) -> Point:
     """The same W with more columns: the largest parts of a direction outside of the bases."""
     u, s, v = point
     k, l = row_sparse.dense(direction.K), direction.L
-    q, z = _main_part(k, u, count), _main_part(l, v, count)
+    q, z = main_part(k, u, count), main_part(l, v, count)
     count = tf.minimum(tf.shape(q)[1], tf.shape(z)[1])
     # A second time, now with columns of one size: faint ones were not orthonormal yet.
     q, z = (complement(x[:, :count], basis).formed(basis) for x, basis in ((q, u), (z, v)))
@@ -67,7 +67,7 @@ def extended(point: Point, direction: TangentVector, count: tf.Tensor) -> Point:
     return Point(bases[0], diagonal(values), bases[1])
 
 
-def _main_part(block, basis, count):
+def main_part(block: tf.Tensor, basis: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """The largest orthonormal directions of a block outside of a basis, `count` at most.
 
     Faint ones are left out: they are partly rounding, and learn little.

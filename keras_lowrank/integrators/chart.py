@@ -112,31 +112,37 @@ class Chart:
         """The vector without the blocks of its S-part between frozen and active columns."""
         return tangent._replace(S=tangent.S * tf.add_n(self._blocks))
 
-    def to_tangent(self, k: tf.Tensor, l: tf.Tensor) -> tuple[TangentVector, tf.Tensor]:
+    def outer_parts(self, tangent: TangentVector) -> tuple[row_sparse.Block, tf.Tensor]:
+        """The parts whose rows are those of W, and those of its transpose: `A V` and `A^T U`."""
+        return tangent.K, tangent.L
+
+    def to_tangent(
+        self, k: tf.Tensor, l: tf.Tensor, core: tf.Tensor
+    ) -> tuple[TangentVector, tf.Tensor]:
         """The tangent vector nearest to a K-part and an L-part from separate formulas.
 
-        Each of the two implies an S-part, and the result has their mean, without frozen columns.
+        Each of the two implies an S-part, and the result has their mean; for frozen columns, that
+        of `core`.
 
         Args:
             k: tensor, shape `(n, r)`.
             l: tensor, shape `(m, r)`.
+            core: tensor, shape `(r, r)`.
 
         Returns:
-            `(TangentVector, scalar tensor)`, the second its squared Frobenius norm.
+            `(TangentVector, scalar tensor)`, the second its squared Frobenius norm, without frozen
+            columns.
         """
         cores = [
             tf.matmul(self._left, row_sparse.inner(self.factors.U, k), transpose_a=True),
             tf.matmul(tf.matmul(l, self.factors.V, transpose_a=True), self._right),
         ]
-        cores = [core * self._blocks[0] for core in cores]
-        core = 0.5 * (cores[0] + cores[1])
-        inside, outside = ([tf.reduce_sum(x**2) for x in xs] for xs in ([core], cores))
+        cores = [one * self._blocks[0] for one in cores]
+        mean = 0.5 * (cores[0] + cores[1])
+        inside, outside = ([tf.reduce_sum(x**2) for x in xs] for xs in ([mean], cores))
         size = tf.reduce_sum(k**2) + tf.reduce_sum(l**2) - sum(outside) + inside[0]
-        return TangentVector(k, core, l), tf.maximum(size, 0.0)
-
-    def frozen(self, core: tf.Tensor) -> tf.Tensor:
-        """The block of an S-part for frozen columns."""
-        return core * self._blocks[1]
+        vector = TangentVector(k, mean + core * self._blocks[1], l)
+        return vector, tf.maximum(size, 0.0)
 
     def step(self, direction: TangentVector, step_size: tf.Tensor) -> Step:
         """`W - h A` inside the chart."""

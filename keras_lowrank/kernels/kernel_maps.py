@@ -19,11 +19,14 @@ class KernelMaps(NamedTuple):
             product `z B^T`.
         whole: callable `(inputs, W) -> outputs`; None for `expand(project(x, W), I)`, which is
             `project` alone if `expand` is a product.
+        core: callable `(coordinates, S) -> coordinates`, for a core that is no matrix; None for the
+            product `z S`.
     """
 
     project: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     expand: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
     whole: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+    core: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
 
     def apply_whole(self, inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
         """`whole(x, W)`."""
@@ -33,6 +36,10 @@ class KernelMaps(NamedTuple):
         if self.expand is None:
             return outputs
         return self.expand(outputs, tf.eye(extent(matrix, 1), dtype=matrix.dtype))
+
+    def transformed(self, coordinates: tf.Tensor, core: tf.Tensor) -> tf.Tensor:
+        """`core(z, S)`."""
+        return (self.core or matmul_last)(coordinates, core)
 
     def expanded(self, coordinates: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
         """`expand(z, B)`."""

@@ -55,7 +55,7 @@ class ProductKernel:
         coordinates = maps.project(inputs, first)
         *cores, last = rest
         for core in cores:
-            coordinates = matmul_last(coordinates, core)
+            coordinates = maps.transformed(coordinates, core)
         return maps.expanded(coordinates, last)
 
     def folded(self, dtype: str) -> ProductKernel:
@@ -89,7 +89,8 @@ def low_rank_apply(
         u, s, v = factors.read()
         # A batch of vectors usually has fewer rows than U: the core is cheapest on its side. Images
         # and sequences have more, and half precision should not round the core on its own.
-        if inputs.shape.rank == 2 and inputs.dtype.is_floating and dtype == s.dtype:
+        few_rows = inputs.shape.rank == 2 and inputs.dtype.is_floating and dtype == s.dtype
+        if few_rows or maps.core is not None:
             kernel = ProductKernel(u, s, v)
         elif transposed or not inputs.dtype.is_floating:
             kernel = ProductKernel(u, tf.matmul(v, s, transpose_b=True))
@@ -101,6 +102,10 @@ def low_rank_apply(
 def whole_matrix(factors: Factors) -> tf.Tensor:
     """W of the layer or of its override, shape `(n, m)`."""
     kernel = overrides().get(factors) or ProductKernel.of(factors.read())
+    if len(kernel.matrices) == 3 and kernel.matrices[1].shape.rank == 3:
+        u, s, v = (tf.cast(one, factors.S.dtype) for one in kernel.matrices)
+        places = tf.matmul(tf.matmul(u, s), v, transpose_b=True)
+        return tf.reshape(tf.transpose(places, (1, 0, 2)), [factors.n, -1])
     first, *last = kernel.folded(factors.S.dtype).matrices
     return tf.matmul(first, last[0], transpose_b=True) if last else first
 
@@ -109,13 +114,15 @@ def core_gram(factors: Factors) -> tf.Tensor:
     r"""`U^T U S V^T V S^T`, shape `(r, r)`, without forming W, differentiable.
 
     Its eigenvalues are the squares of the singular values of W; its trace is `||W||_F^2`. Bases
-    need not be orthonormal: those of a second pass are not.
+    need not be orthonormal: those of a second pass are not. For a Tucker-2 kernel it is the sum
+    over all places, and W the unfolding by input channels.
     """
     kernel = overrides().get(factors)
     u, s, v = factors.read() if kernel is None or kernel.core is None else kernel.matrices
     left = tf.matmul(tf.matmul(u, u, transpose_a=True), s)
     right = tf.matmul(s, tf.matmul(v, v, transpose_a=True))
-    return tf.matmul(left, right, transpose_b=True)
+    gram = tf.matmul(left, right, transpose_b=True)
+    return gram if gram.shape.rank == 2 else tf.reduce_sum(gram, axis=0)
 
 
 @contextlib.contextmanager

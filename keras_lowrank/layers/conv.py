@@ -65,8 +65,8 @@ class LowRankConv1D(LowRankConv):
 class LowRankConv2D(LowRankConv):
     r"""`keras.layers.Conv2D` whose kernel is a low-rank matrix.
 
-    The kernel `(kh, kw, c, f)` is a matrix `W = U S V^T` in one of two forms. Neither forms
-    patches.
+    The kernel `(kh, kw, c, f)` is a matrix `W = U S V^T` in one of two forms, or a Tucker-2 tensor.
+    None forms patches.
 
     - `"matrix"`: `(kh kw c, f)`, a `kh x kw` convolution with the r filters in U, then a product
       with `S V^T` at every position. From "Low-rank lottery tickets" (arXiv:2205.13571), section
@@ -76,6 +76,14 @@ class LowRankConv2D(LowRankConv):
       Networks with Low Rank Expansions" (arXiv:1405.3866), section 2. A rank costs `kh c + kw f`
       weights in place of `kh kw c + f`. With 3 x 3 kernels and `c = f`, the same weights give 1.7
       times the rank, and a step takes about 1.3 times as long.
+    - `"tucker"`: `W_k = U S_k V^T` at each place k of the window, with U `(c, p)` and V `(f, q)`: a
+      product with U, a `kh x kw` convolution from p to q channels with the core S, then a product
+      with `V^T`. It has two ranks p and q, which adapt on their own, and `c p + kh kw p q + f q`
+      weights. From "Dynamical low-rank compression of neural networks with robustness under
+      adversarial attacks" (arXiv:2505.08022), with the integrator of arXiv:2412.00858. A relative
+      tolerance is shared by both cuts: the error of W is at most that share of it. A full step is
+      one of `Parallel`. It takes SGD, Adam, AdamW, RMSprop and Adagrad, but not Muon, and with
+      `adapt_every=1` no other integrator than `Parallel`.
 
     Args:
         filters: int, number of output channels.
@@ -83,11 +91,14 @@ class LowRankConv2D(LowRankConv):
         strides, padding, data_format, dilation_rate: as in `keras.layers.Conv2D`.
         groups: must be 1: a grouped kernel is not one matrix.
         activation, use_bias: as in `keras.layers.Conv2D`.
-        factorization: `"matrix"` or `"spatial"`, the form above. Defaults to `"matrix"`.
+        factorization: `"matrix"` (the default), `"spatial"` or `"tucker"`, the form above.
         kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
         activity_regularizer, kernel_constraint, bias_constraint: as in
             `keras.layers.Conv2D`, with the limits in `LowRankLayer`.
-        rank: int or None, the rank to start with. See `LowRankLayer`.
+        rank: int or None, the rank to start with. See `LowRankLayer`. For a Tucker-2 kernel, both
+            ranks, or the number of channels where that is smaller; None takes an equal share of
+            the channels on both sides. The attribute `rank` then has the present ranks, as a dict
+            with the keys "input" and "output".
         min_rank, max_rank, truncation: as in `LowRankLayer`.
         **kwargs: `name`, `dtype` and `trainable`, as in Keras.
 
@@ -114,6 +125,11 @@ class LowRankConv2D(LowRankConv):
     [2, 8, 8, 16]
     >>> [tuple(weight.shape) for weight in layer.weights]
     [(9, 4), (4, 4), (48, 4), (16,)]
+    >>> layer = LowRankConv2D(16, 3, rank=4, padding="same", factorization="tucker")
+    >>> layer(tf.ones((2, 8, 8, 3))).shape.as_list()
+    [2, 8, 8, 16]
+    >>> [tuple(weight.shape) for weight in layer.weights], layer.rank
+    ([(3, 3), (9, 3, 4), (16, 4), (16,)], {'input': 3, 'output': 4})
     """
 
     keras_layer = keras.layers.Conv2D
@@ -167,9 +183,9 @@ class LowRankConv2D(LowRankConv):
             truncation=truncation,
             **kwargs,
         )
-        if factorization not in ("matrix", "spatial"):
+        if factorization not in ("matrix", "spatial", "tucker"):
             raise ValueError(
-                "`factorization` must be 'matrix' or 'spatial'. "
+                "`factorization` must be 'matrix', 'spatial' or 'tucker'. "
                 f"Received: factorization={factorization!r}"
             )
         self.factorization = factorization
@@ -178,26 +194,38 @@ class LowRankConv2D(LowRankConv):
         kernel_shape = (*self.kernel_size, channels, self.filters)
         if self.factorization == "matrix":
             self.build_factors(kernel_shape)
-        else:
+        elif self.factorization == "spatial":
             spatial = Matricization(kernel_shape, rows=(0, 2), columns=(1, 3))
             self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
+        else:
+            self.build_tucker_factors(kernel_shape)
 
     @property
     def kernel_maps(self) -> KernelMaps:
         if self.factorization == "matrix":
             return super().kernel_maps
-        return KernelMaps(self.project, self._expand_along_width, self._convolve_whole)
+        if self.factorization == "spatial":
+            return KernelMaps(self.project, self._expand_along_width, self._convolve_whole)
+        return KernelMaps(self.project, None, self._convolve_whole, self._convolve_core)
 
     def window(self) -> list[tuple[int, ...]]:
+        whole = super().window()
         if self.factorization == "matrix":
-            return super().window()
-        return [(along_height, 1) for along_height, _ in super().window()]
+            return whole
+        if self.factorization == "spatial":
+            return [(along_height, 1) for along_height, _ in whole]
+        return [(1, 1)] * len(whole)
 
     def _expand_along_width(self, coordinates: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
         size, stride, dilation = (along_width for _, along_width in super().window())
         filters = tf.reshape(basis, [1, size, self.filters, extent(basis, 1)])
         filters = tf.transpose(filters, (0, 1, 3, 2))
         return self.convolved(coordinates, filters, (1, stride), (1, dilation))
+
+    def _convolve_core(self, coordinates: tf.Tensor, core: tf.Tensor) -> tf.Tensor:
+        size, strides, dilation = super().window()
+        filters = tf.reshape(core, [*size, extent(core, 1), extent(core, 2)])
+        return self.convolved(coordinates, filters, strides, dilation)
 
     def _convolve_whole(self, inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
         _, strides, dilation = super().window()

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.kernels.products import extent
 from keras_lowrank.layers.arguments import (
     Activation,
@@ -16,6 +17,7 @@ from keras_lowrank.layers.arguments import (
     TruncationLike,
 )
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
+from keras_lowrank.layers.tucker import initial_tucker_factors
 
 
 class LowRankConvBase(LowRankLayer):
@@ -147,6 +149,28 @@ class LowRankConv(LowRankConvBase):
                 f"Received: groups={groups}"
             )
         self.groups = 1
+
+    def build_tucker_factors(self, kernel_shape: Sequence[int | None]) -> None:
+        """Makes the factors of a Tucker-2 kernel, and the bias.
+
+        Args:
+            kernel_shape: tuple of int, the shape of the kernel in Keras, with the channels last.
+
+        Raises:
+            ValueError: an unknown extent in `kernel_shape`.
+        """
+        self.kernel_shape = self.known_shape(kernel_shape)
+        *places, rows, columns = range(len(self.kernel_shape))
+        self.matricization = Matricization(self.kernel_shape, (rows,), (*places, columns))
+        factors = initial_tucker_factors(
+            self.kernel_initializer,
+            self.kernel_shape,
+            self._rank,
+            self.min_rank,
+            self.max_rank,
+            self.factors_dtype,
+        )
+        self.hold(factors, self.kernel_shape[-1:])
 
     def window(self) -> list[tuple[int, ...]]:
         """Returns `[kernel_size, strides, dilation_rate]` of the convolution with U."""

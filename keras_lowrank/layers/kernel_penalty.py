@@ -86,5 +86,5 @@ class KernelPenalty(keras.regularizers.Regularizer):
     def __call__(self, _: Any) -> tf.Tensor:
         gram = core_gram(self.factors)
         if isinstance(self.regularizer, Conditioning):
-            return self.regularizer.of_gram(gram, tf.shape(self.factors.S.value)[0])
+            return self.regularizer.of_gram(gram, tf.shape(self.factors.U.value)[1])
         return self.regularizer.l2 * tf.linalg.trace(gram)

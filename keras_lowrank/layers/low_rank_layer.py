@@ -204,21 +204,29 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         Raises:
             ValueError: an unknown extent in `kernel_shape`, or a rank above `min(n, m)`.
         """
-        known = tuple(extent for extent in kernel_shape if extent is not None)
-        if len(known) < len(kernel_shape):
-            raise ValueError(
-                f"The shape of the kernel of layer {self.name!r} must be known when it is built. "
-                f"Received: kernel_shape={tuple(kernel_shape)}, where None is unknown"
-            )
-        self.kernel_shape = known
+        self.kernel_shape = self.known_shape(kernel_shape)
         self.matricization = matricization or Matricization.of_last_axis(self.kernel_shape)
         n, m = self.matricization.shape
         rank = self._starting_rank(n, m)
-        # In float32 under mixed precision too: QR and SVD need it.
-        dtype = "float64" if self.variable_dtype == "float64" else "float32"
         initializers = initial_factors(self.kernel_initializer, self.matricization, rank, fans)
-        self.factors = Factors(initializers, n, m, rank, dtype)
+        self.hold(Factors(initializers, n, m, rank, self.factors_dtype), bias_shape or (m,))
+
+    @property
+    def factors_dtype(self) -> str:
+        """The float type of the factors: float32 under mixed precision too, for QR and SVD."""
+        return "float64" if self.variable_dtype == "float64" else "float32"
+
+    def hold(self, factors: Factors, bias_shape: Sequence[int | None]) -> None:
+        """Sets the factors of the layer, and makes the bias.
+
+        Args:
+            factors: `Factors`.
+            bias_shape: tuple of int.
+        """
+        self.factors = factors
         self.U, self.S, self.V = self.factors.variables
+        # A default rank does not grow beyond itself.
+        self._grown = max(self.S.shape[-2:]) if self._rank is None else None
         for variable in self.factors.variables:
             variable.trainable = self.trainable  # the layer may be frozen before it is built
         if self.kernel_regularizer is not None:
@@ -227,7 +235,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(
                 name="bias",
-                shape=bias_shape or (m,),
+                shape=bias_shape,
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
@@ -249,7 +257,7 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         return self.matricization.kernel(whole_matrix(self.factors))
 
     @property
-    def rank(self) -> int | None:
+    def rank(self) -> Any:
         """The present rank; before the layer is built, the argument `rank`.
 
         `get_config()["rank"]` is always the argument. Not for traced functions.
@@ -266,9 +274,8 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     @property
     def policy(self) -> Policy:
         """`Policy`, the layer's bounds and its own truncation (None where it has none)."""
-        grown = self._starting_rank(self.factors.n, self.factors.m) if self._rank is None else None
         truncation: Any = self.truncation  # the model puts its own in place of None
-        return Policy(truncation, self.min_rank, self.max_rank, grown)
+        return Policy(truncation, self.min_rank, self.max_rank, self._grown)
 
     def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises ValueError, so that a loop that adds LoRA to all layers does not miss this one."""
@@ -300,6 +307,20 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
             bias_constraint=keras.constraints.serialize(self.bias_constraint),
         )
         return config
+
+    def known_shape(self, kernel_shape: Sequence[int | None]) -> tuple[int, ...]:
+        """Returns the shape of a kernel.
+
+        Raises:
+            ValueError: an unknown extent.
+        """
+        known = tuple(extent for extent in kernel_shape if extent is not None)
+        if len(known) < len(kernel_shape):
+            raise ValueError(
+                f"The shape of the kernel of layer {self.name!r} must be known when it is built. "
+                f"Received: kernel_shape={tuple(kernel_shape)}, where None is unknown"
+            )
+        return known
 
     def _starting_rank(self, n: int, m: int) -> int:
         largest = min(n, m)

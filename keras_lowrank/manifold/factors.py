@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from keras_lowrank import keras_internals
 from keras_lowrank.manifold.orthonormalize import orthonormalized
 from keras_lowrank.manifold.plain_training import notice
 from keras_lowrank.manifold.point import Point, diagonalized
+from keras_lowrank.manifold.tangent_vector import TangentVector
 
 
 class RankVariable(keras.Variable):
@@ -91,6 +93,11 @@ class RankVariable(keras.Variable):
     def constraint(self, value: Callable | None) -> None:
         keras.Variable.constraint.fset(self, value)
 
+    @property
+    def open_axes(self) -> tuple[int, ...]:
+        """The axes whose size is the rank."""
+        return self._open_axes
+
     def fits(self, shape: Sequence[int | None]) -> bool:
         """Whether a value of this shape can be assigned: only the rank may differ."""
         return tf.TensorShape(self._open_shape).is_compatible_with(shape)
@@ -142,7 +149,14 @@ class Factors:
         m: int, columns of the matrix (the output side).
         rank: int, the initial rank.
         dtype: str, the float type of the factors.
+
+    Attributes:
+        point_type: class of the values.
+        vector_type: class of the tangent vectors there.
     """
+
+    point_type: type[Point] = Point
+    vector_type: type[TangentVector] = TangentVector
 
     def __init__(
         self,
@@ -164,9 +178,39 @@ class Factors:
         return [self.U, self.S, self.V]
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> Any:
         """The present rank. Outside of traced functions only."""
         return int(self.S.shape[0])
+
+    @property
+    def shape(self) -> str:
+        """The shape of the matrix in words."""
+        return f"{self.n} x {self.m}"
+
+    @property
+    def full(self) -> int:
+        """`n m`, the number of weights at full rank."""
+        return self.n * self.m
+
+    @property
+    def factored(self) -> int:
+        """`r (n + m)`, the number of weights as two factors, `U S` and V."""
+        return self.rank * (self.n + self.m)
+
+    @property
+    def held(self) -> int:
+        """The number of weights in all three variables."""
+        return sum(math.prod(variable.shape) for variable in self.variables)
+
+    @property
+    def columns(self) -> int:
+        """How many columns can be active or frozen: the length of a chart's scale."""
+        return self.rank
+
+    def deployed(self) -> list[tf.Tensor]:
+        """The factors of an export, `U S` and V."""
+        u, s, v = self.read()
+        return [tf.matmul(u, s), v]
 
     def singular_values(self) -> np.ndarray:
         """The singular values of the matrix, descending, shape `(r,)`.
@@ -179,7 +223,7 @@ class Factors:
 
     def read(self) -> Point:
         """The present values."""
-        return Point(*(tf.convert_to_tensor(v.value) for v in self.variables))
+        return self.point_type(*(tf.convert_to_tensor(v.value) for v in self.variables))
 
     def assign(self, point: Sequence[Any]) -> None:
         """Sets all three factors, or none of them, also when Ctrl-C comes in between."""

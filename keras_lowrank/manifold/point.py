@@ -20,6 +20,17 @@ class Point(NamedTuple):
     S: tf.Tensor
     V: tf.Tensor
 
+    @property
+    def full(self) -> int:
+        """`n m`, the number of weights at full rank."""
+        return self.U.shape[0] * self.V.shape[0]
+
+    @property
+    def factored(self) -> tf.Tensor:
+        """`r (n + m)`, the number of weights at the present rank, a float scalar tensor."""
+        rank = tf.cast(tf.shape(self.S)[0], tf.float32)
+        return rank * (self.U.shape[0] + self.V.shape[0])
+
 
 # Replaces a singular value of zero: too small to change any product, but the gradients of U and V
 # still show where the matrix can grow.

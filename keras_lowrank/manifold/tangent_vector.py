@@ -38,11 +38,11 @@ class TangentVector(NamedTuple):
         """`factor * A`, for a number or a scalar tensor."""
         if tf.is_tensor(factor):  # a number takes the type of the parts
             factor = tf.cast(factor, self.S.dtype)
-        return TangentVector(row_sparse.scaled(self.K, factor), factor * self.S, factor * self.L)
+        return self._make((row_sparse.scaled(self.K, factor), factor * self.S, factor * self.L))
 
     def plus(self, other: TangentVector) -> TangentVector:
         """`A + B`, for B at the same W."""
-        return TangentVector(row_sparse.plus(self.K, other.K), self.S + other.S, self.L + other.L)
+        return self._make((row_sparse.plus(self.K, other.K), self.S + other.S, self.L + other.L))
 
     def squared_norm(self) -> tf.Tensor:
         """`||A||_F^2`; rounding does not make it negative."""
@@ -55,9 +55,9 @@ class TangentVector(NamedTuple):
         return self._replace(K=row_sparse.dense(self.K))
 
 
-def zero_vector(point: Point) -> TangentVector:
-    """The zero vector at a `Point`."""
-    return TangentVector(*(tf.zeros_like(part) for part in point))
+def zero_vector(point: Point, kind: type[TangentVector] = TangentVector) -> TangentVector:
+    """The zero vector at a `Point`, whose parts have the shapes of the factors."""
+    return kind(*(tf.zeros_like(part) for part in point))
 
 
 def transport(

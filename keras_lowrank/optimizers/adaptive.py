@@ -45,9 +45,9 @@ from keras_lowrank.optimizers.rule import (
 )
 
 
-def mean_squares(gradient: TangentVector) -> Iterator[tf.Tensor]:
+def mean_squares(gradient: TangentVector, point: Chart) -> Iterator[tf.Tensor]:
     """The mean squares of the rows of the K-part and of the L-part: shapes `(n,)`, `(m,)`."""
-    return (row_sparse.mean_squares(part) for part in (gradient.K, gradient.L))
+    return (row_sparse.mean_squares(part) for part in point.outer_parts(gradient))
 
 
 class _Adaptive(Rule):
@@ -56,10 +56,11 @@ class _Adaptive(Rule):
     floor = 0.0
     # The largest ratio of the square of a momentum to the mean square of its gradients.
     limit = 1.0
-    takes_rows = True
+    takes_rows = takes_tucker = True
 
     def scaled_direction(self, momentum, rows, columns, point, weight):
-        blocks = row_sparse.dense(momentum.K), momentum.L
+        k, l = point.outer_parts(momentum)
+        blocks = row_sparse.dense(k), l
         counts = [tf.math.count_nonzero(part, dtype=part.dtype) for part in (rows, columns)]
         means = [
             tf.math.divide_no_nan(tf.reduce_sum(part), count)
@@ -69,12 +70,11 @@ class _Adaptive(Rule):
         floors = [tf.math.divide_no_nan(self.floor**2 * one, tf.reduce_max(means)) for one in means]
         a, size_k, c = self._scales(blocks[0], rows, floors[0])
         b, size_l, d = self._scales(blocks[1], columns, floors[1])
-        pair, present = point.to_tangent((d * a)[:, None] * blocks[0], (c * b)[:, None] * blocks[1])
+        scaled = (d * a)[:, None] * blocks[0], (c * b)[:, None] * blocks[1]
+        tangent, present = point.to_tangent(*scaled, c * d * momentum.S)
         wanted = tf.minimum(counts[0] * size_l, counts[1] * size_k)
         length = tf.sqrt(tf.math.divide_no_nan(wanted, present))
-        core = length * (pair.S + c * d * point.frozen(momentum.S))
-        tangent = TangentVector(length * pair.K, core, length * pair.L)
-        return Direction(tangent, weight, length * a, b)
+        return Direction(tangent.scaled(length), weight, length * a, b)
 
     def _scales(self, block, squares, floor):
         """The factors for the rows of a block, the scaled energy, and the root mean factor."""
@@ -84,10 +84,10 @@ class _Adaptive(Rule):
         size = tf.reduce_sum(tf.square(scales) * present)
         return scales, size, tf.sqrt(tf.math.divide_no_nan(size, tf.reduce_sum(present)))
 
-    def averages(self, state, gradient, rate):
+    def averages(self, state, gradient, point, rate):
         """The running means of the mean squares, with decay `rate`."""
         old = state["rows"], state["columns"]
-        return (rate * a + (1.0 - rate) * b for a, b in zip(old, mean_squares(gradient)))
+        return (rate * a + (1.0 - rate) * b for a, b in zip(old, mean_squares(gradient, point)))
 
 
 @register_rule(keras.optimizers.Adam, keras.optimizers.AdamW)
@@ -129,7 +129,7 @@ class AdamRule(_Adaptive):
         self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
     ) -> tuple[Direction, State]:
         momentum = state["momentum"].plus(gradient)
-        rows, columns = self.averages(state, gradient, self.betas[1])
+        rows, columns = self.averages(state, gradient, point, self.betas[1])
         new = {"momentum": momentum, "rows": rows, "columns": columns}
         return self.scaled_direction(momentum, rows, columns, point, 1.0), new
 
@@ -160,7 +160,7 @@ class RMSpropRule(_Adaptive):
     def direction(
         self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
     ) -> tuple[Direction, State]:
-        rows, columns = self.averages(state, gradient, self.optimizer.rho)
+        rows, columns = self.averages(state, gradient, point, self.optimizer.rho)
         new = {"rows": rows, "columns": columns}
         scaled = self.scaled_direction(gradient, rows, columns, point, 1.0)
         if not self.optimizer.momentum:
@@ -182,7 +182,8 @@ class AdagradRule(_Adaptive):
         self, gradient: TangentVector, state: State, point: Chart, learning_rate: Float, step: Float
     ) -> tuple[Direction, State]:
         rows, columns = (
-            old + new for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient))
+            old + new
+            for old, new in zip((state["rows"], state["columns"]), mean_squares(gradient, point))
         )
         # Keras starts its sums there, and they never lose it.
         start = self.optimizer.initial_accumulator_value

@@ -17,7 +17,7 @@ class GradientDescentRule(Rule):
     own step.
     """
 
-    takes_rows = True
+    takes_rows = takes_tucker = True
 
     def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         super().__init__(optimizer)

@@ -60,6 +60,8 @@ class Rule:
         takes_rows: bool, whether `direction` accepts a gradient with a K-part given by its rows
             (`tf.IndexedSlices`), as an embedding has it, and returns none in the state. The methods
             of `TangentVector` do so. Defaults to False.
+        takes_tucker: bool, whether `direction` uses only methods of the tangent vectors and of
+            `point`, so that it serves Tucker-2 kernels too. Defaults to False.
 
     Example, an optimizer whose steps all have the length of the learning rate:
 
@@ -83,6 +85,7 @@ class Rule:
     """
 
     takes_rows: bool = False
+    takes_tucker: bool = False
 
     def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         self.optimizer = optimizer

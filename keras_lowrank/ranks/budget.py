@@ -87,8 +87,11 @@ class Budget(Truncation):
     def plan(
         self, matrices: list[Point], step: tf.Tensor, others: tuple, min_ranks: list[int]
     ) -> list[Truncation]:
-        sizes = [f.U.shape[0] + f.V.shape[0] for f in matrices]
-        full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in matrices)
+        # A Tucker-2 kernel has two sides, each with a rank and its share of the core.
+        sides = [_sides(point) for point in matrices]
+        sizes = [size for pair in sides for size, _ in pair]
+        least_ranks = [rank for rank, pair in zip(min_ranks, sides) for _ in pair]
+        full = others[0] + sum(point.full for point in matrices)
         weights = self.target(full)
         least = others[1] + sum(sizes)
         if not tf.is_tensor(least) and weights < least:
@@ -100,15 +103,15 @@ class Budget(Truncation):
         remaining = tf.maximum(1.0 - step / self.steps, 0.0)
         start = tf.cast(full - others[0], tf.float32)
         allowed = goal + tf.maximum(start - goal, 0.0) * remaining**3
-        # A step leaves the core (nearly) diagonal, so its column norms are the singular values.
-        energies = [tf.reduce_sum(tf.square(_normalized(f.S)), axis=0) for f in matrices]
+        energies = [energy for pair in sides for _, energy in pair]
         shares = [
             tf.sort(tf.math.divide_no_nan(e, tf.reduce_sum(e)), direction="DESCENDING")[least:]
-            for e, least in zip(energies, min_ranks)
+            for e, least in zip(energies, least_ranks)
         ]
-        left = allowed - sum(size * least for size, least in zip(sizes, min_ranks))
+        left = allowed - sum(size * least for size, least in zip(sizes, least_ranks))
         more = spend(shares, sizes, left)
-        return [_Capped(least + rank) for least, rank in zip(min_ranks, more)]
+        caps = iter([least + rank for least, rank in zip(least_ranks, more)])
+        return [_Capped(*(next(caps) for _ in pair)) for pair in sides]
 
     def rank(self, singular_values: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
         return current
@@ -122,13 +125,35 @@ def _normalized(core):
     return tf.math.divide_no_nan(core, tf.reduce_max(tf.abs(core)))
 
 
+def _sides(point):
+    """`(weights that a singular value costs, energies of the singular values)`, one a rank."""
+    n, m = point.U.shape[0], point.V.shape[0]
+    energies = tf.square(_normalized(point.S))
+    if len(energies.shape) == 2:
+        # A step leaves the core (nearly) diagonal, so its column norms are the singular values.
+        return [(n + m, tf.reduce_sum(energies, axis=0))]
+    # Full steps leave orthogonal slices on both sides, whose norms are the singular values. Half of
+    # the core counts for each side: together, the weights at the present ranks.
+    half = 0.5 * tf.cast(tf.size(point.S), tf.float32)
+    return [
+        (basis.shape[0] + half / tf.cast(tf.shape(basis)[1], tf.float32), energy)
+        for basis, energy in (
+            (point.U, tf.reduce_sum(energies, axis=(0, 2))),
+            (point.V, tf.reduce_sum(energies, axis=(0, 1))),
+        )
+    ]
+
+
 class _Capped(Truncation):
-    """Caps the rank of a layer for one step."""
+    """Caps the rank of a layer for one step, or both ranks of a Tucker-2 kernel."""
 
     grows = False
 
-    def __init__(self, cap):
-        self._cap = cap
+    def __init__(self, cap, other=None):
+        self._cap, self._other = cap, other
+
+    def for_side(self, side):
+        return _Capped((self._cap, self._other)[side])
 
     def rank(self, singular_values, current):
         return tf.minimum(current, self._cap)

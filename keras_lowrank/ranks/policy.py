@@ -84,14 +84,10 @@ def plan(
         group = [i for i in remaining if policies[i].truncation.together_with(truncation)]
         remaining = [i for i in remaining if i not in group]
         outside = [f for i, f in enumerate(matrices) if i not in group]
-        full = others[0] + sum(f.U.shape[0] * f.V.shape[0] for f in outside)
-        factored = others[1] + sum(_rank(f) * (f.U.shape[0] + f.V.shape[0]) for f in outside)
+        full = others[0] + sum(point.full for point in outside)
+        factored = others[1] + sum(point.factored for point in outside)
         least = [policies[i].min_rank for i in group]
         now = truncation.plan([matrices[i] for i in group], step, (full, factored), least)
         for i, chosen in zip(group, now):
             planned[i] = policies[i]._replace(truncation=chosen)
     return planned
-
-
-def _rank(factors):
-    return tf.cast(tf.shape(factors.S)[0], tf.float32)

@@ -98,6 +98,15 @@ class Truncation:
         # Abstract: there is no rank to fall back on.
         raise NotImplementedError(f"{type(self).__name__} must implement `rank`.")
 
+    def for_side(self, side: int) -> Truncation:
+        """Returns the rule for one of the two ranks of a Tucker-2 kernel; by default itself.
+
+        Args:
+            side: int, 0 for the rank of the input channels and 1 for that of the output channels.
+                The squared errors of both cuts add up.
+        """
+        return self
+
     def get_config(self) -> dict[str, Any]:
         return {}
 
@@ -192,6 +201,11 @@ class Tolerance(Truncation):
         theta = tau * tails[0] if self.relative else tau / unit
         # tails[i] is the error of rank i.
         return tf.math.count_nonzero(tails > theta, dtype=tf.int32)
+
+    def for_side(self, side: int) -> Truncation:
+        half = copy.copy(self)
+        half.tolerance = self.tolerance / math.sqrt(2.0)
+        return half
 
     def get_config(self) -> dict[str, Any]:
         tolerance = self.tolerance

@@ -15,7 +15,7 @@ class Compression(NamedTuple):
     """The numbers of weights of a model: of its kernels and tables, without biases.
 
     `print` shows each number with the share that it saves. The numbers differ in how they count a
-    low-rank layer with an n x m kernel of rank r.
+    low-rank layer with an n x m kernel of rank r. A Tucker-2 kernel counts with all its factors.
 
     Attributes:
         full: int, `n m`: the model at full rank.
@@ -80,12 +80,12 @@ def count_weights(model: keras.Model) -> Compression:
     layers = find_built_layers(model).values()
     full = factored = deployed = training = _count_dense(model, layers)
     for layer in layers:
-        n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
-        factored += rank * (n + m)
-        training += rank * (n + m + rank)
+        factors = layer.factors
+        factored += factors.factored
+        training += factors.held
         if not layer.beside_kernel:  # a delta is merged into the kernel that is counted already
-            full += n * m
-            deployed += min(rank * (n + m), n * m)
+            full += factors.full
+            deployed += min(factors.factored, factors.full)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
         training += _count_state(model, optimizer)
@@ -102,8 +102,8 @@ def count_others(model: keras.Model, layers: Iterable[LowRankLayer]) -> tuple[in
     rest = [layer.factors for layer in built if id(layer) not in chosen]
     adapted = any(layer.beside_kernel for layer in layers)
     dense = _count_dense(model, built, trained_only=adapted)
-    full = dense + sum(factors.n * factors.m for factors in rest)
-    return full, dense + sum(factors.rank * (factors.n + factors.m) for factors in rest)
+    full = dense + sum(factors.full for factors in rest)
+    return full, dense + sum(factors.factored for factors in rest)
 
 
 def _count_dense(

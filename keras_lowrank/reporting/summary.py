@@ -35,9 +35,15 @@ def print_ranks(
     for name in ("Kernel", "Rank", "Weights", "Saved"):
         table.add_column(name, justify="right")
     for path, factors in layers.items():
-        n, m, rank = factors.n, factors.m, factors.rank
-        saved = 1.0 - rank * (n + m) / (n * m)
-        cells = f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2%}"
+        rank, factored = factors.rank, factors.factored
+        ranks = rank.values() if isinstance(rank, dict) else [rank]
+        saved = 1.0 - factored / factors.full
+        cells = (
+            factors.shape,
+            ", ".join(f"{one:,}" for one in ranks),
+            f"{factored:,}",
+            f"{saved:.2%}",
+        )
         table.add_row(rich.markup.escape(path), *cells)
     total = count_weights(model)
     share = f"{total.saved(total.factored):.2%}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -12,14 +13,10 @@ from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold.tangent_vector import zero_vector
 from keras_lowrank.optimizers.options import clip_factors, weight_decay
 from keras_lowrank.optimizers.rule import ACCUMULATED, Rule
+from keras_lowrank.training import matrix_step
 from keras_lowrank.training.gradients import SecondPasses, product, scaled
-from keras_lowrank.training.matrix_step import (
-    MatrixState,
-    StepScalars,
-    advance,
-    tangent_gradient,
-    transport_state,
-)
+from keras_lowrank.training.kinds import step_functions
+from keras_lowrank.training.matrix_step import MatrixState, StepScalars, transport_state
 from keras_lowrank.training.problem import StepProblem
 
 if TYPE_CHECKING:
@@ -71,6 +68,7 @@ class MatricesStep:
             tf.cast(1.0 - decay * rate, layer.S.dtype) if decay else None
             for decay, layer in zip(decays, layers.values())
         ]
+        self._functions = [step_functions(layer.factors) for layer in layers.values()]
         self._before = [training.state.read(path) for path in layers]
         self._decayed = [one.decayed(f) for one, f in zip(self._before, self.decay_factors)]
         points = [one.factors for one in self._decayed]
@@ -91,10 +89,11 @@ class MatricesStep:
         Returns:
             `(list of MatrixState, scalar tensor or None)`.
         """
-        first, gradient = passes.results[0], trace_once(tangent_gradient)
+        first = passes.results[0]
+        gradients = {one: trace_once(one.tangent_gradient) for one in self._functions}
         tangents = [
-            gradient(one.factors, one.scale, kernel, self._unscaling)
-            for one, kernel in zip(self._before, first.kernels)
+            gradients[functions](one.factors, one.scale, kernel, self._unscaling)
+            for functions, one, kernel in zip(self._functions, self._before, first.kernels)
         ]
         if self._optimizer.gradient_accumulation_steps:
             return self._accumulate(tangents, passes, replicated), None
@@ -108,29 +107,39 @@ class MatricesStep:
             tangent if clip is None else tangent.scaled(clip)
             for tangent, clip in zip(tangents, clips)
         ]
-        if self._integrator.adapt_every > 1:
-            steps = {rule: trace_once(self._one_step(rule)) for rule in self._rules}
-            parts = zip(self._rules, self._decayed, clipped, self._policies)
-            return [steps[rule](*part, self._scalars) for rule, *part in parts], common
+        in_one = self._integrator.adapt_every == 1
+        whole = [in_one and functions is matrix_step for functions in self._functions]
+        steps: dict[Any, Any] = {}
+        new: list[Any] = []
+        for index, (rule, functions) in enumerate(zip(self._rules, self._functions)):
+            if whole[index]:
+                new.append(None)
+                continue
+            if (rule, functions) not in steps:
+                steps[rule, functions] = trace_once(self._one_step(rule, functions))
+            parts = self._decayed[index], clipped[index], self._policies[index]
+            new.append(steps[rule, functions](*parts, self._scalars))
+        if any(whole):
+            scales = [product(self._unscaling, clip) for clip in clips]
+            taken = self._whole_step(whole, clipped, scales, passes, replicated)
+            new = [next(taken) if one is None else one for one in new]
+        return new, common
+
+    def _whole_step(self, chosen, gradients, scales, passes, replicated):
+        """Yields the states of some matrices after a step of the integrator with all of them."""
+        lists = self._rules, self._decayed, gradients, self._policies, scales
+        rules, decayed, *rest = (list(itertools.compress(one, chosen)) for one in lists)
+        gradients, policies, scales = rest
         problem = StepProblem(
-            self._rules,
-            self._decayed,
-            clipped,
-            self._policies,
-            self._scalars,
-            passes,
-            [product(self._unscaling, clip) for clip in clips],
-            replicated,
+            rules, decayed, gradients, policies, self._scalars, passes, scales, replicated
         )
         new = self._integrator.step(problem)
-        after = zip(self._rules, self._decayed, problem.slots, new)
-        return [
-            MatrixState.of(factors, transport_state(slots, old.factors, factors, rule.decay))
-            for rule, old, slots, factors in after
-        ], common
+        for rule, old, slots, factors in zip(rules, decayed, problem.slots, new):
+            carried = transport_state(slots, old.factors, factors, rule.decay)
+            yield MatrixState.of(factors, carried)
 
-    def _one_step(self, rule):
-        return lambda *parts: advance(self._integrator, rule, *parts)
+    def _one_step(self, rule, functions):
+        return lambda *parts: functions.advance(self._integrator, rule, *parts)
 
     def _accumulate(self, tangents, passes, replicated):
         """Adds the gradients to their sum, and takes a step from the mean once it is complete."""
@@ -140,7 +149,7 @@ class MatricesStep:
         def advance_all():
             means = [total.scaled(1.0 / steps) for total in sums]
             new, _ = self._advance(means, passes, replicated)
-            zeros = [zero_vector(matrix.factors) for matrix in new]
+            zeros = [zero_vector(one.factors, type(total)) for one, total in zip(new, sums)]
             new = [one.with_slot(ACCUMULATED, zero) for one, zero in zip(new, zeros)]
             return tf.nest.flatten(new)
 

@@ -21,6 +21,10 @@ from keras_lowrank.training.faults import total
 LARGEST_DEFECT = 0.25
 
 
+def check(path: str, rule: Rule, integrator: Integrator) -> None:
+    """Raises ValueError if the rule or the integrator cannot step the kernel: all can."""
+
+
 class StepScalars(NamedTuple):
     """Scalar tensors that all matrices of a step share.
 
@@ -55,7 +59,7 @@ class MatrixState(NamedTuple):
     def of(cls, factors: Point, slots: dict[str, Any]) -> MatrixState:
         """A matrix after a full step, at the origin of its chart."""
         check = total([factors, slots])
-        return cls(factors, tf.linalg.diag_part(factors.S), slots, check)
+        return cls(factors, origin_scale(factors), slots, check)
 
     def decayed(self, factor: tf.Tensor | None) -> MatrixState:
         """The state at `c W`, for a scalar tensor c or None for 1."""
@@ -94,11 +98,11 @@ def advance(
 
     def stay(result):
         new_slots = {
-            name: slot.scaled(rule.decay) if _is_transported(name, slot) else slot
+            name: slot.scaled(rule.decay) if is_transported(name, slot) else slot
             for name, slot in result.slots.items()
         }
         # A tangent vector that is not finite shows in the factors.
-        rest = [slot for name, slot in slots.items() if not _is_transported(name, slot)]
+        rest = [slot for name, slot in slots.items() if not is_transported(name, slot)]
         check = tf.cast(result.defect, tf.float32) + total(rest)
         return MatrixState(result.factors, result.scale, new_slots, check)
 
@@ -186,12 +190,44 @@ class _OnlyWhenAdapting(Truncation):
         return tf.where(self._adapts, rank, current)
 
 
+def is_origin(point: Point) -> tf.Tensor:
+    """Whether a point is the origin of a chart, without frozen columns."""
+    scale = origin_scale(point)
+    # A scale of zero would freeze the column.
+    return tf.reduce_all(scale > 0.0) & Chart(point, scale).holds()[1]
+
+
+def origin_scale(point: Point) -> tf.Tensor:
+    """The scale of the chart at its origin."""
+    return tf.linalg.diag_part(point.S)
+
+
+def position(matrix: MatrixState) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whether a matrix is inside its chart, and whether at its origin."""
+    return Chart(matrix.factors, matrix.scale).holds()
+
+
+def recentered(matrix: MatrixState, policy: Policy) -> MatrixState | None:
+    """The matrix at the origin of a chart, at the rank that `policy` chooses; None if it is so."""
+    chart = Chart(matrix.factors, matrix.scale)
+    if chart.holds()[1] and tf.reduce_all(chart.active > 0.0):
+        return None  # the last step was a full one, or there was none
+    left, values, right = chart.diagonalized()
+    rank = policy.rank(values, current=tf.size(values))
+    new = chart.rotated(left[:, :rank], values[:rank], right[:, :rank])
+    slots = {
+        name: transport(slot, (chart.U, chart.V), new) if isinstance(slot, TangentVector) else slot
+        for name, slot in matrix.slots.items()
+    }
+    return MatrixState.of(new, slots)
+
+
 def transport_state(
     slots: dict[str, Any], old: Bases, new: Bases, factor: float = 1.0
 ) -> dict[str, Any]:
     """The state of a rule, its tangent vectors transported and multiplied with `factor`."""
     return {
-        name: transport(slot, old, new, factor) if _is_transported(name, slot) else slot
+        name: transport(slot, old, new, factor) if is_transported(name, slot) else slot
         for name, slot in slots.items()
     }
 
@@ -203,5 +239,6 @@ def tangent_gradient(
     return Chart(factors, scale).tangent(gradient, factor)
 
 
-def _is_transported(name, slot):
+def is_transported(name: str, slot: Any) -> bool:
+    """Whether a slot is a tangent vector that follows the matrix."""
     return isinstance(slot, TangentVector) and name != ACCUMULATED

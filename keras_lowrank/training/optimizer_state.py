@@ -9,12 +9,12 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold.factors import Factors, RankVariable
-from keras_lowrank.manifold.tangent_vector import TangentVector, transport, zero_vector
+from keras_lowrank.manifold.tangent_vector import TangentVector, zero_vector
 from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
 from keras_lowrank.ranks.policy import Policy
+from keras_lowrank.training.kinds import step_functions
 from keras_lowrank.training.matrix_step import MatrixState
 
 _UNTRACED_CHECKS = 16
@@ -106,12 +106,12 @@ class OptimizerState:
                 f"The optimizer has no state for layer {path!r}, which was frozen when the model "
                 "was compiled. Call `compile` again, with a new optimizer."
             )
-        slots = {}
+        slots, factors = {}, self._factors[path]
         for name, variables in self._variables[path].items():
             values = [tf.convert_to_tensor(v.value) for v in variables]
-            slots[name] = TangentVector(*values) if len(values) == 3 else values[0]
+            slots[name] = factors.vector_type(*values) if len(values) == 3 else values[0]
         scale = tf.convert_to_tensor(self._scales[path].value)
-        return MatrixState(self._factors[path].read(), scale, slots, tf.zeros([]))
+        return MatrixState(factors.read(), scale, slots, tf.zeros([]))
 
     def assign(self, path: str, scale: tf.Tensor, slots: dict[str, Any]) -> None:
         """Sets the state of one layer."""
@@ -156,47 +156,38 @@ class OptimizerState:
 
     def reset(self, path: str) -> None:
         """Moves one layer to the origin of a chart, and resets its moments."""
-        point, slots = self._factors[path].read(), self.read(path).slots
-        scale = tf.linalg.diag_part(point.S)
-        # A scale of zero would freeze the column; `orthonormalize` removes it.
-        if not (tf.reduce_all(scale > 0.0) and Chart(point, scale).holds()[1]):
-            self._factors[path].orthonormalize()
-            point = self._factors[path].read()
-        zero = zero_vector(point)
+        factors, slots = self._factors[path], self.read(path).slots
+        functions = step_functions(factors)
+        if not functions.is_origin(factors.read()):
+            factors.orthonormalize()
+        point = factors.read()
+        zero = zero_vector(point, factors.vector_type)
         slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
-        self.assign(path, tf.linalg.diag_part(point.S), slots)
+        self.assign(path, functions.origin_scale(point), slots)
 
     def recenter(self, path: str, policy: Policy) -> None:
         """Moves one layer to the origin of a chart, at the rank that `policy` chooses."""
-        matrix = self.read(path)
-        chart = Chart(matrix.factors, matrix.scale)
-        if chart.holds()[1] and tf.reduce_all(chart.active > 0.0):
-            return  # the last step was a full one, or there was none
-        left, values, right = chart.diagonalized()
-        rank = policy.rank(values, current=tf.size(values))
-        new = chart.rotated(left[:, :rank], values[:rank], right[:, :rank])
-        slots = {
-            name: transport(slot, (chart.U, chart.V), new)
-            if isinstance(slot, TangentVector)
-            else slot
-            for name, slot in matrix.slots.items()
-        }
-        self._factors[path].assign(new)
-        self.assign(path, tf.linalg.diag_part(new.S), slots)
-        self._factors[path].set_owner(self)
+        factors = self._factors[path]
+        new = step_functions(factors).recentered(self.read(path), policy)
+        if new is not None:
+            factors.assign(new.factors)
+            self.assign(path, new.scale, new.slots)
+            factors.set_owner(self)
 
     def _positions(self):
         """For every layer, whether it is inside its chart, and whether at its origin."""
-        return [_position(self.read(path)) for path in self._factors]
+        return [_position(self.read(path), one) for path, one in self._factors.items()]
 
 
-def _position(matrix):
+def _position(matrix, factors):
+    functions, point = step_functions(factors), matrix.factors
     tangents = [slot for slot in matrix.slots.values() if isinstance(slot, TangentVector)]
-    ranks = [tf.shape(one)[0] for one in (matrix.scale, *(tangent.S for tangent in tangents))]
-    equal_ranks = tf.reduce_all(tf.equal(tf.stack(ranks), tf.shape(matrix.factors.S)[0]))
+    pairs = [(matrix.scale, functions.origin_scale(point))]
+    pairs += [(tangent.S, point.S) for tangent in tangents]
+    equal_ranks = [tf.reduce_all(tf.equal(tf.shape(one), tf.shape(two))) for one, two in pairs]
     return tf.cond(
-        equal_ranks,
-        lambda: Chart(matrix.factors, matrix.scale).holds(),
+        tf.reduce_all(tf.stack(equal_ranks)),
+        lambda: functions.position(matrix),
         lambda: (tf.constant(False), tf.constant(False)),
     )
 
@@ -205,22 +196,20 @@ def _unset_scale(path, factors):
     """The variable of a layer's scale, negative until the layer has a chart."""
     name = f"{path}/scale".replace("/", "_")
     unset = keras.initializers.Constant(-1.0)
-    return RankVariable(unset, (factors.rank,), (0,), factors.S.dtype, name=name)
+    return RankVariable(unset, (factors.columns,), (0,), factors.S.dtype, name=name)
 
 
 def _make(kind, name, path, factors):
     """The variables of one slot, initially zero."""
     label, dtype = f"{path}/{name}", factors.S.dtype
-    n, m, rank = factors.n, factors.m, factors.rank
     if kind == TANGENT:
-        parts = {"K": ((n, rank), (1,)), "S": ((rank, rank), (0, 1)), "L": ((m, rank), (1,))}
+        zeros = keras.initializers.Zeros()
+        names = [f"{label}_{part}".replace("/", "_") for part in TangentVector._fields]
         return [
-            RankVariable(
-                keras.initializers.Zeros(), shape, axes, dtype, f"{label}_{part}".replace("/", "_")
-            )
-            for part, (shape, axes) in parts.items()
+            RankVariable(zeros, tuple(like.shape), like.open_axes, dtype, part)
+            for part, like in zip(names, factors.variables)
         ]
-    shapes = {ROWS: (n,), COLUMNS: (m,), SCALAR: ()}
+    shapes = {ROWS: (factors.n,), COLUMNS: (factors.m,), SCALAR: ()}
     if kind not in shapes:
         raise ValueError(
             "The kinds of a rule's `state` are 'tangent', 'rows', 'columns' and 'scalar'. "

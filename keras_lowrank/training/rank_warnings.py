@@ -25,9 +25,9 @@ def warn_before_training(model: keras.Model) -> None:
     if not budgets:
         return
     total = count_weights(model)
+    ranked = [one for one in layers.values() if isinstance(one.factors.rank, int)]
     spare = sum(
-        max(one.factors.rank - one.min_rank, 0) * (one.factors.n + one.factors.m)
-        for one in layers.values()
+        max(one.factors.rank - one.min_rank, 0) * (one.factors.n + one.factors.m) for one in ranked
     )
     for budget, paths in budgets:
         raised = [path for path in paths if layers[path].min_rank > 1]

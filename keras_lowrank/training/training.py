@@ -21,6 +21,7 @@ from keras_lowrank.ranks.truncation import KeepRank
 from keras_lowrank.reporting.compression import count_others
 from keras_lowrank.training.fault_check import FaultCheck
 from keras_lowrank.training.faults import FaultRecord
+from keras_lowrank.training.kinds import step_functions
 from keras_lowrank.training.optimizer_state import OptimizerState
 from keras_lowrank.training.passes import GivenGradients, Passes
 from keras_lowrank.training.rank_warnings import warn_after_training, warn_before_training
@@ -155,6 +156,8 @@ class Training:
         sums = {ACCUMULATED: TANGENT} if inner.gradient_accumulation_steps else {}
         rules = rules_by_layer(self.rule, layers)
         kinds = {path: {**rule.state, **sums} for path, rule in rules.items()}
+        for path, layer in layers.items():
+            step_functions(layer.factors).check(path, rules[path], self.model.integrator)
         with tf.init_scope():  # a step that is being traced needs its layers in a chart, too
             self.state = OptimizerState.of(inner, layers, kinds)
             self.verify()

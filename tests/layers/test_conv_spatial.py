@@ -170,10 +170,6 @@ def test_open_width_is_exported_to_litert(tmp_path):
 
 
 def test_errors():
-    with pytest.raises(
-        ValueError, match=r"`factorization` must be 'matrix' or 'spatial'.*'tucker'"
-    ):
-        LowRankConv2D(4, 3, factorization="tucker")
     with pytest.raises(ValueError, match=r"at most min\(n, m\) = 6 for its 6 x 12 kernel"):
         spatial(4, 3, rank=7).build((None, 8, 8, 2))
     with pytest.raises(ValueError, match="`groups` must be 1"):

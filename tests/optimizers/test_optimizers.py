@@ -344,7 +344,7 @@ def test_the_direction_of_adam_does_not_depend_on_the_bases(shape, seed):
         tangent, point = tangent_of(G, factors), at_origin(factors)
         rule, squares = (
             adaptive.AdagradRule(keras.optimizers.Adagrad()),
-            adaptive.mean_squares(tangent),
+            adaptive.mean_squares(tangent, point),
         )
         found.append(full(rule.scaled_direction(tangent, *squares, point, 1.0).tangent, factors))
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
@@ -363,7 +363,7 @@ def test_a_step_of_adam_is_about_as_long_as_that_of_keras_at_every_rank(rank, no
         tangent = tangent_of(gradient, factors)
         rule, squares = (
             adaptive.AdagradRule(keras.optimizers.Adagrad()),
-            adaptive.mean_squares(tangent),
+            adaptive.mean_squares(tangent, point),
         )
         direction = rule.scaled_direction(tangent, *squares, point, 1.0).tangent
         lengths.append(float(direction.squared_norm()) ** 0.5)

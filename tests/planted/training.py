@@ -110,14 +110,14 @@ FAULTS = {
     ),
     "a momentum that is not carried": Fault(
         "training/matrix_step.py",
-        "name: transport(slot, old, new, factor) if _is_transported(name, slot) else slot",
-        "name: transport(slot, old, new, 1.0) if _is_transported(name, slot) else slot",
+        "name: transport(slot, old, new, factor) if is_transported(name, slot) else slot",
+        "name: transport(slot, old, new, 1.0) if is_transported(name, slot) else slot",
         "optimizers/test_optimizers.py",
         "a_rule_makes",
     ),
     "a momentum that does not fade between full steps": Fault(
         "training/matrix_step.py",
-        "name: slot.scaled(rule.decay) if _is_transported(name, slot) else slot",
+        "name: slot.scaled(rule.decay) if is_transported(name, slot) else slot",
         "name: slot",
         "optimizers/test_optimizers.py",
         "same_path",
@@ -179,8 +179,8 @@ FAULTS = {
     ),
     "weights that are counted with the core": Fault(
         "reporting/compression.py",
-        "factored += rank * (n + m)",
-        "factored += rank * (n + m + rank)",
+        "factored += factors.factored",
+        "factored += factors.held",
         "reporting/test_compression.py",
     ),
     "a last batch that counts too much": Fault(
