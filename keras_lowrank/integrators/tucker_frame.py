@@ -20,6 +20,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_lowrank.manifold.complement import Complement, complement, rotate
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.manifold.tucker import (
     TuckerPoint,
@@ -56,7 +57,7 @@ class TuckerFrame:
         S: tensor `(K, p, q)`, its core.
     """
 
-    def __init__(self, factors: TuckerPoint) -> None:
+    def __init__(self, factors: Point) -> None:
         self.factors = factors
         self.U, self.S, self.V = factors
         self._left = whitening(product_of_rows(self.S, self.S))
@@ -66,7 +67,7 @@ class TuckerFrame:
 
     def tangent(
         self, gradients: tuple[tf.Tensor, tf.Tensor, tf.Tensor], factor: tf.Tensor | None = None
-    ) -> TuckerVector:
+    ) -> TangentVector:
         """The tangent gradient, from the ordinary gradients of U, S and V, times a scalar."""
         g_u, g_s, g_v = gradients
         k = _outside(tf.matmul(g_u, self._left, transpose_b=True), self.U)
@@ -97,7 +98,7 @@ class TuckerFrame:
         vector = TuckerVector(_outside(k, self.U), core, _outside(l, self.V))
         return vector, vector.squared_norm()
 
-    def step(self, direction: TuckerVector, step_size: tf.Tensor) -> tuple[TuckerPoint, tf.Tensor]:
+    def step(self, direction: TangentVector, step_size: tf.Tensor) -> tuple[TuckerPoint, tf.Tensor]:
         """`(point, defect)`: W after `h X`, and the squared tangent of the largest angle, at least.
 
         NaN if a value is not finite.
@@ -118,7 +119,7 @@ class TuckerFrame:
         return point, defect
 
     def augmented(
-        self, direction: TuckerVector, step_size: tf.Tensor, static: bool = False
+        self, direction: TangentVector, step_size: tf.Tensor, static: bool = False
     ) -> AugmentedTucker:
         """`W - h X` in augmented bases: stages 2 and 3. Arguments as in `complement`."""
         k, core, l = direction

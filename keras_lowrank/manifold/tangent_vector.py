@@ -38,16 +38,18 @@ class TangentVector(NamedTuple):
         """`factor * A`, for a number or a scalar tensor."""
         if tf.is_tensor(factor):  # a number takes the type of the parts
             factor = tf.cast(factor, self.S.dtype)
-        return self._make((row_sparse.scaled(self.K, factor), factor * self.S, factor * self.L))
+        k = row_sparse.scaled(self.K, factor)
+        return self._replace(K=k, S=factor * self.S, L=factor * self.L)
 
     def plus(self, other: TangentVector) -> TangentVector:
         """`A + B`, for B at the same W."""
-        return self._make((row_sparse.plus(self.K, other.K), self.S + other.S, self.L + other.L))
+        k = row_sparse.plus(self.K, other.K)
+        return self._replace(K=k, S=self.S + other.S, L=self.L + other.L)
 
     def squared_norm(self) -> tf.Tensor:
         """`||A||_F^2`; rounding does not make it negative."""
         parts = row_sparse.values(self.K), self.S, self.L
-        k, s, l = (tf.reduce_sum(tf.square(part)) for part in parts)
+        k, s, l = (2.0 * tf.nn.l2_loss(part) for part in parts)  # a block is read once
         return tf.maximum(k + l - s, 0.0)
 
     def dense(self) -> TangentVector:

@@ -18,7 +18,7 @@ Lubich, SIAM J. Matrix Anal. Appl. 31, 2010), with the parts as in Ceruti, Kusch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -68,7 +68,7 @@ class TuckerVector(TangentVector):
     __slots__ = ()
 
     def squared_norm(self) -> tf.Tensor:
-        return sum(tf.reduce_sum(tf.square(part)) for part in self)
+        return sum(2.0 * tf.nn.l2_loss(part) for part in self)
 
 
 def product_of_rows(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -109,7 +109,7 @@ def _orthonormal(basis):
 def cut(
     core: tf.Tensor,
     choose: Callable[[tf.Tensor, int], tf.Tensor],
-    kept: tuple[tf.Tensor, tf.Tensor],
+    kept: Sequence[tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Truncates a core in both modes, one after the other (ST-HOSVD).
 

@@ -6,13 +6,16 @@ the columns of U, then those of V: 1 for an active one, 0 for one that is on tri
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_lowrank.integrators.adaptation import main_part
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.integrators.tucker_frame import TuckerFrame
+from keras_lowrank.manifold.point import Point
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.manifold.tucker import TuckerPoint, TuckerVector, cut
+from keras_lowrank.manifold.tucker import TuckerPoint, cut
 from keras_lowrank.optimizers.rule import Rule
 from keras_lowrank.outlined import outlined
 from keras_lowrank.ranks.policy import Policy
@@ -48,8 +51,8 @@ def check(path: str, rule: Rule, integrator: Integrator) -> None:
 
 
 def tangent_gradient(
-    factors: TuckerPoint, scale: tf.Tensor, gradient: tuple, factor: tf.Tensor | None
-) -> TuckerVector:
+    factors: Point, scale: tf.Tensor, gradient: tuple, factor: tf.Tensor | None
+) -> TangentVector:
     """As in `matrix_step`."""
     return TuckerFrame(factors).tangent(gradient, factor)
 
@@ -58,7 +61,7 @@ def advance(
     integrator: Integrator,
     rule: Rule,
     matrix: MatrixState,
-    gradient: TuckerVector,
+    gradient: TangentVector,
     policy: Policy,
     scalars: StepScalars,
 ) -> MatrixState:
@@ -67,7 +70,7 @@ def advance(
     A full step is one of the parallel integrator for Tucker tensors (Ceruti, Kusch, Lubich, Sulz,
     arXiv:2412.00858): `W - h X` in augmented bases, then truncation.
     """
-    frame = TuckerFrame(matrix.factors)
+    frame: Any = TuckerFrame(matrix.factors)  # to a rule, what a `Chart` is
     direction, slots = rule.direction(
         gradient, matrix.slots, frame, scalars.learning_rate, scalars.number
     )
@@ -96,7 +99,7 @@ def advance(
     return tf.nest.pack_sequence_as(matrix._replace(slots=slots), values)
 
 
-def is_origin(point: TuckerPoint) -> tf.Tensor:
+def is_origin(point: Point) -> tf.Tensor:
     """Whether the bases are orthonormal."""
     excesses = [
         tf.matmul(basis, basis, transpose_a=True) - tf.eye(tf.shape(basis)[1], dtype=basis.dtype)
@@ -105,7 +108,7 @@ def is_origin(point: TuckerPoint) -> tf.Tensor:
     return tf.reduce_all([tf.reduce_max(tf.abs(excess)) <= 1e-4 for excess in excesses])
 
 
-def origin_scale(point: TuckerPoint) -> tf.Tensor:
+def origin_scale(point: Point) -> tf.Tensor:
     """The scale without a trial."""
     return tf.ones([sum(tf.shape(basis)[1] for basis in (point.U, point.V))], point.S.dtype)
 

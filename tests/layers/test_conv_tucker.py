@@ -108,7 +108,7 @@ def network(conv, **options):
     return inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
 
 
-@pytest.mark.parametrize("adapt_every", partly_slow([(2,)], [1]))
+@pytest.mark.parametrize("adapt_every", partly_slow([2], [1]))
 def test_at_full_rank_every_step_is_that_of_keras(adapt_every):
     full = keras.Model(*network(keras.layers.Conv2D, bias_initializer="normal"))
     low = LowRankModel(*network(tucker, rank=9))

@@ -4,16 +4,16 @@ from planted.fault import Fault
 
 FAULTS = {
     "factors without their core": Fault(
-        "export/kernels.py",
-        "matrices = [tf.matmul(u, s), v]",
-        "matrices = [u, v]",
+        "manifold/factors.py",
+        "return [tf.matmul(u, s), v]",
+        "return [u, v]",
         "export/test_export.py",
         "saved_model",
     ),
     "a pair where a kernel is smaller": Fault(
         "export/kernels.py",
-        "return _kernels(model, lambda n, m, rank: rank * (n + m) < n * m)",
-        "return _kernels(model, lambda n, m, rank: rank * (n + m) <= 2 * n * m)",
+        "return _kernels(model, lambda factors: factors.factored < factors.full)",
+        "return _kernels(model, lambda factors: factors.factored <= 2 * factors.full)",
         "export/test_export.py",
         "no_larger",
     ),
@@ -122,8 +122,8 @@ FAULTS = {
     ),
     "a layer that is no smaller": Fault(
         "convert/plain.py",
-        'style == "smaller" and rank * (n + m) >= n * m',
-        'style == "smaller" and rank * (n + m) > 2 * n * m',
+        'style == "smaller" and layer.factors.factored >= layer.factors.full',
+        'style == "smaller" and layer.factors.factored > 2 * layer.factors.full',
         "convert/test_to_keras.py",
         "smaller",
     ),
