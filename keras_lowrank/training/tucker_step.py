@@ -188,6 +188,10 @@ class _Sizes:
 
     def with_trials(self, point, tangent):
         """The same kernel with more columns, from a direction; their core is zero."""
+        wanted = tf.reduce_max(tf.stack(self._more)) > 0
+        return tf.cond(wanted, lambda: self._extended(point, tangent), lambda: point)
+
+    def _extended(self, point, tangent):
         parts = zip((tangent.K, tangent.L), (point.U, point.V), self._more)
         added = [main_part(block, basis, more) for block, basis, more in parts]
         u, v = (tf.concat([basis, q], axis=1) for basis, q in zip((point.U, point.V), added))
