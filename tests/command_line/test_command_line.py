@@ -154,11 +154,14 @@ def test_export_writes_a_file_and_a_report(files, tmp_path, capsys):
         *("export", files / "model.keras", target, "--format=litert", "--quantization=int8"),
         *(f"--representative_data={tmp_path / 'images.npy'}", "--accuracy_drop=0.2"),
         *(f"--check_data={tmp_path / 'test.npz'}", f"--report_file={tmp_path / 'report.json'}"),
+        "--card",
     )
     printed = capsys.readouterr().out
     assert f"Wrote {target}: litert, {target.stat().st_size:,} bytes." in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["model_accuracy"] == 1.0 and report["artefact"]["bytes"] == target.stat().st_size
+    card = (tmp_path / "model.tflite.md").read_text()
+    assert f"litert, int8, {target.stat().st_size:,} bytes" in card
     call("export", files / "model.keras", target, "--format=litert", "--overwrite")
     assert target.stat().st_size > report["artefact"]["bytes"]
 
