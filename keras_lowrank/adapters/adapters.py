@@ -47,6 +47,15 @@ class Adapters:
     Attributes:
         model: as given.
         active: str, the name of the set in use.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="dense")])
+    >>> french = add_adapters(model, rank=2, name="french")
+    >>> french.add("german")
+    >>> french.switch("french")
+    >>> french.names, french.ranks
+    (['french', 'german'], {'dense/delta': 2})
     """
 
     def __init__(
@@ -309,6 +318,16 @@ def load_adapters(
 
     Raises:
         ValueError: a file of other layers or another base, or a damaged one.
+
+    Example:
+
+    >>> def base():
+    ...     keras.utils.set_random_seed(0)
+    ...     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="dense")])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "french.adapters.h5"
+    >>> add_adapters(base(), rank=2, name="french").save(path)
+    >>> load_adapters(base(), path).ranks
+    {'dense/delta': 2}
     """
     if _HELD in vars(model):
         adapters = vars(model)[_HELD]
@@ -344,6 +363,16 @@ def merge_adapters(model: keras.Model) -> None:
 
     Raises:
         ValueError: a model without adapters, or a base in int8 or int4.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6)])
+    >>> added = add_adapters(model)
+    >>> isinstance(model, LowRankModel)
+    True
+    >>> merge_adapters(model)
+    >>> isinstance(model, LowRankModel)
+    False
     """
     if _HELD not in vars(model):
         raise ValueError(
