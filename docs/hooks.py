@@ -1,4 +1,4 @@
-"""What the site adds to MkDocs: files outside of docs/ that pages link to, and notebooks.
+"""What the site adds to MkDocs: files outside of docs/ that pages link to, notebooks, pictures.
 
 A path on the site is the path in the repository, without docs/. So the links in Markdown files lead
 to the same place on the site as in the repository.
@@ -7,6 +7,8 @@ to the same place on the site as in the repository.
 import pathlib
 import posixpath
 import re
+import subprocess
+import sys
 
 import jupytext
 from mkdocs.structure.files import File
@@ -50,7 +52,10 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_post_build(config):
-    """Writes a notebook beside the page of each guide."""
+    """Writes a notebook beside the page of each guide, and draws the pictures anew."""
     for guide in (ROOT / "docs/guides").glob("*.py"):
         notebook = pathlib.Path(config.site_dir, "guides", f"{guide.stem}.ipynb")
         jupytext.write(jupytext.read(guide), notebook)
+    if config.plugins["mkdocs-jupyter"].config.execute:
+        pictures = [sys.executable, ROOT / "docs/pictures.py", f"{config.site_dir}/images"]
+        subprocess.run(pictures, check=True)
