@@ -56,6 +56,6 @@ def on_post_build(config):
     for guide in (ROOT / "docs/guides").glob("*.py"):
         notebook = pathlib.Path(config.site_dir, "guides", f"{guide.stem}.ipynb")
         jupytext.write(jupytext.read(guide), notebook)
-    if config.plugins["mkdocs-jupyter"].config.execute:
+    if config.plugins["mkdocs-jupyter"].config["execute"]:
         pictures = [sys.executable, ROOT / "docs/pictures.py", f"{config.site_dir}/images"]
         subprocess.run(pictures, check=True)
