@@ -38,7 +38,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns links between files of the repository into links between files of the site."""
+    """Turns links between files of the repository into links between files of the site.
+
+    Pages without siblings get the room of the list of siblings.
+    """
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
     path = page.file.src_uri
     inside = (ROOT / "docs" / path).is_file()
     folder = posixpath.dirname(f"docs/{path}" if inside else path)

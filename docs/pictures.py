@@ -200,7 +200,7 @@ def truncation():
     left.legend(frameon=False)
     right.plot(np.arange(len(tails)), tails / tails[0], color=BLUE)
     right.axhline(tolerance, color=ORANGE, ls="--", label=f"tolerance {tolerance}")
-    right.plot(rank, tails[rank] / tails[0], "o", color=GREEN, label=f"the least below: {rank}")
+    right.plot(rank, tails[rank] / tails[0], "o", color=GREEN, label=f"the least within it: {rank}")
     right.set(xlabel="rank r", ylabel="norm of the tail / norm of all", ylim=(0, 1.02))
     right.legend(frameon=False)
     return figure
@@ -215,7 +215,7 @@ def draw(folder):
         for picture in PICTURES:
             figure = picture()
             path = pathlib.Path(folder, f"{picture.__name__}.svg")
-            figure.savefig(path, metadata={"Date": None})
+            figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
             plt.close(figure)
 
 

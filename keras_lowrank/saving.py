@@ -11,7 +11,7 @@ from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.files import checksum
 from keras_lowrank.files.placing import placed_beside, size
 from keras_lowrank.reloading import check_reloads
-from keras_lowrank.reporting.card import ModelCard, get_card
+from keras_lowrank.reporting.card import ModelCard, card_path, card_text, get_card
 
 if TYPE_CHECKING:  # a base that stands before `keras.Model`, and extends its methods
     from keras import Model as _Base
@@ -59,11 +59,10 @@ class Savable(_Base):
         described, target = get_card(card), pathlib.Path(filepath)
         overwrite = _SAVE.bind(self, filepath, *args, **kwargs).arguments.get("overwrite", True)
         self._check_reloads()
-        beside = described and described.beside(target)
-        with placed_beside(target, "card", beside, overwrite) as made_card:
+        with placed_beside(target, "card", card_path(described, target), overwrite) as made_card:
             super().save(filepath, *args, **kwargs)
             if made_card and described:
-                text = described.text(self, target, size(target), "keras", loading=_LOADING)
+                text = card_text(described, self, target, size(target), "keras", loading=_LOADING)
                 made_card.write_text(text, encoding="utf-8")
 
     def _check_reloads(self) -> None:

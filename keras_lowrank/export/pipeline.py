@@ -26,7 +26,7 @@ from keras_lowrank.export.served import Served
 from keras_lowrank.files.placing import disk_errors, placed, placed_beside, size
 from keras_lowrank.kernels.kernel_override import ProductKernel
 from keras_lowrank.manifold.factors import Factors
-from keras_lowrank.reporting.card import ModelCard, get_card
+from keras_lowrank.reporting.card import ModelCard, card_path, card_text, get_card
 
 # Each module has `SUFFIX`, `LOADING`, `trace`, `write` and `load`.
 FORMATS: dict[str, Any] = {
@@ -118,10 +118,9 @@ def export_model(
     if kind is onnx:
         options = {"opset_version": opset_version}
     described = get_card(card)
-    beside = described and described.beside(target)
     with (
         placed_beside(target, "report", _path_of(report), overwrite) as made_report,
-        placed_beside(target, "card", beside, overwrite) as made_card,
+        placed_beside(target, "card", card_path(described, target), overwrite) as made_card,
         placed(target, overwrite) as made,
     ):
         # The model itself runs first, so that a later failure is one of the export.
@@ -140,7 +139,8 @@ def export_model(
         if made_report and measured:
             made_report.write_text(measured.json())
         if made_card and described:
-            text = described.text(
+            text = card_text(
+                described,
                 model,
                 target,
                 held=size(made),

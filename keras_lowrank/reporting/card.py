@@ -54,69 +54,74 @@ class ModelCard(NamedTuple):
     metadata: Mapping[str, Any] | None = None
     path: str | os.PathLike[str] | None = None
 
-    def beside(self, target: pathlib.Path) -> pathlib.Path:
-        """Returns the path of the card of a file or folder."""
-        return pathlib.Path(f"{target}.md" if self.path is None else self.path)
 
-    def text(
-        self,
-        model: keras.Model,
-        target: pathlib.Path,
-        held: int,
-        kind: str,
-        *,
-        loading: str,
-        inputs: Sequence[tf.TensorSpec] = (),
-        accuracy: float | None = None,
-        report: object = None,
-    ) -> str:
-        """Returns the card.
+def card_path(card: ModelCard | None, target: pathlib.Path) -> pathlib.Path | None:
+    """Returns the path of the card of a file or folder, or None without a card."""
+    if card is None:
+        return None
+    return pathlib.Path(f"{target}.md" if card.path is None else card.path)
 
-        Args:
-            model: built `keras.Model`, low-rank or not.
-            target: `pathlib.Path` of the file or folder.
-            held: int, its bytes.
-            kind: str, its format.
-            loading: str, code that loads it, with `{name}` and `{imports}`.
-            inputs: sequence of `tf.TensorSpec`, the inputs of the file.
-            accuracy: float or None, that of the file.
-            report: printable report or None.
-        """
-        name = target.name if target.suffix else "/".join(target.parts[-2:])
-        metrics = dict(self.metrics or {})
-        if accuracy is not None:
-            metrics["accuracy"] = accuracy
-        front: dict[str, Any] = {"library_name": "keras", "tags": ["keras_lowrank", "low-rank"]}
-        if named := [metric for metric in metrics if metric != "loss"]:
-            front["metrics"] = named
-        front.update(self.metadata or {})
-        count = count_weights(model)
-        facts = {
-            "Data": self.data,
-            "File": f"`{name}`, {kind}, {held:,} bytes",
-            "Inputs": "; ".join(f"`{x.name}`, {x.dtype.name} {tuple(x.shape)}" for x in inputs),
-            "Weights at full rank": f"{count.full:,}",
-            "Weights of both factors": _counted(count, count.factored),
-            "Weights deployed": _counted(count, count.deployed),
-            **{metric: f"{value:.4f}" for metric, value in metrics.items()},
-            "Made with": self.command and f"`{self.command}`",
-            "Versions": f"Python {platform.python_version()}, Keras {keras.__version__}, "
-            f"TensorFlow {tf.__version__}, keras_lowrank {__version__}",
-        }
-        ranks = rank_rows(model)
-        parts = [
-            "---",
-            # JSON is YAML too.
-            *(f"{key}: {json.dumps(one, ensure_ascii=False)}" for key, one in front.items()),
-            "---",
-            f"\n# {name}\n",
-            *_table("  ", [(name, fact) for name, fact in facts.items() if fact]),
-            *(("\n## Ranks\n", *_table(("Layer", *COLUMNS), ranks)) if ranks else ()),
-            *(("\n## Beside full rank\n", f"```text\n{report}\n```") if report else ()),
-            "\n## Use\n",
-            f"```python\n{loading.format(name=name, imports=_imports(model))}```\n",
-        ]
-        return "\n".join(parts)
+
+def card_text(
+    card: ModelCard,
+    model: keras.Model,
+    target: pathlib.Path,
+    held: int,
+    kind: str,
+    *,
+    loading: str,
+    inputs: Sequence[tf.TensorSpec] = (),
+    accuracy: float | None = None,
+    report: object = None,
+) -> str:
+    """Returns the text of a card.
+
+    Args:
+        card: `ModelCard`.
+        model: built `keras.Model`, low-rank or not.
+        target: `pathlib.Path` of the file or folder.
+        held: int, its bytes.
+        kind: str, its format.
+        loading: str, code that loads it, with `{name}` and `{imports}`.
+        inputs: sequence of `tf.TensorSpec`, the inputs of the file.
+        accuracy: float or None, that of the file.
+        report: printable report or None.
+    """
+    name = target.name if target.suffix else "/".join(target.parts[-2:])
+    metrics = dict(card.metrics or {})
+    if accuracy is not None:
+        metrics["accuracy"] = accuracy
+    front: dict[str, Any] = {"library_name": "keras", "tags": ["keras_lowrank", "low-rank"]}
+    if named := [metric for metric in metrics if metric != "loss"]:
+        front["metrics"] = named
+    front.update(card.metadata or {})
+    count = count_weights(model)
+    facts = {
+        "Data": card.data,
+        "File": f"`{name}`, {kind}, {held:,} bytes",
+        "Inputs": "; ".join(f"`{x.name}`, {x.dtype.name} {tuple(x.shape)}" for x in inputs),
+        "Weights at full rank": f"{count.full:,}",
+        "Weights of both factors": _counted(count, count.factored),
+        "Weights deployed": _counted(count, count.deployed),
+        **{metric: f"{value:.4f}" for metric, value in metrics.items()},
+        "Made with": card.command and f"`{card.command}`",
+        "Versions": f"Python {platform.python_version()}, Keras {keras.__version__}, "
+        f"TensorFlow {tf.__version__}, keras_lowrank {__version__}",
+    }
+    ranks = rank_rows(model)
+    parts = [
+        "---",
+        # JSON is YAML too.
+        *(f"{key}: {json.dumps(one, ensure_ascii=False)}" for key, one in front.items()),
+        "---",
+        f"\n# {name}\n",
+        *_table("  ", [(name, fact) for name, fact in facts.items() if fact]),
+        *(("\n## Ranks\n", *_table(("Layer", *COLUMNS), ranks)) if ranks else ()),
+        *(("\n## Beside full rank\n", f"```text\n{report}\n```") if report else ()),
+        "\n## Use\n",
+        f"```python\n{loading.format(name=name, imports=_imports(model))}```\n",
+    ]
+    return "\n".join(parts)
 
 
 def get_card(card: bool | ModelCard) -> ModelCard | None:

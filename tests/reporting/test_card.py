@@ -10,6 +10,7 @@ import pytest
 import keras_lowrank
 from keras_lowrank import LowRankDense, LowRankModel, ModelCard
 from keras_lowrank.export import export_model
+from keras_lowrank.reporting.card import card_text
 
 X = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
 Y = np.arange(12) % 3
@@ -107,7 +108,8 @@ def test_the_front_matter_is_yaml(tmp_path):
         "datasets": ["größer: 1 # none", "\U0001f600", 'a "quoted" \\ one\n---\n'],
         "model-index": [{"name": "yes", "results": [{"value": 0.97, "verified": False}]}],
     }
-    text = ModelCard(metadata=metadata).text(
+    text = card_text(
+        ModelCard(metadata=metadata),
         keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]),
         tmp_path / "m.keras",
         held=1,
