@@ -148,7 +148,7 @@ def export_model(
                 inputs=keras.tree.flatten(served.signature),
                 loading=kind.LOADING,
                 accuracy=agreement.accuracy,
-                report=measured,
+                report=measured and measured._replace(path=target.name),  # not the whole path
             )
             made_card.write_text(text, encoding="utf-8")
     if verbose:
