@@ -11,10 +11,12 @@ import subprocess
 import sys
 
 import jupytext
+import nbformat
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parent.parent
 HOME = "README.md"
+INSTALL = "%pip install --quiet 'keras_lowrank[examples]'"  # where it is not, as in Colab
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -56,11 +58,21 @@ def on_page_markdown(markdown, page, config, files):
     return _LINK.sub(on_site, markdown)
 
 
+def on_page_content(html, page, config, files):
+    """Links the page of a guide to its notebook."""
+    guide = pathlib.Path(page.file.src_uri)
+    if guide.suffix != ".py":
+        return html
+    link = f'<a href="{guide.stem}.ipynb" download>This guide as a notebook</a>'
+    return f"{html}<p>{link}, for Jupyter and Colab.</p>"
+
+
 def on_post_build(config):
     """Writes a notebook beside the page of each guide, and draws the pictures anew."""
     for guide in (ROOT / "docs/guides").glob("*.py"):
-        notebook = pathlib.Path(config.site_dir, "guides", f"{guide.stem}.ipynb")
-        jupytext.write(jupytext.read(guide), notebook)
+        notebook = jupytext.read(guide)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(INSTALL))
+        jupytext.write(notebook, pathlib.Path(config.site_dir, "guides", f"{guide.stem}.ipynb"))
     if config.plugins["mkdocs-jupyter"].config["execute"]:
         pictures = [sys.executable, ROOT / "docs/pictures.py", f"{config.site_dir}/images"]
         subprocess.run(pictures, check=True)

@@ -3,6 +3,7 @@
 import doctest
 import functools
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -184,4 +185,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     layers = (tmp_path / "site/api/layers.html").read_text()
     assert layers.count("&gt;&gt;&gt; ") > 10  # the examples of docstrings, as code
     for guide in (ROOT / "docs/guides").glob("*.py"):
-        assert (tmp_path / f"site/guides/{guide.stem}.ipynb").is_file()
+        page = tmp_path / f"site/guides/{guide.stem}.html"
+        assert f'href="{guide.stem}.ipynb"' in page.read_text()
+        first, *_ = json.loads(page.with_suffix(".ipynb").read_text())["cells"]
+        assert "pip install" in "".join(first["source"])  # a notebook may open elsewhere
