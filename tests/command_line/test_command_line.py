@@ -249,7 +249,7 @@ def test_without_a_command_and_by_help_all_of_them_are_listed(capsys, monkeypatc
     with pytest.raises(SystemExit) as exit:
         call("--help")
     assert exit.value.code == 0 and capsys.readouterr().out == listed
-    for name in ("inspect", "convert", "export"):
+    for name in ("inspect", "convert", "export", "merge"):
         assert len(re.findall(rf"^ +{name} .*: {name} model.keras", listed, re.MULTILINE)) == 1
 
 
@@ -259,6 +259,7 @@ def test_without_a_command_and_by_help_all_of_them_are_listed(capsys, monkeypatc
         ("inspect", ["--import", "--html", "--overwrite"], ["--rank", "--format"]),
         ("convert", ["--import", "--rank", "--overwrite"], ["--format"]),
         ("export", ["--import", "--format", "--overwrite"], ["--rank"]),
+        ("merge", ["ADAPTERS.h5", "--import", "--overwrite"], ["--rank", "--format"]),
     ],
 )
 def test_the_help_of_a_command_has_its_own_options_on_one_screen(
