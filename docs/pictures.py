@@ -145,7 +145,7 @@ def phases():
         ("S moves\nin them", wide_u, core.numpy(), wide_v, r),
         (f"truncated\nto rank {len(end.S)}", *(part.numpy() for part in end), 2 * r),
     ]
-    figure, ax = plt.subplots(figsize=(9.2, 2.9), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.2, 2.1), layout="constrained")
     ax.set_axis_off()
 
     def draw(values, left, name, old_rows, old_columns):
@@ -215,7 +215,7 @@ def draw(folder):
         for picture in PICTURES:
             figure = picture()
             path = pathlib.Path(folder, f"{picture.__name__}.svg")
-            figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+            figure.savefig(path, metadata={"Date": None})
             plt.close(figure)
 
 
