@@ -325,3 +325,17 @@ class LowRankModel(
             self._choose_jit()
         if self.compiled and self.train_function is not None:
             self.make_train_function(force=True)
+
+
+def become_low_rank(model: keras.Model, before: tuple[type, ...] = ()) -> None:
+    """Makes a model a `LowRankModel` in place: it is still of its class, and does what that does.
+
+    Args:
+        model: `keras.Model`. `LowRankModel` comes behind its class, where `keras.Model` was, so
+            that a `compile`, `fit` or `train_step` of its own goes on working.
+        before: tuple of classes whose methods go before all others.
+    """
+    after = () if isinstance(model, LowRankModel) else (LowRankModel,)
+    keras_graphs.change_class(model, before, after)
+    vars(model).setdefault("_ranks_frozen", False)
+    keras_internals.forget_traces(model)

@@ -12,12 +12,7 @@ import numpy as np
 from keras_lowrank import keras_internals
 from keras_lowrank.adapters import file
 from keras_lowrank.adapters.adapted_layer import AdaptedLayer, Switch, deltas_of, restore, sum_of
-from keras_lowrank.adapters.adapted_model import (
-    AdaptedModel,
-    become_low_rank,
-    forget_traces,
-    restore_model,
-)
+from keras_lowrank.adapters.adapted_model import AdaptedModel, restore_model
 from keras_lowrank.adapters.delta import Delta
 from keras_lowrank.adapters.families import family_of, make_deltas
 from keras_lowrank.adapters.report import Report, Row
@@ -25,6 +20,7 @@ from keras_lowrank.adapters.selection import adaptable_layers, select_layers, se
 from keras_lowrank.adapters.state import AdapterState, weighted_sum
 from keras_lowrank.layers.arguments import check_ranks, positive_integer
 from keras_lowrank.layers.find_layers import find_low_rank_layers
+from keras_lowrank.model import become_low_rank
 
 _HELD = "_keras_lowrank_adapters"
 
@@ -210,7 +206,7 @@ class Adapters:
     def _set(self, on: bool, values: Iterable[np.ndarray]) -> None:
         self._switch.on = on
         self._assign_others(values)
-        forget_traces(self.model)
+        keras_internals.forget_traces(self.model)
 
     def _assign_others(self, values: Iterable[np.ndarray]) -> None:
         for variable, value in zip(self._trained.values(), values):

@@ -51,32 +51,24 @@ def graph_layers(model: keras.Model, wrappers: bool = False) -> dict[str, keras.
     return found
 
 
-def check_model(model: Any, function: str, hint: str) -> None:
-    """Raises unless `model` is a functional or Sequential model that can be copied.
+def check_model(model: Any, function: str) -> None:
+    """Raises unless `model` is a Keras model with weights.
 
     Args:
         model: `keras.Model`.
-        function: str, the name of the function that copies it.
-        hint: str, what to do with a subclassed model.
+        function: str, the name of the function that takes it.
 
     Raises:
         TypeError: no Keras model.
-        ValueError: a subclassed or unbuilt model, or layers that share variables.
+        ValueError: an unbuilt model.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{function}` takes a `keras.Model`. Received: {type(model).__name__}")
-    if not is_graph(model):
-        raise ValueError(
-            f"`{function}` copies functional and Sequential models; only its own code says what a "
-            f"subclassed model computes. {hint} "
-            f"Received: a model of class {type(model).__name__}"
-        )
     if not model.built:
         raise ValueError(
             f"`{function}` needs a model with weights. Build it, or call it on a batch. "
             f"Received: an unbuilt model {model.name!r}"
         )
-    _refuse_shared_variables(graph_layers(model))
 
 
 class GraphCopy:
@@ -88,9 +80,19 @@ class GraphCopy:
     Args:
         replace: callable from a layer to its replacement, built and with its weights, or to None
             for a copy.
+        copy_state: callable that copies the state of a layer to one that its config has made, with
+            that of all layers inside.
+
+    Raises:
+        ValueError: layers that share variables, or one that cannot be copied.
     """
 
-    def __init__(self, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None]) -> None:
+    def __init__(
+        self,
+        replace: Callable[[keras.layers.Layer], keras.layers.Layer | None],
+        copy_state: Callable[[keras.layers.Layer, keras.layers.Layer], None] | None = None,
+    ) -> None:
+        self._copy_state = _copy_state if copy_state is None else copy_state
         # Called for a layer before the model around it is opened, and again inside it.
         self._replace: Any = functools.cache(replace)
         # `(layer, copy)` by id; in order, so that a layer comes before the model that holds it.
@@ -104,9 +106,10 @@ class GraphCopy:
             model: functional or Sequential `keras.Model`.
             make: callable `(inputs, outputs, name=...) -> model`.
         """
+        _refuse_shared_variables(graph_layers(model))
         copy = self._graph(model, make)
         self._fill((model, copy))
-        _refuse_sharing(model, copy)
+        refuse_sharing(model, copy)
         return copy
 
     def of_layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -117,12 +120,18 @@ class GraphCopy:
         self._fill()
         return copy
 
+    def pairs(self) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
+        """Returns all layers that were copied one by one, each with its copy."""
+        copies = self._copies.values()
+        return [pair for pair in copies if isinstance(pair[0], keras.layers.Layer)]
+
     def _fill(self, *around: tuple[Any, Any]) -> None:
         """Copies the weights and `trainable` of all copied layers, and `trainable` around them."""
-        copies = [pair for pair in self._copies.values() if isinstance(pair[0], keras.layers.Layer)]
+        copies = self.pairs()
         for layer, twin in copies:
-            if id(layer) not in self._replaced:
-                _copy_state(layer, twin)
+            # Of what is opened, the layers are copied one by one.
+            if id(layer) not in self._replaced and opened(layer) is None:
+                self._copy_state(layer, twin)
         # Setting `trainable` sets it inside a layer too: the outermost comes first.
         for layer, twin in [*around, *reversed(copies)]:
             _copy_trainable(layer, twin)
@@ -249,7 +258,7 @@ def _refuse_called_on_variables(layer: Any) -> None:
         )
 
 
-def _refuse_sharing(model: keras.Model, copy: keras.Model) -> None:
+def refuse_sharing(model: keras.Model, copy: keras.Model) -> None:
     """Raises where a copy shares a layer or a variable with its original."""
     parts = [*keras_internals.all_layers(model), *model.variables]
     mine = {id(part) for part in parts}
@@ -280,8 +289,6 @@ def _copy_input(layer: keras.layers.InputLayer) -> keras.KerasTensor:
 
 def _copy_state(layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
     """Copies the variables and assets of a layer and of all layers inside it."""
-    if opened(layer) is not None:
-        return  # its layers are copied one by one
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
     for source, target in zip(sources, targets, strict=True):

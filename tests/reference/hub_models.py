@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_lowrank import make_low_rank
 
@@ -143,6 +144,12 @@ def inputs_of(model, batch=2):
         return rng.standard_normal(shape).astype(tensor.dtype)
 
     return keras.tree.map_structure(draw, model.input)
+
+
+def signature_of(model, inputs):
+    """The signature of an export with the shapes of these inputs."""
+    spec = lambda tensor, array: tf.TensorSpec(array.shape, tensor.dtype, tensor.name)  # noqa: E731
+    return [keras.tree.map_structure(spec, model.input, inputs)]
 
 
 def at_full_rank(model):
