@@ -6,7 +6,9 @@ import keras
 
 from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.convert.building import build_like, copy_own_state
-from keras_lowrank.convert.graph import GraphCopy, opened, refuse_sharing
+from keras_lowrank.convert.copyable import refuse_sharing
+from keras_lowrank.convert.graph import opened
+from keras_lowrank.convert.graph_copy import GraphCopy
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.reloading import difference, layers_by_attribute, make_again
 

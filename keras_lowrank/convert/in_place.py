@@ -7,8 +7,8 @@ import keras
 from keras_lowrank import integrators, keras_internals
 from keras_lowrank.convert.conversion import Conversion, Converted, weights_left
 from keras_lowrank.convert.converted_model import compile_again, convert_class
+from keras_lowrank.convert.copyable import check_model
 from keras_lowrank.convert.factors import SMALLER, decompose, sizes
-from keras_lowrank.convert.graph import check_model
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select_in_place
 from keras_lowrank.convert.twins import become_twins, output_moments

@@ -5,8 +5,10 @@ from typing import Any
 import keras
 
 from keras_lowrank.convert.copies import copy_model
+from keras_lowrank.convert.copyable import check_model
 from keras_lowrank.convert.factors import SMALLER, decompose, decompositions_of, sizes
-from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
+from keras_lowrank.convert.graph import graph_layers
+from keras_lowrank.convert.graph_copy import GraphCopy
 from keras_lowrank.convert.in_place import make_low_rank
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.registry import NAMES, converter_of

@@ -8,7 +8,9 @@ from keras_lowrank import keras_internals
 from keras_lowrank.convert.converted_model import has_own_class, plain_twin
 from keras_lowrank.convert.converter import Converter
 from keras_lowrank.convert.copies import copy_state
-from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
+from keras_lowrank.convert.copyable import check_model
+from keras_lowrank.convert.graph import graph_layers
+from keras_lowrank.convert.graph_copy import GraphCopy
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.keras_graphs import is_graph
 from keras_lowrank.layers import LowRankLayer

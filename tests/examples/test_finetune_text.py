@@ -31,6 +31,7 @@ def test_sequences_go_up_by_their_steps_in_turn(example):
     np.testing.assert_array_equal(moves[:, 1::2], np.tile(moves[:, 1:2], 3))
 
 
+@pytest.mark.slow
 def test_every_method_is_in_the_table_and_in_the_file(example, tmp_path, capsys):
     tf.config.run_functions_eagerly(True)
     tf.data.experimental.enable_debug_mode()
