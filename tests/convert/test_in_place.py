@@ -323,20 +323,23 @@ def test_what_would_not_load_again_is_not_saved(tmp_path):
     assert not (tmp_path / "model.keras").exists()
 
 
-def test_what_is_wrong_is_said_in_one_line():
+@pytest.mark.parametrize("convert", [make_low_rank, from_keras])
+def test_what_is_wrong_is_said_in_one_line(convert):
     model = text()
     for arguments, message in [
         ({"rank": 2, "include": "nowhere"}, "`include` must name layers.*block/gate.*'nowhere'"),
         ({"rank": {"nowhere": 2}}, "`rank` must name layers.*'nowhere'"),
         ({"rank": 2, "exclude": "*"}, "needs a layer to convert.*Left out by"),
         ({"rank": 40, "include": "gate"}, "No layer would be smaller.*block/gate"),
+        ({"rank": {"gate": 40}}, "No layer would be smaller.*block/gate"),
         ({"budget": 3}, "`budget` must be at least"),
         ({}, "Exactly one of"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            make_low_rank(model, **arguments)
+        with pytest.raises(ValueError, match=message) as error:
+            convert(model, **arguments)
+        assert len(str(error.value).splitlines()) == 1
     assert type(model) is Text and not find_low_rank_layers(model)
     with pytest.raises(ValueError, match="needs a model with weights"):
-        make_low_rank(Text(), rank=2)
+        convert(Text(), rank=2)
     with pytest.raises(TypeError, match="takes a `keras.Model`"):
-        make_low_rank(layers.Dense(2), rank=2)
+        convert(layers.Dense(2), rank=2)
