@@ -9,7 +9,7 @@ import keras
 from keras_lowrank import keras_internals
 from keras_lowrank.adapters import file
 from keras_lowrank.adapters.adapted_layer import AdaptedLayer, Switch
-from keras_lowrank.adapters.adapted_model import AdaptedModel, become_low_rank
+from keras_lowrank.adapters.adapted_model import AdaptedModel
 from keras_lowrank.adapters.adapters import HELD, Adapters
 from keras_lowrank.adapters.delta import Delta
 from keras_lowrank.adapters.families import family_of, make_deltas
@@ -23,6 +23,7 @@ from keras_lowrank.adapters.selection import (
 )
 from keras_lowrank.layers.arguments import check_ranks, positive_integer
 from keras_lowrank.layers.find_layers import find_low_rank_layers
+from keras_lowrank.model import become_low_rank
 
 
 def add_adapters(
