@@ -1,6 +1,7 @@
 """The setup of all tests and of the examples in docstrings."""
 
 import gc
+import inspect
 import os
 import pathlib
 import tempfile
@@ -52,6 +53,21 @@ def fresh_keras():
     before = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(before)
+
+
+# Their tests are about the numbers of a step. Those of tests/training and tests/model run graphs.
+_EAGER_FOLDERS = {"layers", "optimizers"}
+
+
+@pytest.fixture(autouse=True)
+def eager_steps(request, monkeypatch):
+    """Makes `run_eagerly=True` the default of `compile`: a trace takes longer than a few steps."""
+    if request.path.parent.name in _EAGER_FOLDERS:
+        compile = keras_lowrank.LowRankModel.compile
+        names = list(inspect.signature(compile).parameters)[1:]
+        defaults = list(compile.__defaults__)
+        defaults[names.index("run_eagerly")] = True
+        monkeypatch.setattr(compile, "__defaults__", tuple(defaults))
 
 
 @pytest.fixture(autouse=True, scope="module")

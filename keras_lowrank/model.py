@@ -3,7 +3,7 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,15 +14,15 @@ from keras_lowrank import integrators, keras_graphs, keras_internals
 from keras_lowrank.export.exportable import Exportable
 from keras_lowrank.integrators import Integrator
 from keras_lowrank.layers.across_ranks import AcrossRanks
-from keras_lowrank.layers.find_layers import find_built_layers, find_low_rank_layers
+from keras_lowrank.layers.find_layers import find_low_rank_layers
 from keras_lowrank.layers.wrappers import refuse_wrappers
 from keras_lowrank.optimizers.options import make_rule
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.truncation import Truncation, get_truncation
-from keras_lowrank.reporting.compression import Compression, count_weights
-from keras_lowrank.reporting.summary import print_ranks
+from keras_lowrank.reporting.reported import Reported
 from keras_lowrank.saving import Savable
 from keras_lowrank.training.precision import require_whole_products
+from keras_lowrank.training.rank_freezing import RankFreezing
 from keras_lowrank.training.replicas import check_steps_per_execution, check_strategy
 from keras_lowrank.training.training import Training
 
@@ -31,7 +31,13 @@ _FIT = inspect.signature(keras.Model.fit)
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class LowRankModel(
-    Exportable, Savable, keras_internals.DistributedTrainer, AcrossRanks, keras.Model
+    Exportable,
+    Savable,
+    Reported,
+    RankFreezing,
+    keras_internals.DistributedTrainer,
+    AcrossRanks,
+    keras.Model,
 ):
     r"""A `keras.Model` that trains its low-rank layers on the manifold of low-rank matrices.
 
@@ -57,8 +63,6 @@ class LowRankModel(
     Attributes:
         integrator: `Integrator`, once compiled.
         truncation: `Truncation`, once compiled, the rule for layers without their own.
-        ranks: `{path of the layer: int}`, the present ranks.
-        ranks_frozen: bool, whether `freeze_ranks` is in force.
 
     Example:
 
@@ -80,7 +84,6 @@ class LowRankModel(
     def __init__(
         self, inputs: Any = None, outputs: Any = None, name: str | None = None, **kwargs: Any
     ) -> None:
-        self._ranks_frozen = False
         if inputs is None and outputs is None:
             super().__init__(name=name, **kwargs)
         else:
@@ -240,48 +243,6 @@ class LowRankModel(
         self.train_function = train_function
         return self.train_function
 
-    @property
-    def ranks_frozen(self) -> bool:
-        """Whether `freeze_ranks` is in force."""
-        return self._ranks_frozen
-
-    @property
-    def ranks(self) -> dict[str, int | None]:
-        """The present ranks, `{path of the layer: int}`."""
-        return {path: layer.rank for path, layer in find_built_layers(self).items()}
-
-    def freeze_ranks(self) -> None:
-        """Keeps every rank as it is from now on. Costs one more trace of the train function."""
-        self._set_frozen(True)
-
-    def unfreeze_ranks(self) -> None:
-        """Lets the ranks follow the truncation again."""
-        self._set_frozen(False)
-
-    def compression(self) -> Compression:
-        """Returns the numbers of weights, now and at full rank."""
-        return count_weights(self)
-
-    def summary(
-        self,
-        line_length: int | None = None,
-        positions: Sequence[float] | None = None,
-        print_fn: Callable[[str], object] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Prints `keras.Model.summary`, then a table of the ranks and the weights that they save.
-
-        Args:
-            line_length: int or None, as in Keras, for both tables.
-            positions: list of float or None, as in Keras.
-            print_fn: callable or None, as in Keras, called once for each table.
-            *args: all other arguments of `keras.Model.summary`, in its order.
-            **kwargs: the same, by name.
-        """
-        super().summary(line_length, positions, print_fn, *args, **kwargs)
-        print_ranks(self, line_length, print_fn)
-
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
         if config:
@@ -304,24 +265,3 @@ class LowRankModel(
         # Set before `compile`, which would warn that XLA needs fixed ranks.
         self._ranks_frozen |= config.pop("ranks_frozen", False)
         compile(**config)
-
-    def _tell_layers_of_jit(self) -> None:
-        static = self._ranks_frozen or not self.integrator.adapts_rank
-        for layer in find_low_rank_layers(self).values():
-            layer.supports_jit = static
-
-    def _choose_jit(self) -> bool:
-        """Decides again whether XLA compiles the functions; returns whether that has changed."""
-        before = self.jit_compile
-        self._tell_layers_of_jit()
-        keras_internals.choose_jit(self, self._wanted_jit)
-        return self.jit_compile != before
-
-    def _set_frozen(self, frozen: bool) -> None:
-        if frozen == self._ranks_frozen:
-            return
-        self._ranks_frozen = frozen
-        if self.compiled:
-            self._choose_jit()
-        if self.compiled and self.train_function is not None:
-            self.make_train_function(force=True)

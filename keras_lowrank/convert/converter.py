@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.building import build_like
-from keras_lowrank.convert.graph import copied_activation
+from keras_lowrank.convert.graph_copy import copied_activation
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.across_ranks import AcrossRanks

@@ -8,8 +8,10 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.converter import Kernel
+from keras_lowrank.convert.copyable import check_model
 from keras_lowrank.convert.decomposition import Decomposition
-from keras_lowrank.convert.graph import GraphCopy, check_model, graph_layers
+from keras_lowrank.convert.graph import graph_layers
+from keras_lowrank.convert.graph_copy import GraphCopy
 from keras_lowrank.convert.moments import OutputMoment, stream
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.registry import NAMES, converter_of

@@ -6,7 +6,9 @@ import keras
 
 from keras_lowrank import keras_internals
 from keras_lowrank.convert.converter import Converter
-from keras_lowrank.convert.graph import GraphCopy, check_model, opened
+from keras_lowrank.convert.copyable import check_model
+from keras_lowrank.convert.graph import opened
+from keras_lowrank.convert.graph_copy import GraphCopy
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.layers import LowRankLayer
 

@@ -1,7 +1,7 @@
 """The base of every low-rank layer: factors, rank arguments, and all around `project`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,28 +10,16 @@ from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.kernel_override import low_rank_apply, whole_matrix
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.across_ranks import AcrossRanks
-from keras_lowrank.layers.arguments import (
-    NO_LORA,
-    QUANTIZE,
-    Activation,
-    Constraint,
-    Initializer,
-    Regularizer,
-    TruncationLike,
-    check_ranks,
-    check_regularizer,
-    refuse,
-)
 from keras_lowrank.layers.composite import CompositeInputs
 from keras_lowrank.layers.initial_factors import initial_factors
 from keras_lowrank.layers.kernel_penalty import KernelPenalty
+from keras_lowrank.layers.low_rank_arguments import LowRankArguments
 from keras_lowrank.layers.starting_rank import default_rank
 from keras_lowrank.manifold.factors import Factors, RankVariable
 from keras_lowrank.ranks.policy import Policy
-from keras_lowrank.ranks.truncation import Truncation, get_truncation
 
 
-class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
+class LowRankLayer(AcrossRanks, CompositeInputs, LowRankArguments):
     r"""Base of the layers `y = activation(project(x, U) S V^T + b)`.
 
     To write a layer type, subclass this class, call `build_factors` in `build`, and implement
@@ -118,55 +106,6 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
     factors: Factors
     kernel_shape: tuple[int, ...]
     matricization: Matricization
-    min_rank: int
-    max_rank: int | None
-    truncation: Truncation | None
-
-    def __init__(
-        self,
-        *,
-        rank: int | None = None,
-        min_rank: int = 1,
-        max_rank: int | None = None,
-        truncation: TruncationLike = None,
-        activation: Activation = None,
-        use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer = None,
-        bias_regularizer: Regularizer = None,
-        kernel_constraint: None = None,
-        bias_constraint: Constraint = None,
-        lora_rank: None = None,
-        lora_alpha: None = None,
-        quantization_config: None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if self.dtype_policy.quantization_mode is not None:
-            raise ValueError(
-                f"The `dtype` of a low-rank layer must be a policy for floats: {QUANTIZE}. "
-                f"Received: dtype={self.dtype_policy.name!r}"
-            )
-        self._rank, self.min_rank, self.max_rank = check_ranks(rank, min_rank, max_rank)
-        refuse(
-            kernel_constraint,
-            "kernel_constraint",
-            "a constraint acts on the entries of a kernel that is never formed",
-        )
-        refuse(lora_rank, "lora_rank", NO_LORA)
-        refuse(lora_alpha, "lora_alpha", NO_LORA)
-        refuse(quantization_config, "quantization_config", QUANTIZE)
-        self.truncation = None if truncation is None else get_truncation(truncation)
-        self.activation = keras.activations.get(activation)
-        self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = check_regularizer(keras.regularizers.get(kernel_regularizer))
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-        # XLA would compile again at every change of rank. The model allows it if ranks are fixed.
-        self.supports_jit = False
 
     def project(self, inputs: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
         """Applies the matrix `basis` to the inputs. Linear in both.
@@ -270,36 +209,11 @@ class LowRankLayer(AcrossRanks, CompositeInputs, keras.layers.Layer):
         truncation: Any = self.truncation  # the model puts its own in place of None
         return Policy(truncation, self.min_rank, self.max_rank, grown)
 
-    def enable_lora(self, rank: int, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises ValueError, so that a loop that adds LoRA to all layers does not miss this one."""
-        raise ValueError(
-            "A low-rank layer cannot have LoRA: it is trained at its own rank already. Add LoRA to "
-            f"plain layers, before `from_keras`. Received: rank={rank} for layer {self.name!r}"
-        )
-
     def load_own_variables(self, store: Any) -> None:
         # All three are checked first, so that an error does not leave some of them loaded.
         if self.built and len(store.keys()) >= 3:
             self.factors.check_shapes(*(tuple(store[str(index)].shape) for index in range(3)))
         super().load_own_variables(store)
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        config.update(
-            rank=self._rank,
-            min_rank=self.min_rank,
-            max_rank=self.max_rank,
-            truncation=keras.saving.serialize_keras_object(self.truncation),
-            activation=keras.activations.serialize(self.activation),
-            use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.serialize(self.kernel_initializer),
-            bias_initializer=keras.initializers.serialize(self.bias_initializer),
-            kernel_regularizer=keras.regularizers.serialize(self.kernel_regularizer),
-            bias_regularizer=keras.regularizers.serialize(self.bias_regularizer),
-            activity_regularizer=keras.regularizers.serialize(self.activity_regularizer),
-            bias_constraint=keras.constraints.serialize(self.bias_constraint),
-        )
-        return config
 
     def _starting_rank(self, n: int, m: int) -> int:
         largest = min(n, m)

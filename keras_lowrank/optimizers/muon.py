@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.complement import combine, complement
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.optimizers.adaptive import AdamRule
+from keras_lowrank.optimizers.adam import AdamRule
 from keras_lowrank.optimizers.rule import TANGENT, Direction, Float, Rule, State, register_rule
 
 

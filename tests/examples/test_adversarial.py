@@ -43,6 +43,7 @@ def test_accuracies_fall_with_epsilon(example, model):
     assert found[0] == 1.0 and found[0] >= found[1] > found[2]
 
 
+@pytest.mark.slow
 def test_a_run_reports_all_methods(example, tmp_path, monkeypatch, capsys):
     images = rng.integers(0, 255, (8, 28, 28, 1), "uint8")
     split = example.image_data.Split(images, np.arange(8) % 10)

@@ -52,6 +52,7 @@ def test_sequences_go_up_by_their_steps_in_turn(example):
     np.testing.assert_array_equal(labels, np.maximum(moves[:, 0], moves[:, 1]))
 
 
+@pytest.mark.slow
 def test_every_method_is_in_the_table_the_file_and_the_plot(example, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="plots need the extra `examples`")
     plot = tmp_path / "loss.svg"

@@ -65,6 +65,7 @@ def test_a_thin_network_has_the_weights_that_are_asked_for(example):
     assert 0.35 * full < count_weights(thin).full < 0.65 * full
 
 
+@pytest.mark.slow
 def test_a_run_reports_all_methods(example, folder, tmp_path, capsys):
     tf.config.run_functions_eagerly(True)
     tf.data.experimental.enable_debug_mode()

@@ -30,7 +30,7 @@ from keras_lowrank import (
     Tolerance,
 )
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.optimizers import adaptive, muon
+from keras_lowrank.optimizers import adam, muon
 from keras_lowrank.optimizers.rule import rule_class
 from keras_lowrank.training.matrix_step import transport_state
 
@@ -343,8 +343,8 @@ def test_the_direction_of_adam_does_not_depend_on_the_bases(shape, seed):
     for factors in ((u, s, v), (u @ turn, s, v @ turn)):
         tangent, point = tangent_of(G, factors), at_origin(factors)
         rule, squares = (
-            adaptive.AdagradRule(keras.optimizers.Adagrad()),
-            adaptive.mean_squares(tangent),
+            adam.AdagradRule(keras.optimizers.Adagrad()),
+            adam.mean_squares(tangent),
         )
         found.append(full(rule.scaled_direction(tangent, *squares, point, 1.0).tangent, factors))
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
@@ -362,8 +362,8 @@ def test_a_step_of_adam_is_about_as_long_as_that_of_keras_at_every_rank(rank, no
         gradient = rng.standard_normal((60, 30)) if noisy else np.outer(u, v)
         tangent = tangent_of(gradient, factors)
         rule, squares = (
-            adaptive.AdagradRule(keras.optimizers.Adagrad()),
-            adaptive.mean_squares(tangent),
+            adam.AdagradRule(keras.optimizers.Adagrad()),
+            adam.mean_squares(tangent),
         )
         direction = rule.scaled_direction(tangent, *squares, point, 1.0).tangent
         lengths.append(float(direction.squared_norm()) ** 0.5)

@@ -27,6 +27,7 @@ def losses(model):
     return model.fit(*data(), batch_size=16, epochs=3, shuffle=False, verbose=0).history["loss"]
 
 
+@pytest.mark.slow
 def test_fixed_rank_compiles_and_trains_the_same():
     with_jit, without = compiled("fixed_rank", True), compiled("fixed_rank", False)
     assert with_jit.jit_compile and not without.jit_compile

@@ -45,6 +45,7 @@ def fit_one(table=True):
     return weakref.ref(model)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_fitted_and_dropped_is_gone_with_its_graphs():
     def graphs():
         gc.collect()
