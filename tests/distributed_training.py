@@ -85,6 +85,34 @@ def a_few_steps():
         check_agreement(2, integrator, 5, momentum, 1e-5, adapt_every, run_eagerly=True)
 
 
+def adapters():
+    """Adapters beside a frozen base: two replicas find what one device does."""
+    keras.config.set_floatx("float64")
+    x, y, _ = problem(5 * BATCH_SIZE)
+    found = []
+    for count in (1, 2):
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        with strategy_of(count).scope():
+            inputs = keras.Input((20,))
+            hidden = keras.layers.Dense(24, "tanh", name="hidden")(inputs)
+            model = keras.Model(inputs, keras.layers.Dense(UNITS)(hidden))
+            frozen = model.get_layer("hidden").kernel.numpy()
+            added = kl.add_adapters(model, rank=2, max_rank=4, trainable="bias")
+            chosen = every(2, "rank_adaptive")
+            model.compile(momentum(), "mse", integrator=chosen, truncation=0.1, run_eagerly=True)
+        model.fit(x, y, batch_size=BATCH_SIZE, shuffle=False, verbose=0)
+        check_replicas_are_equal(model)
+        found.append((added.ranks, model.get_weights()))
+        kl.merge_adapters(model)
+        assert np.abs(model.get_layer("hidden").kernel.numpy() - frozen).max() > 1e-3
+    (ranks, alone), (other_ranks, two) = found
+    assert ranks == other_ranks, (ranks, other_ranks)
+    for one, other in zip(alone, two, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    print(f"adapters, 2 replicas: ranks {list(ranks.values())}")
+
+
 def four():
     keras.config.set_floatx("float64")
     check_agreement(4, "rank_adaptive", 100, momentum, 1e-5)

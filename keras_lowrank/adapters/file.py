@@ -32,7 +32,7 @@ def header(
     Args:
         places: list of int, the places of the layers with deltas among all that could have them.
         kernels: list of `[place, *shape]`, of every kernel with a delta.
-        trained: list of `[place, *shape]`, of every variable that is trained beside deltas.
+        trained: list of `[*place, *shape]`, of every variable that is trained beside deltas.
         arguments: dict, `rank` and `max_rank` of `add_adapters`.
     """
     kernels, trained = [[list(map(int, x)) for x in one] for one in (kernels, trained)]
@@ -84,15 +84,20 @@ def read(path: str | os.PathLike[str]) -> tuple[AdapterState, dict[str, Any]]:
     """Returns `(AdapterState, header)`.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: a file of another kind, or a damaged one.
-        OSError: no file that can be read.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no such file: {path}")
+    foreign = ValueError(
+        "A file of adapters is one that `Adapters.save` has written. If this one was, it is "
+        f"damaged. Received: filepath={str(path)!r}"
+    )
+    if not h5py.is_hdf5(path):
+        raise foreign
     with h5py.File(path, "r") as file:
         if file.attrs.get("kind") != _KIND:
-            raise ValueError(
-                "A file of adapters is one that `Adapters.save` has written. "
-                f"Received: filepath={str(path)!r}"
-            )
+            raise foreign
         checksum.verify_file(file, path)
         deltas, others = file.get("deltas", {}), file.get("others", {})
         points = [

@@ -10,6 +10,11 @@ from keras_lowrank.adapters.families import family_of
 from keras_lowrank.convert.selection import layer_test, matches, select, unknown
 from keras_lowrank.layers.find_layers import layers_by_path
 
+# Of a variable: that of its layer among all, and its own in the layer. The names of layers differ
+# from one model to the next of its kind. The second counts from the end, as -1: the kernel, which a
+# quantized layer does not train, is at the beginning.
+Place = tuple[int, int]
+
 
 def adaptable_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """`{path: layer}` of all layers that can have a delta."""
@@ -50,8 +55,31 @@ def _default(
     return {path: layer for path, layer in layers.items() if family_of(layer).is_projection}
 
 
-def select_variables(model: keras.Model, items: Any) -> list[keras.Variable]:
-    """Those variables of a model, made to be trained, that are trained beside the deltas.
+def learnable(model: keras.Model) -> dict[Place, keras.Variable]:
+    """`{place: variable}` of what may be learned beside deltas, in a model that has none yet.
+
+    Variables that were made to be trained, and statistics, such as moving means.
+    """
+    made, found = {id(v) for v in keras_internals.made_to_train(model)}, {}
+    for index, layer in enumerate([model, *keras_internals.all_layers(model)]):
+        moving = {id(v) for v in statistics_of(layer)}
+        own = [v for v in keras_internals.own_variables(layer) if id(v) in made | moving]
+        found.update({(index, i - len(own)): variable for i, variable in enumerate(own)})
+    return found
+
+
+def statistics_of(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Own variables of a layer that its training moves without a gradient."""
+    if getattr(layer, "quantization_mode", None):  # kernels in int8, and their scales
+        return []
+    made = {id(v) for v in keras_internals.made_to_train(layer)}
+    return [v for v in keras_internals.own_variables(layer) if id(v) not in made]
+
+
+def select_variables(model: keras.Model, items: Any) -> list[Place]:
+    """The places of those variables that are learned beside the deltas, among all `learnable`.
+
+    A layer with one of them learns its statistics too.
 
     Args:
         model: `keras.Model` whose layers have no deltas yet.
@@ -72,4 +100,24 @@ def select_variables(model: keras.Model, items: Any) -> list[keras.Variable]:
         if isinstance(item, str) and not (held or named):
             raise unknown(layers, "trainable", item)
         chosen.update(id(v) for v in (*held, *named))
-    return [v for v in made if id(v) in chosen]
+    for layer in keras_internals.all_layers(model):
+        if chosen.intersection(map(id, keras_internals.own_variables(layer))):
+            chosen.update(map(id, statistics_of(layer)))
+    return [place for place, v in learnable(model).items() if id(v) in chosen]
+
+
+def with_idle_statistics(model: keras.Model, learned: set[int]) -> list[keras.layers.Layer]:
+    """The layers whose statistics would move in training, though nothing of them is learned.
+
+    Such as batch normalization. Frozen, it computes what it does in inference.
+
+    Args:
+        model: `keras.Model`.
+        learned: set of the ids of variables that are learned.
+    """
+    return [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if (moving := statistics_of(layer))
+        and not (keras_internals.sublayers(layer) or learned.intersection(map(id, moving)))
+    ]

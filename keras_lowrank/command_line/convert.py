@@ -1,14 +1,10 @@
 """The command `convert`: a Keras model to low-rank layers, or back."""
 
 import argparse
-import pathlib
-
-import keras
 
 from keras_lowrank.command_line import models
 from keras_lowrank.command_line.values import names
 from keras_lowrank.convert import from_keras, to_keras
-from keras_lowrank.files.placing import disk_errors, placed
 
 SUMMARY, USAGE = "convert to low-rank layers, or back", "MODEL.keras [NEW.keras]"
 EXAMPLE = "model.keras --tolerance=0.1"
@@ -18,14 +14,7 @@ _RULES = ("rank", "tolerance", "energy", "budget")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `convert` to its parser."""
     models.add_arguments(parser)
-    add = parser.add_argument
-    add(
-        "target",
-        metavar="NEW.keras",
-        nargs="?",
-        help="where to write; default: MODEL_low_rank.keras or MODEL_plain.keras",
-    )
-    add("--overwrite", action="store_true", help="replace an existing file")
+    models.add_target(parser, "MODEL_low_rank.keras or MODEL_plain.keras")
     add = parser.add_argument_group(
         "to low-rank layers, with one of --rank, --tolerance, --energy and --budget"
     ).add_argument
@@ -57,39 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Converts a Keras model to low-rank layers, or a low-rank model back to plain ones."""
-    target = _target(arguments)
+    target = models.target_of(arguments, "low_rank" if arguments.style is None else "plain")
     model = models.load(arguments)
     rules = {name: getattr(arguments, name) for name in _RULES}
     if arguments.style is None:
         choice = {name: getattr(arguments, name) for name in ("include", "exclude", "only_smaller")}
         low = from_keras(model, **rules, **choice, verbose=True)
         print(low.compression())
-        _save(low, target, arguments.overwrite)
+        models.save(low, target, arguments.overwrite)
     elif any(value is not None for value in rules.values()):
         raise ValueError(
             "--style converts back to plain layers and keeps the ranks: pass it without --rank, "
             "--tolerance, --energy and --budget."
         )
     else:
-        _save(to_keras(model, arguments.style), target, arguments.overwrite)
+        models.save(to_keras(model, arguments.style), target, arguments.overwrite)
     print(f"Wrote {target}, {target.stat().st_size:,} bytes.")
-
-
-def _target(arguments: argparse.Namespace) -> pathlib.Path:
-    """The path to write to, checked before the work."""
-    kind = "low_rank" if arguments.style is None else "plain"
-    beside = f"{pathlib.Path(arguments.model).with_suffix('')}_{kind}.keras"
-    target = pathlib.Path(arguments.target or beside)
-    if target.suffix != ".keras":
-        raise ValueError(f"The output must end in .keras. Received: {target}")
-    if target.exists() and not arguments.overwrite:
-        raise FileExistsError(f"The output exists. Pass --overwrite to replace it: {target}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"The output's folder must exist. Received: {target.parent}")
-    return target
-
-
-def _save(model: keras.Model, target: pathlib.Path, overwrite: bool) -> None:
-    """Writes the file atomically."""
-    with placed(target, overwrite) as made, disk_errors(target):
-        model.save(made)

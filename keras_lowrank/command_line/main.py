@@ -5,13 +5,14 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from keras_lowrank.command_line import adapters, convert, export, inspect
+from keras_lowrank.command_line import adapters, convert, export, inspect, merge
 
 _COMMANDS: dict[str, ModuleType] = {
     "inspect": inspect,
     "convert": convert,
     "export": export,
     "adapters": adapters,
+    "merge": merge,
 }
 
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m keras_lowrank",
         usage="%(prog)s COMMAND ...",
-        description="Inspect a Keras model, convert it to low-rank layers, and export it.",
+        description="Inspect, convert and export a Keras model, and merge adapters into it.",
         epilog="COMMAND --help lists the arguments of a command.",
         allow_abbrev=False,
     )

@@ -1,4 +1,4 @@
-"""Loads the model of a command, with the user's own classes and functions."""
+"""Loads the model of a command, with the user's own classes and functions, and writes its own."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_lowrank.command_line.values import names
+from keras_lowrank.files.placing import disk_errors, placed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +67,42 @@ def load(arguments: argparse.Namespace) -> keras.Model:
             f"{path} cannot be loaded as a Keras model. If it is damaged, copy or save it again. "
             f"{reason[:300]}"
         ) from error
+
+
+def add_target(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the arguments of a command that writes a model: where to, and over what."""
+    add = parser.add_argument
+    add("target", metavar="NEW.keras", nargs="?", help=f"where to write; default: {default}")
+    add("--overwrite", action="store_true", help="replace an existing file")
+
+
+def target_of(arguments: argparse.Namespace, kind: str) -> pathlib.Path:
+    """The path to write to, checked before the work.
+
+    Args:
+        arguments: the parsed arguments of `add_arguments` and `add_target`.
+        kind: str, the end of the name of a file that is written beside the model.
+
+    Raises:
+        ValueError: the path is no `.keras` file.
+        FileExistsError: it exists, and is not to be replaced.
+        FileNotFoundError: its folder does not exist.
+    """
+    beside = f"{pathlib.Path(arguments.model).with_suffix('')}_{kind}.keras"
+    target = pathlib.Path(arguments.target or beside)
+    if target.suffix != ".keras":
+        raise ValueError(f"The output must end in .keras. Received: {target}")
+    if target.exists() and not arguments.overwrite:
+        raise FileExistsError(f"The output exists. Pass --overwrite to replace it: {target}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"The output's folder must exist. Received: {target.parent}")
+    return target
+
+
+def save(model: keras.Model, target: pathlib.Path, overwrite: bool) -> None:
+    """Writes the file atomically."""
+    with placed(target, overwrite) as made, disk_errors(target):
+        model.save(made)
 
 
 def _own_objects(names: list[str]) -> dict[str, Any]:

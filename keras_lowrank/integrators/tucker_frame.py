@@ -60,8 +60,9 @@ class TuckerFrame:
     def __init__(self, factors: Point) -> None:
         self.factors = factors
         self.U, self.S, self.V = factors
-        self._left = whitening(product_of_rows(self.S, self.S))
-        self._right = whitening(product_of_columns(self.S, self.S))
+        wide = tf.cast(self.S, tf.float64)  # a float32 Gram matrix may have negative eigenvalues
+        self._left = whitening(product_of_rows(wide, wide), self.S.dtype)
+        self._right = whitening(product_of_columns(wide, wide), self.S.dtype)
         self._a = tf.matmul(self._left, self.S)
         self._b = tf.matmul(self.S, self._right, transpose_b=True)
 

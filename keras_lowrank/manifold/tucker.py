@@ -82,15 +82,14 @@ def product_of_columns(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.matmul(a, b, transpose_a=True)
 
 
-def whitening(gram: tf.Tensor) -> tf.Tensor:
-    """`L^-1` of a Gram matrix `L L^T`, damped in directions that are faint in it."""
-    wide = tf.cast(gram, tf.float64)
-    one = identity_like(wide)
-    faint = max(_NOISE_UNITS * np.finfo(gram.dtype.as_numpy_dtype).eps, _GRAM_UNIT)
-    floor = faint**2 * tf.linalg.trace(wide)
+def whitening(gram: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """`L^-1` of a float64 Gram matrix `L L^T` of data of a type, damped where they are faint."""
+    one = identity_like(gram)
+    faint = max(_NOISE_UNITS * np.finfo(dtype.as_numpy_dtype).eps, _GRAM_UNIT)
+    floor = faint**2 * tf.linalg.trace(gram)
     floor = tf.where(tf.equal(floor, 0.0), tf.ones_like(floor), floor)  # of a core of zeros
-    factor = tf.linalg.cholesky(wide + floor * one)
-    return tf.cast(tf.linalg.triangular_solve(factor, one), gram.dtype)
+    factor = tf.linalg.cholesky(gram + floor * one)
+    return tf.cast(tf.linalg.triangular_solve(factor, one), dtype)
 
 
 def orthonormal(u: tf.Tensor, s: tf.Tensor, v: tf.Tensor) -> TuckerPoint:

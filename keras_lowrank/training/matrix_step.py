@@ -197,6 +197,15 @@ def is_origin(point: Point) -> tf.Tensor:
     return tf.reduce_all(scale > 0.0) & Chart(point, scale).holds()[1]
 
 
+def origin(point: Point, least: float) -> tuple[Point, tf.Tensor]:
+    """A point with no singular value below `least`, and the scale of the chart there."""
+    values = origin_scale(point)
+    scale = tf.maximum(values, tf.cast(least, values.dtype))
+    if tf.reduce_any(scale > values):
+        point = point._replace(S=tf.linalg.diag(scale))
+    return point, scale
+
+
 def origin_scale(point: Point) -> tf.Tensor:
     """The scale of the chart at its origin."""
     return tf.linalg.diag_part(point.S)

@@ -19,6 +19,10 @@ from keras_lowrank.training.matrix_step import MatrixState
 
 _UNTRACED_CHECKS = 16
 
+# The least singular value with which layers are trained, by the type that they compute in. A core
+# that float16 rounds to zero leaves no gradient of U and V.
+_LEAST = {"float16": 2.0**-14}
+
 
 class OptimizerState:
     """The state of all low-rank layers of a model; its optimizer saves and restores it.
@@ -32,6 +36,7 @@ class OptimizerState:
     def __init__(self) -> None:
         self._factors: dict[str, Factors] = {}
         self._scales: dict[str, RankVariable] = {}
+        self._least: dict[str, float] = {}
         self._variables: dict[str, dict[str, list]] = {}
         self._unverified, self._checks = False, 0
 
@@ -68,6 +73,7 @@ class OptimizerState:
                 )
             if path not in state._variables:
                 state._factors[path] = layer.factors
+                state._least[path] = _LEAST.get(layer.compute_dtype, 0.0)
                 scale = state._scales[path] = _unset_scale(path, layer.factors)
                 keras_internals.hold(optimizer, [scale])
                 slots = state._variables[path] = {
@@ -163,7 +169,9 @@ class OptimizerState:
         point = factors.read()
         zero = zero_vector(point, factors.vector_type)
         slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
-        self.assign(path, functions.origin_scale(point), slots)
+        point, scale = functions.origin(factors.read(), self._least[path])
+        factors.assign(point)
+        self.assign(path, scale, slots)
 
     def recenter(self, path: str, policy: Policy) -> None:
         """Moves one layer to the origin of a chart, at the rank that `policy` chooses."""

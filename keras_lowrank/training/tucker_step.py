@@ -108,6 +108,11 @@ def is_origin(point: Point) -> tf.Tensor:
     return tf.reduce_all([tf.reduce_max(tf.abs(excess)) <= 1e-4 for excess in excesses])
 
 
+def origin(point: Point, least: float) -> tuple[Point, tf.Tensor]:
+    """The point as it is: a core needs no least singular value. And its scale."""
+    return point, origin_scale(point)
+
+
 def origin_scale(point: Point) -> tf.Tensor:
     """The scale without a trial."""
     return tf.ones([sum(tf.shape(basis)[1] for basis in (point.U, point.V))], point.S.dtype)

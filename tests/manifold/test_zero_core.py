@@ -2,11 +2,14 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_lowrank import LowRankDense, LowRankModel
 
 
-def test_a_layer_that_starts_as_zero_trains_with_adam():
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_layer_that_starts_as_zero_trains_with_adam(policy):
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8,))
     outputs = LowRankDense(7, rank=3, kernel_initializer="zeros")(inputs)

@@ -23,11 +23,15 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def found_quickly():
-    return run("a_few_steps", "errors")
+    return run("a_few_steps", "adapters", "errors")
 
 
 def test_two_devices_agree_with_one_for_a_few_steps(found_quickly):
-    assert found_quickly.count("2 replicas") == 2
+    assert found_quickly.count("2 replicas,") == 2
+
+
+def test_adapters_on_two_devices_are_those_of_one(found_quickly):
+    assert "adapters, 2 replicas:" in found_quickly
 
 
 @pytest.mark.slow
