@@ -1,10 +1,12 @@
-"""Has the API pages show the `>>>` lines of docstrings as code."""
+"""Has the API pages show docstrings as they are meant: `>>>` lines as code, arguments whole."""
 
 import re
 
 import griffe
 
 _DOCTEST = re.compile(r"^( *)>>> .*(?:\n *\S.*)*", re.MULTILINE)
+# The names of arguments that share a description, over two lines.
+_NAMES = re.compile(r"^( *\w+(?:, \w+)*,)\n *(?=\w+(?:, \w+)*:)", re.MULTILINE)
 
 
 class Examples(griffe.Extension):
@@ -13,5 +15,5 @@ class Examples(griffe.Extension):
     def on_object(self, *, obj, **kwargs):
         """Called for each object that has been read."""
         if obj.docstring:
-            fenced = r"\1```pycon\n\g<0>\n\1```"
-            obj.docstring.value = _DOCTEST.sub(fenced, obj.docstring.value)
+            fenced = _DOCTEST.sub(r"\1```pycon\n\g<0>\n\1```", obj.docstring.value)
+            obj.docstring.value = _NAMES.sub(r"\1 ", fenced)

@@ -45,9 +45,9 @@ from keras_lowrank.model import LowRankModel
 from keras_lowrank.ranks.budget import Budget
 from keras_lowrank.ranks.policy import Policy
 from keras_lowrank.ranks.truncation import KeepRank, Tolerance, Truncation
+from keras_lowrank.reporting.card import ModelCard
 from keras_lowrank.reporting.compression import Compression, count_weights
-
-__version__ = "0.1.0"
+from keras_lowrank.version import __version__ as __version__
 
 __all__ = [
     "Adapters",
@@ -73,6 +73,7 @@ __all__ = [
     "LowRankLayer",
     "LowRankModel",
     "LowRankMultiHeadAttention",
+    "ModelCard",
     "Parallel",
     "PlainTrainingWarning",
     "Point",

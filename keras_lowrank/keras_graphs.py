@@ -123,11 +123,6 @@ def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter
 
 
-def register_as(cls: type, other: type) -> None:
-    """Has Keras save instances of a class under the name of another, which is registered."""
-    GLOBAL_CUSTOM_NAMES[cls] = GLOBAL_CUSTOM_NAMES[other]
-
-
 def become_functional(model: keras.Model) -> None:
     """Turns a model that was just created into a functional one.
 
@@ -144,7 +139,24 @@ def _functional_class(cls: Any) -> type:
     """Returns `cls` with Keras's functional model as a base, saved under the name of `cls`."""
     if issubclass(cls, Functional):
         return cls
-    return _saved_as(cls, (cls, Functional))
+    return _saved_as(cls, cls, (cls, Functional))
+
+
+class NotCloned:
+    """A base of functional models that are more than their graph: `clone_model` raises.
+
+    It would clone the graph, layer by layer and for every class, and lose what else there is.
+    """
+
+    def _run_through_graph(self, inputs: Any, operation_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if operation_fn.__module__ == keras.models.clone_model.__module__:
+            raise ValueError(
+                "`clone_model` would lose the class and the low-rank layers of the model. Use "
+                "`type(model).from_config(model.get_config())`. "
+                f"Received: a {type(self).__name__}"
+            )
+        graph: Any = super()
+        return graph._run_through_graph(inputs, operation_fn, *args, **kwargs)
 
 
 def change_class(
@@ -152,7 +164,8 @@ def change_class(
 ) -> None:
     """Gives a layer or model methods of other classes, in place: it stays what everybody holds.
 
-    It is still an instance of its class, and is saved under the name of that.
+    It is still an instance of its class, and is saved under the name of that, or of the first class
+    in `before` that is registered with Keras.
 
     Args:
         instance: layer or model.
@@ -181,18 +194,28 @@ def class_before(instance: keras.layers.Layer) -> type:
     return cls._class_before
 
 
+def original_class(cls: Any) -> type:
+    """The class that an instance of `cls` had before the first `change_class`."""
+    while hasattr(cls, "_class_before"):
+        cls = cls._class_before
+    return cls
+
+
 @functools.cache
 def _class_around(cls: Any, before: tuple[type, ...], after: tuple[type, ...]) -> type:
-    made: Any = _saved_as(cls, (*before, cls, *after))
+    named = next((one for one in before if one in GLOBAL_CUSTOM_NAMES), cls)
+    made: Any = _saved_as(named, cls, (*before, cls, *after))
     made._class_before = cls
     return made
 
 
-def _saved_as(cls: type, bases: tuple[type, ...]) -> type:
-    """A class with these bases that Keras saves under the name of `cls`."""
-    made = type(cls.__name__, bases, {})
+def _saved_as(named: type, cls: type, bases: tuple[type, ...]) -> type:
+    """A class like `cls` with these bases that Keras saves under the name of `named`."""
+    # Another name than `cls` where it is not saved as that: Keras may look for it by this one.
+    name = cls.__name__ if named is cls else f"LowRank{cls.__name__}"
+    made = type(name, bases, {})
     made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__
     for names in (GLOBAL_CUSTOM_NAMES, REGISTERED_OBJS_TO_NAMES):
-        if cls in names:
-            names[made] = names[cls]
+        if named in names:
+            names[made] = names[named]
     return made

@@ -265,3 +265,17 @@ class LowRankModel(
         # Set before `compile`, which would warn that XLA needs fixed ranks.
         self._ranks_frozen |= config.pop("ranks_frozen", False)
         compile(**config)
+
+
+def become_low_rank(model: keras.Model, before: tuple[type, ...] = ()) -> None:
+    """Makes a model a `LowRankModel` in place: it is still of its class, and does what that does.
+
+    Args:
+        model: `keras.Model`. `LowRankModel` comes behind its class, where `keras.Model` was, so
+            that a `compile`, `fit` or `train_step` of its own goes on working.
+        before: tuple of classes whose methods go before all others.
+    """
+    after = () if isinstance(model, LowRankModel) else (LowRankModel,)
+    keras_graphs.change_class(model, before, after)
+    vars(model).setdefault("_ranks_frozen", False)
+    keras_internals.forget_traces(model)

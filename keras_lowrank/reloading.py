@@ -55,49 +55,62 @@ def _saved_parts(
 
 
 def _fault(part: keras.layers.Layer) -> str | None:
-    """Makes `part` from its config, and returns why it would not load, or None.
+    """Makes `part` from its config, and returns why it would not load, or None."""
+    try:
+        return difference(part, make_again(part))
+    except ValueError as error:
+        # A class without a registered name: the user passes `custom_objects` when loading.
+        return None if "Could not locate" in str(error.__cause__) else str(error)
+
+
+def make_again(layer: keras.layers.Layer) -> Any:
+    """Makes another layer or model from the config of one, with weights of its own.
 
     The caller's random numbers and layer names are left as they were.
+
+    Args:
+        layer: built `keras.layers.Layer` or `keras.Model`.
+
+    Raises:
+        ValueError: the config does not make it, with Keras's reason.
     """
     states = random.getstate(), np.random.get_state()
     try:
         with keras_graphs.names_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _fault_when_made(part)
+            return _made_again(layer)
+    except Exception as error:  # the code of a class may raise anything
+        # Keras prints pages of config before the cause.
+        text = str(error).rpartition("Exception encountered: ")[2].strip()
+        reason = text.splitlines()[0] if text else f"{error!r:.300}"
+        raise ValueError(f"which its config does not make: {reason}") from error
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
 
 
-def _fault_when_made(part: keras.layers.Layer) -> str | None:
-    classes = {type(one) for one in (part, *keras_internals.all_layers(part))}
-    # What was converted in place is saved as what it was.
-    classes |= {cls.plain_class for cls in classes if hasattr(cls, "plain_class")}
-    config = keras.saving.serialize_keras_object(part)
+def _made_again(layer: keras.layers.Layer) -> Any:
+    classes = [type(one) for one in (layer, *keras_internals.all_layers(layer))]
+    # What has changed its class in place is saved as what it was.
+    classes += [keras_graphs.original_class(cls) for cls in classes]
+    config = keras.saving.serialize_keras_object(layer)
     config.pop("compile_config", None)
-    try:
-        with keras.saving.custom_object_scope({cls.__name__: cls for cls in classes}):
-            made = keras.saving.deserialize_keras_object(config, safe_mode=False)
-            arguments = keras_graphs.called_with(part)
-            if arguments is not None:
-                made(*arguments[0], **arguments[1])
-    except Exception as error:  # the code of a class may raise anything
-        if "Could not locate" in str(error):
-            return None  # the user passes `custom_objects` when loading
-        # Keras prints pages of config before the cause.
-        text = str(error).rpartition("Exception encountered: ")[2].strip()
-        return f"which its config does not make: {text.splitlines()[0] if text else error!r:.300}"
-    return _difference(part, made)
+    with keras.saving.custom_object_scope({cls.__name__: cls for cls in classes}):
+        made: Any = keras.saving.deserialize_keras_object(config, safe_mode=False)
+        arguments = keras_graphs.called_with(layer)
+        if arguments is not None:
+            made(*arguments[0], **arguments[1])
+    return made
 
 
-def _difference(one: keras.layers.Layer, other: keras.layers.Layer) -> str | None:
+def difference(one: keras.layers.Layer, other: keras.layers.Layer) -> str | None:
     """Returns the innermost difference between a layer and its copy, or None.
 
     `one` may hold more layers than `other`: loading does not ask for them.
     """
     inside, made = _children(one), _children(other)
     for key in made:
-        if key in inside and (found := _difference(inside[key], made[key])):
+        if key in inside and (found := difference(inside[key], made[key])):
             return found
     missing = any(made[key].weights for key in made.keys() - inside.keys())
     if missing or _outline(one, inside) != _outline(other, made):

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "keras_lowrank"
 
 # From the bottom up. Parts in one line do not know of each other.
 LEVELS = [
-    ("error_reason", "user_warnings", "keras_internals", "keras_graphs", "outlined"),
+    ("error_reason", "user_warnings", "keras_internals", "keras_graphs", "outlined", "version"),
     ("files",),
     ("manifold",),
     ("ranks", "kernels"),

@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import pytest
 
 from keras_lowrank import LowRankDense, LowRankModel, keras_graphs, keras_internals
 
@@ -112,3 +113,14 @@ def test_the_first_call_of_a_layer_is_known():
     args, kwargs = keras_graphs.called_with(layer)
     assert [x.shape for x in args] == [(None, 3, 8)] * 2, MOVED
     assert all(x is not inputs for x in args) and kwargs["use_causal_mask"], MOVED
+
+
+def test_a_functional_model_can_refuse_to_be_cloned():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    keras_graphs.change_class(model, before=(keras_graphs.NotCloned,))
+    keras.Model(inputs, model(inputs))
+    with pytest.raises(ValueError, match="`clone_model` would lose the class"):
+        keras.models.clone_model(model)
+    keras_graphs.restore_class(model)
+    keras.models.clone_model(model)

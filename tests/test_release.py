@@ -67,7 +67,9 @@ def test_what_is_installed_runs_the_ten_lines(built, suffix, tmp_path):
     assert (tmp_path / "digits.tflite").stat().st_size > 1_000
 
 
-def test_the_version_is_in_one_place_and_the_citation_has_it():
+def test_the_version_is_in_one_place_and_the_pages_have_it():
     assert not re.search(r'^version = "', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert f"version: {keras_lowrank.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    assert keras_lowrank.__version__ in (ROOT / "CHANGELOG.md").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    newest, *_ = re.findall(r"^## (\S+) - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert newest == keras_lowrank.__version__

@@ -83,7 +83,7 @@ for tolerance in (0.2, 0.6):
     model = network(LowRankDense, LowRankModel, rank=64)
     reached, _ = train(model, truncation=tolerance)
     ax.scatter(model.compression().factored, 100 * reached, label=f"tolerance {tolerance}")
-ax.set(xscale="log", xlabel="weights", ylabel="test accuracy, %")
+ax.set(xlabel="weights", ylabel="test accuracy, %")
 ax.legend()
 ax.grid(alpha=0.3)
 plt.show()

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lowrank import keras_internals
 from keras_lowrank.adapters import file
 from keras_lowrank.adapters.adapted_layer import Switch, deltas_of, restore, sum_of
-from keras_lowrank.adapters.adapted_model import forget_traces, restore_model
+from keras_lowrank.adapters.adapted_model import restore_model
 from keras_lowrank.adapters.delta import Delta
 from keras_lowrank.adapters.report import Report, Row
 from keras_lowrank.adapters.selection import Place
@@ -39,6 +40,15 @@ class Adapters:
     Attributes:
         model: as given.
         active: str, the name of the set in use.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="dense")])
+    >>> french = add_adapters(model, rank=2, name="french")
+    >>> french.add("german")
+    >>> french.switch("french")
+    >>> french.names, french.ranks
+    (['french', 'german'], {'dense/delta': 2})
     """
 
     def __init__(
@@ -202,7 +212,7 @@ class Adapters:
     def _set(self, on: bool, values: Iterable[np.ndarray]) -> None:
         self._switch.on = on
         self._assign_others(values)
-        forget_traces(self.model)
+        keras_internals.forget_traces(self.model)
 
     def _assign_others(self, values: Iterable[np.ndarray]) -> None:
         for variable, value in zip(self._trained.values(), values):

@@ -9,7 +9,7 @@ import keras
 from keras_lowrank import keras_internals
 from keras_lowrank.adapters import file
 from keras_lowrank.adapters.adapted_layer import AdaptedLayer, Switch
-from keras_lowrank.adapters.adapted_model import AdaptedModel, become_low_rank
+from keras_lowrank.adapters.adapted_model import AdaptedModel
 from keras_lowrank.adapters.adapters import HELD, Adapters
 from keras_lowrank.adapters.delta import Delta
 from keras_lowrank.adapters.families import family_of, make_deltas
@@ -23,6 +23,7 @@ from keras_lowrank.adapters.selection import (
 )
 from keras_lowrank.layers.arguments import check_ranks, positive_integer
 from keras_lowrank.layers.find_layers import find_low_rank_layers
+from keras_lowrank.model import become_low_rank
 
 
 def add_adapters(
@@ -99,6 +100,16 @@ def load_adapters(
 
     Raises:
         ValueError: a file of other layers or another base, or a damaged one.
+
+    Example:
+
+    >>> def base():
+    ...     keras.utils.set_random_seed(0)
+    ...     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="dense")])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "french.adapters.h5"
+    >>> add_adapters(base(), rank=2, name="french").save(path)
+    >>> load_adapters(base(), path).ranks
+    {'dense/delta': 2}
     """
     if HELD in vars(model):
         adapters = vars(model)[HELD]
@@ -135,6 +146,16 @@ def merge_adapters(model: keras.Model) -> None:
 
     Raises:
         ValueError: a model without adapters, or a base in int8 or int4.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6)])
+    >>> added = add_adapters(model)
+    >>> isinstance(model, LowRankModel)
+    True
+    >>> merge_adapters(model)
+    >>> isinstance(model, LowRankModel)
+    False
     """
     if HELD not in vars(model):
         raise ValueError(

@@ -25,6 +25,16 @@ def plot_ranks(history: RankHistory, ax: "Axes | None" = None) -> "Axes":
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: `history` is not a `RankHistory`, or has no record.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
+    >>> model.compile("sgd", "mse", run_eagerly=True)
+    >>> history = callbacks.RankHistory()
+    >>> losses = model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0, callbacks=[history])
+    >>> callbacks.plot_ranks(history).get_ylabel()
+    'rank'
     """
     if not isinstance(history, RankHistory):
         raise ValueError(
@@ -64,6 +74,13 @@ def plot_spectrum(
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: a path is not one of a built low-rank layer.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> model = LowRankModel(inputs, LowRankDense(4, rank=2)(inputs))
+    >>> callbacks.plot_spectrum(model).get_ylabel()
+    'singular value'
     """
     found = find_built_layers(model)
     unknown = set(layers or ()) - set(found)

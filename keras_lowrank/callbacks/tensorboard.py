@@ -30,6 +30,10 @@ class TensorBoard(LowRankCallback, keras.callbacks.TensorBoard):
         ValueError: `embeddings_metadata` names a low-rank embedding, or the model is not a
             `LowRankModel`.
         ImportError: tensorboard is not installed.
+
+    Example:
+
+    >>> log = callbacks.TensorBoard(tempfile.mkdtemp(), histogram_freq=5)  # fit(callbacks=[log])
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure it and the full-rank model, and print a table",
     )
     add("--report_file", metavar="FILE", help="as --report, and also write a .json file")
+    add("--card", action="store_true", help="also write a model card, OUTPUT.md")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
             accuracy_drop=arguments.accuracy_drop,
             class_labels=arguments.class_labels,
             report=arguments.report_file or arguments.report,
+            card=arguments.card,
         )
     print(f"Wrote {target}: {arguments.format}, {size(pathlib.Path(target)):,} bytes.")
     if report:

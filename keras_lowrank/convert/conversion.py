@@ -36,6 +36,13 @@ class Conversion(NamedTuple):
         after: int, the weights after, `r (n + m)` for a kernel that was converted.
 
     `print` shows it as a table.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name="hidden")])
+    >>> print(make_low_rank(model, rank=2))
+    hidden: 8 x 8, rank 2
+    64 weights, 100.0% converted; now 32
     """
 
     converted: dict[str, Converted]

@@ -4,23 +4,26 @@ import contextlib
 import copy
 import functools
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_lowrank import keras_graphs, keras_internals
-from keras_lowrank.convert.building import build_like, copy_own_state
+from keras_lowrank.convert.building import build_like
+from keras_lowrank.convert.copies import copy_state, is_low_rank
 from keras_lowrank.convert.registry import converter_of
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.model import LowRankModel
-from keras_lowrank.reloading import layers_by_attribute
+from keras_lowrank.model import LowRankModel, become_low_rank
+from keras_lowrank.optimizers.options import fresh
+from keras_lowrank.reloading import layers_by_attribute, make_again
 
 if TYPE_CHECKING:  # a base that stands before the class of a model, and extends its methods
-    _Base = LowRankModel
+
+    class _Base(keras_graphs.NotCloned, LowRankModel):
+        pass
 else:
-    _Base = object
+    _Base = keras_graphs.NotCloned
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -72,32 +75,22 @@ class _InPresets:
         plain_twin(self).save_to_preset(preset_dir, *args, **kwargs)
 
 
-@functools.cache
-def converted_class(cls: type) -> type:
-    """Returns the class of a converted model that was of `cls`, whose own methods come first in it.
-
-    So what it has of its own (a `compile` that fills in defaults, a `fit` that takes texts) calls
-    that of `LowRankModel`, where it called that of `keras.Model`.
-    """
-    before = (_InPresets,) if hasattr(cls, "save_to_preset") else ()
-    behind = () if issubclass(cls, LowRankModel) else (LowRankModel,)
-    made = type(
-        f"LowRank{cls.__name__}", (ConvertedModel, *before, cls, *behind), {"plain_class": cls}
-    )
-    made.__module__ = cls.__module__
-    keras_graphs.register_as(made, ConvertedModel)
-    return made
-
-
 def convert_class(model: keras.Model) -> None:
     """Makes a model, and every model in it that holds a low-rank layer, a `LowRankModel`."""
     for one in (*keras_internals.all_layers(model), model):
         if not isinstance(one, keras.Model) or isinstance(one, ConvertedModel):
             continue
         if any(isinstance(layer, LowRankLayer) for layer in keras_internals.all_layers(one)):
-            one.__dict__.setdefault("_ranks_frozen", False)
-            cls: Any = type(one)
-            object.__setattr__(one, "__class__", converted_class(cls))
+            of_presets = (_InPresets,) if hasattr(one, "save_to_preset") else ()
+            become_low_rank(one, before=(ConvertedModel, *of_presets))
+
+
+def has_own_class(model: keras.Model) -> bool:
+    """Whether a model is a converted one that the code of its class makes, and not its graph."""
+    if not _is_converted(model):
+        return False
+    with _as_before([model]):
+        return not keras_graphs.is_saved_as_graph(model)
 
 
 def plain_twin(model: Any) -> keras.Model:
@@ -110,28 +103,18 @@ def plain_twin(model: Any) -> keras.Model:
         ValueError: its config does not make it without low-rank layers.
     """
     models = [one for one in (model, *keras_internals.all_layers(model)) if _is_converted(one)]
-    with _as_before(models), keras_graphs.names_kept(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = keras.saving.serialize_keras_object(model)
-        config.pop("compile_config", None)
-        twin = keras.saving.deserialize_keras_object(copy.deepcopy(config))
-    layers = {"": model, **layers_by_attribute(model)}
-    units = tuple(f"{key}/" for key, layer in layers.items() if _is_unit(layer))
-    for key, other in {"": twin, **layers_by_attribute(twin)}.items():
-        layer = layers.get(key)
-        if isinstance(other, LowRankLayer) or layer is None:
-            raise ValueError(
-                "A model is saved with whole kernels where its config makes plain layers. Use "
-                f"`save`, or `to_keras`. Received: the layer {other.name!r} of {model.name!r}"
-            )
-        if _is_unit(layer):
-            converter = converter_of(layer)
-            before = converter.kernels(key, layer)
-            for one, kernel in converter.kernels(key, other).items():
-                kernel.variable.assign(converter.merged(before, one))
-            converter.copy_rest(layer, other)
-        elif not key.startswith(units):
-            copy_own_state(layer, other)
+    try:
+        with _as_before(models):
+            twin = make_again(model)
+        copy_state(model, twin)
+        low_rank = [one for one in keras_internals.all_layers(twin) if is_low_rank(one)]
+        if low_rank:
+            raise ValueError(f"whose config makes the low-rank layer {low_rank[0].name!r}")
+    except ValueError as error:
+        raise ValueError(
+            "A model has whole kernels again where its config makes plain layers. "
+            f"Received: {model.name!r}, {error}"
+        ) from error
     return twin
 
 
@@ -139,17 +122,12 @@ def _is_converted(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, ConvertedModel)
 
 
-def _is_unit(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is one that was converted as a whole, with all that it holds."""
-    return converter_of(layer).is_low_rank(layer)
-
-
 @contextlib.contextmanager
 def _as_before(models: Sequence[Any]) -> Iterator[None]:
     """While open, models are of the classes that they had."""
     classes = [type(model) for model in models]
     for model, cls in zip(models, classes):
-        object.__setattr__(model, "__class__", cls.plain_class)
+        object.__setattr__(model, "__class__", keras_graphs.original_class(cls))
     try:
         yield
     finally:
@@ -161,7 +139,7 @@ def _recipes(model: keras.Model) -> dict[str, dict[str, Any]]:
     """Returns `{key: arguments}` of the low-rank layers in a model that no other one holds."""
     found: dict[str, dict[str, Any]] = {}
     for key, layer in layers_by_attribute(model).items():
-        if _is_unit(layer) and not key.startswith(tuple(f"{one}/" for one in found)):
+        if is_low_rank(layer) and not key.startswith(tuple(f"{one}/" for one in found)):
             config = layer.get_config()
             arguments = converter_of(layer).low_rank_arguments
             found[key] = {name: config[name] for name in arguments if name in config}
@@ -178,7 +156,7 @@ def _restore(model: keras.Model, recipes: dict[str, dict[str, Any]]) -> None:
                 "A model must make and build its layers from its config, to be loaded with "
                 f"low-rank ones. Received: no built layer at {key!r} in {model.name!r}"
             )
-        if not _is_unit(layer):
+        if not is_low_rank(layer):
             twin = converter_of(layer).with_rank(layer, **arguments)
             build_like(twin, layer)
             keras_internals.become(layer, twin)
@@ -194,8 +172,3 @@ def compile_again(model: Any) -> None:
         for name in {"integrator", "truncation"} & set(vars(model)):
             arguments[name] = getattr(model, name)
         LowRankModel.compile(model, **{**arguments, "optimizer": fresh(arguments["optimizer"])})
-
-
-def fresh(optimizer: Any) -> Any:
-    """Returns an optimizer of the same arguments, which moves no variables yet; or None."""
-    return optimizer and type(optimizer).from_config(optimizer.get_config())

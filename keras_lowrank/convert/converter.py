@@ -118,11 +118,15 @@ class Converter:
         """
         plain = self.unbuilt_plain(layer)
         build_like(plain, layer)
-        before = self.kernels(layer.name, layer)
-        for one, kernel in self.kernels(layer.name, plain).items():
+        self.copy_merged(layer, plain)
+        return plain
+
+    def copy_merged(self, layer: keras.layers.Layer, plain: keras.layers.Layer) -> None:
+        """Copies a low-rank layer to a plain one, with whole kernels."""
+        before = self.kernels("", layer)
+        for one, kernel in self.kernels("", plain).items():
             kernel.variable.assign(self.merged(before, one))
         self.copy_rest(layer, plain)
-        return plain
 
     def is_plain(self, layer: keras.layers.Layer) -> bool:
         """Whether a layer can become low-rank."""

@@ -8,35 +8,26 @@ import tensorflow as tf
 
 from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.convert.graph import graph_layers
-from keras_lowrank.keras_graphs import is_graph
 
 
-def check_model(model: Any, function: str, hint: str) -> None:
-    """Raises unless `model` is a functional or Sequential model that can be copied.
+def check_model(model: Any, function: str) -> None:
+    """Raises unless `model` is a Keras model with weights.
 
     Args:
         model: `keras.Model`.
-        function: str, the name of the function that copies it.
-        hint: str, what to do with a subclassed model.
+        function: str, the name of the function that takes it.
 
     Raises:
         TypeError: no Keras model.
-        ValueError: a subclassed or unbuilt model, or layers that share variables.
+        ValueError: an unbuilt model.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`{function}` takes a `keras.Model`. Received: {type(model).__name__}")
-    if not is_graph(model):
-        raise ValueError(
-            f"`{function}` copies functional and Sequential models; only its own code says what a "
-            f"subclassed model computes. {hint} "
-            f"Received: a model of class {type(model).__name__}"
-        )
     if not model.built:
         raise ValueError(
             f"`{function}` needs a model with weights. Build it, or call it on a batch. "
             f"Received: an unbuilt model {model.name!r}"
         )
-    _refuse_shared_variables(graph_layers(model))
 
 
 def refuse_called_on_variables(layer: Any) -> None:
@@ -65,9 +56,10 @@ def refuse_sharing(model: keras.Model, copy: keras.Model) -> None:
         )
 
 
-def _refuse_shared_variables(layers: dict[str, keras.layers.Layer]) -> None:
+def refuse_shared_variables(model: keras.Model) -> None:
+    """Raises where two layers of a graph share a variable: in a copy they would not."""
     owners = collections.defaultdict(list)
-    for path, layer in layers.items():
+    for path, layer in graph_layers(model).items():
         for variable in layer.weights:
             owners[id(variable)].append(path)
     shared = next((paths for paths in owners.values() if len(paths) > 1), None)

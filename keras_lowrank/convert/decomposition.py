@@ -54,6 +54,12 @@ class Decomposition:
 
     Raises:
         ValueError: entries of W or of the moment that are not finite.
+
+    Example:
+
+    >>> from keras_lowrank.convert import Decomposition
+    >>> Decomposition(np.diag([1.0, 3.0, 2.0])).values
+    array([3., 2., 1.])
     """
 
     values: np.ndarray

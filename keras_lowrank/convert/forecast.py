@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from keras_lowrank import keras_internals
 from keras_lowrank.convert.decomposition import singular_values
-from keras_lowrank.convert.low_rank import rank_one_copy
 from keras_lowrank.convert.ranks import Rule
-from keras_lowrank.convert.selection import select_kernels
+from keras_lowrank.convert.selection import convertible
+from keras_lowrank.convert.twins import rank_one_copy
 from keras_lowrank.export.random_inputs import RandomInputs
 from keras_lowrank.export.served import Served
 from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernels
@@ -38,7 +38,7 @@ class Forecast:
     """What `from_keras` would make of a model.
 
     Args:
-        model: built functional or Sequential `keras.Model` that `from_keras` takes.
+        model: built `keras.Model` that `from_keras` takes.
         track: callable, what the kernels are gone through by: a progress bar around a sequence.
 
     Attributes:
@@ -52,7 +52,7 @@ class Forecast:
     """
 
     def __init__(self, model, track=iter):
-        self.kernels = select_kernels(model, None, None)
+        self.kernels = convertible(model)
         self.shapes = {path: one.matricization.shape for path, one in self.kernels.items()}
         matrices = track(list(self.kernels.items()))
         self.values = {path: singular_values(kernel.matrix()) for path, kernel in matrices}

@@ -8,7 +8,11 @@ import keras
 
 from keras_lowrank import keras_graphs, keras_internals
 from keras_lowrank.convert.building import build_like, copy_own_state
-from keras_lowrank.convert.copyable import refuse_called_on_variables, refuse_sharing
+from keras_lowrank.convert.copyable import (
+    refuse_called_on_variables,
+    refuse_shared_variables,
+    refuse_sharing,
+)
 from keras_lowrank.convert.graph import opened
 from keras_lowrank.keras_graphs import is_graph
 
@@ -22,9 +26,19 @@ class GraphCopy:
     Args:
         replace: callable from a layer to its replacement, built and with its weights, or to None
             for a copy.
+        copy_state: callable that copies the state of a layer to one that its config has made, with
+            that of all layers inside.
+
+    Raises:
+        ValueError: layers that share variables, or one that cannot be copied.
     """
 
-    def __init__(self, replace: Callable[[keras.layers.Layer], keras.layers.Layer | None]) -> None:
+    def __init__(
+        self,
+        replace: Callable[[keras.layers.Layer], keras.layers.Layer | None],
+        copy_state: Callable[[keras.layers.Layer, keras.layers.Layer], None] | None = None,
+    ) -> None:
+        self._copy_state = _copy_state if copy_state is None else copy_state
         # Called for a layer before the model around it is opened, and again inside it.
         self._replace: Any = functools.cache(replace)
         # `(layer, copy)` by id; in order, so that a layer comes before the model that holds it.
@@ -38,6 +52,7 @@ class GraphCopy:
             model: functional or Sequential `keras.Model`.
             make: callable `(inputs, outputs, name=...) -> model`.
         """
+        refuse_shared_variables(model)
         copy = self._graph(model, make)
         self._fill((model, copy))
         refuse_sharing(model, copy)
@@ -51,12 +66,18 @@ class GraphCopy:
         self._fill()
         return copy
 
+    def pairs(self) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
+        """Returns all layers that were copied one by one, each with its copy."""
+        copies = self._copies.values()
+        return [pair for pair in copies if isinstance(pair[0], keras.layers.Layer)]
+
     def _fill(self, *around: tuple[Any, Any]) -> None:
         """Copies the weights and `trainable` of all copied layers, and `trainable` around them."""
-        copies = [pair for pair in self._copies.values() if isinstance(pair[0], keras.layers.Layer)]
+        copies = self.pairs()
         for layer, twin in copies:
-            if id(layer) not in self._replaced:
-                _copy_state(layer, twin)
+            # Of what is opened, the layers are copied one by one.
+            if id(layer) not in self._replaced and opened(layer) is None:
+                self._copy_state(layer, twin)
         # Setting `trainable` sets it inside a layer too: the outermost comes first.
         for layer, twin in [*around, *reversed(copies)]:
             _copy_trainable(layer, twin)
@@ -173,8 +194,6 @@ def _copy_input(layer: keras.layers.InputLayer) -> keras.KerasTensor:
 
 def _copy_state(layer: keras.layers.Layer, twin: keras.layers.Layer) -> None:
     """Copies the variables and assets of a layer and of all layers inside it."""
-    if opened(layer) is not None:
-        return  # its layers are copied one by one
     sources = [layer, *keras_internals.all_layers(layer)]
     targets = [twin, *keras_internals.all_layers(twin)]
     for source, target in zip(sources, targets, strict=True):

@@ -1,20 +1,19 @@
 """A Keras model becomes low-rank in place: what it is, and what it can do, stays."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_lowrank import integrators, keras_internals
 from keras_lowrank.convert.conversion import Conversion, Converted, weights_left
-from keras_lowrank.convert.converted_model import compile_again, convert_class, fresh
-from keras_lowrank.convert.converter import Kernel
-from keras_lowrank.convert.low_rank import SMALLER, decompose, sizes
+from keras_lowrank.convert.converted_model import compile_again, convert_class
+from keras_lowrank.convert.copyable import check_model
+from keras_lowrank.convert.factors import SMALLER, decompose, sizes
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select_in_place
-from keras_lowrank.keras_internals import become
+from keras_lowrank.convert.twins import become_twins, output_moments
 from keras_lowrank.layers.find_layers import layers_by_path
-from keras_lowrank.optimizers.options import make_rule
+from keras_lowrank.optimizers.options import fresh, make_rule
 from keras_lowrank.reporting.compression import count_others
 
 
@@ -27,6 +26,7 @@ def make_low_rank(
     *,
     include: Any = None,
     exclude: Any = None,
+    data: Any = None,
     only_smaller: bool = True,
     verbose: bool = False,
 ) -> Conversion:
@@ -55,6 +55,9 @@ def make_low_rank(
         include: the layers to convert: a path or name, a pattern with `*`, a layer class, a
             function of a layer that returns a bool, or a list of these. All by default.
         exclude: the layers that stay dense, in the same terms. None by default.
+        data: inputs of the model, to approximate what each layer computes on them, as in
+            `from_keras`. It runs on a copy of the model, which needs the memory for the time. None
+            approximates the kernels themselves.
         only_smaller: bool. Leave a layer dense where its factors would be no smaller than its
             kernel, `r (n + m) >= n m`. Defaults to `True`.
         verbose: bool. Show a progress bar over the layers. Defaults to `False`.
@@ -64,9 +67,10 @@ def make_low_rank(
 
     Raises:
         TypeError: no Keras model.
-        ValueError: a model that is not built, nothing to convert, a name that means no layer, an
-            argument outside its range, a budget that rank 1 exceeds, weights that are not finite,
-            or an optimizer that cannot move a low-rank matrix. The model is then as it was.
+        ValueError: a model that is not built or has adapters, nothing to convert, a name that means
+            no layer, an argument outside its range, a budget that rank 1 exceeds, weights that are
+            not finite, `data` for a model that cannot be copied, or an optimizer that cannot move a
+            low-rank matrix. The model is then as it was.
 
     Example:
 
@@ -86,17 +90,16 @@ def make_low_rank(
     (True, True, {'hidden': 4})
     """
     rule = Rule(rank, tolerance, energy, budget)
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`make_low_rank` takes a `keras.Model`. Received: {type(model).__name__}")
-    if not model.built:
-        raise ValueError(
-            "`make_low_rank` needs a model with weights. Build it, or call it on a batch. "
-            f"Received: an unbuilt model {model.name!r}"
-        )
+    check_model(model, "make_low_rank")
     optimizer = (keras_internals.compile_arguments(model) or {}).get("optimizer")
     if optimizer is not None:
         make_rule(fresh(optimizer), integrators.get("rank_adaptive"))
     layers = layers_by_path(model)
+    if any(getattr(layer, "beside_kernel", False) for layer in layers.values()):
+        raise ValueError(
+            "A model with adapters is converted after `merge_adapters`, or gets them later. "
+            f"Received: {model.name!r} with adapters"
+        )
     kernels, reasons = select_in_place(layers, include, exclude)
     selected = {path: kernel for path, kernel in kernels.items() if reasons[path] is None}
     concerned = rule.concerned(selected) if selected else {}
@@ -104,11 +107,12 @@ def make_low_rank(
     if not concerned:
         left = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
         raise ValueError(
-            "`make_low_rank` needs a layer to convert, in the model and left by `include` and "
+            "A conversion needs a layer to convert, in the model and left by `include` and "
             f"`exclude`. Received: {left or 'none'}"
         )
     before = count_others(model, [])[1]
-    ranks, factors = decompose(model, concerned, rule, only_smaller, verbose=verbose)
+    moments = None if data is None else output_moments(model, concerned, data)
+    ranks, factors = decompose(model, concerned, rule, only_smaller, moments, verbose)
     chosen = {path: kernel for path, kernel in concerned.items() if ranks[path]}
     if not chosen:
         raise ValueError(
@@ -122,22 +126,7 @@ def make_low_rank(
         n, m = kernel.matricization.shape
         converted[path] = Converted(n, m, ranks[path])
     skipped = weights_left(model, layers, kernels, reasons)
-    for layer, twin in _twins(layers, chosen, factors):
-        become(layer, twin)
+    become_twins(chosen, factors)
     convert_class(model)
     compile_again(model)
     return Conversion(converted, skipped, before, count_others(model, [])[1])
-
-
-def _twins(
-    layers: dict[str, keras.layers.Layer], kernels: dict[str, Kernel], factors: Callable[[str], Any]
-) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Returns the layers of `{path: Kernel}`, each with its low-rank twin."""
-    paths = {id(layer): path for path, layer in layers.items()}
-    given: dict[int, tuple[Kernel, dict[str, Any]]] = {}
-    for path, kernel in kernels.items():
-        given.setdefault(id(kernel.layer), (kernel, {}))[1][path] = factors(path)
-    return [
-        (kernel.layer, kernel.converter.to_low_rank(paths[id(kernel.layer)], kernel.layer, some))
-        for kernel, some in given.values()
-    ]

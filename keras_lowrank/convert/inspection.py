@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_lowrank.convert.conversion import weights_left
 from keras_lowrank.convert.decomposition import singular_values
-from keras_lowrank.convert.graph import graph_layers
 from keras_lowrank.convert.ranks import Rule
-from keras_lowrank.convert.registry import PLAIN, converter_of
-from keras_lowrank.keras_graphs import is_graph
-from keras_lowrank.keras_internals import all_layers
+from keras_lowrank.convert.selection import convertible, select_in_place
 from keras_lowrank.layers import LowRankLayer
-from keras_lowrank.layers.find_layers import find_built_layers
+from keras_lowrank.layers.find_layers import layers_by_path
 from keras_lowrank.reporting.compression import count_others
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -49,16 +47,15 @@ def kernels(
         model: built `keras.Model`.
         track: callable from a sequence to an iterable over it, such as a progress bar.
     """
-    # Low-rank layers are found everywhere, others only where `from_keras` finds them.
-    layers = graph_layers(model) if is_graph(model) else {}
-    found = {
-        id(one): (path, one)
-        for holder, layer in layers.items()
-        for path, one in converter_of(layer).kernels(holder, layer).items()
-        if isinstance(one, LowRankLayer) or one.refusal() is None
-    }
-    found.update((id(layer), (path, layer)) for path, layer in find_built_layers(model).items())
-    for path, one in track(list(found.values())):
+    whole = convertible(model)
+    of_layers: dict[int, list[tuple[str, Any]]] = {}
+    for path, kernel in whole.items():
+        of_layers.setdefault(id(kernel.layer), []).append((path, kernel))
+    found: list[tuple[str, Any]] = []
+    for path, layer in layers_by_path(model).items():
+        low_rank = isinstance(layer, LowRankLayer) and layer.built
+        found += [(path, layer)] if low_rank else of_layers.get(id(layer), [])
+    for path, one in track(found):
         if isinstance(one, LowRankLayer):
             kind, factors = type(one).__name__, one.factors
             values = factors.singular_values()
@@ -69,21 +66,15 @@ def kernels(
 
 
 def reasons(model: keras.Model) -> list[str]:
-    """Returns a line of text for each layer with weights: whether it converts, or why not.
+    """Returns a line of text for each weight that stays whole, with the reason.
 
     Args:
         model: built `keras.Model`.
     """
-    if is_graph(model):
-        layers = graph_layers(model)
-    else:
-        layers = {layer.name: layer for layer in all_layers(model)}
-    table = [
-        [path, type(layer).__name__, _reason(model, layer)]
-        for path, layer in layers.items()
-        if layer.weights
-    ]
-    return _aligned(table) if table else ["No layer has weights."]
+    layers = layers_by_path(model)
+    left = weights_left(model, layers, *select_in_place(layers, None, None))
+    table = [[path, one.reason] for path, one in left.items()]
+    return _aligned(table) if table else ["No layer has a kernel."]
 
 
 def report(model: keras.Model, found: list[KernelSpectrum]) -> list[str]:
@@ -122,24 +113,6 @@ def plot(values: np.ndarray, width: int = _WIDTH) -> str:
     at = np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)
     heights = np.ceil(values[at] / top * (len(_BARS) - 1)).astype(int)
     return "".join(_BARS[height] for height in heights)
-
-
-def _reason(model: keras.Model, layer: keras.layers.Layer) -> str:
-    converter = converter_of(layer)
-    plain = next((cls for cls in type(layer).__mro__[1:] if cls in PLAIN), None)
-    if converter.is_plain(layer) and is_graph(model):
-        kernels = converter.kernels(layer.name, layer).values()
-        return next(filter(None, (kernel.refusal() for kernel in kernels)), "It can be converted.")
-    if converter.is_plain(layer):
-        return (
-            f"Only the code of {type(model).__name__} says what becomes of its outputs. Write its "
-            "low-rank twin with `keras_lowrank.convert_layer`."
-        )
-    if plain is not None:
-        return f"A subclass of {plain.__name__} may compute anything."
-    if any(converter_of(one).is_plain(one) for one in all_layers(layer)):
-        return converter.refusal(layer) or "It can be converted."
-    return "There is no low-rank layer for its class."
 
 
 def _left(found: list[KernelSpectrum], tolerance: float) -> dict[str, int | None]:

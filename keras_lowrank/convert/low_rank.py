@@ -1,23 +1,22 @@
 """A Keras model in, a `LowRankModel` out."""
 
-import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_lowrank.convert.converter import Kernel
+from keras_lowrank.convert.copies import copy_model
 from keras_lowrank.convert.copyable import check_model
-from keras_lowrank.convert.decomposition import Decomposition
+from keras_lowrank.convert.factors import SMALLER, decompose, decompositions_of, sizes
 from keras_lowrank.convert.graph import graph_layers
 from keras_lowrank.convert.graph_copy import GraphCopy
-from keras_lowrank.convert.moments import OutputMoment, stream
+from keras_lowrank.convert.in_place import make_low_rank
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.registry import NAMES, converter_of
-from keras_lowrank.convert.selection import select_kernels
+from keras_lowrank.convert.selection import hides_kernels, select_kernels, warn_of_refused
+from keras_lowrank.convert.twins import output_moments
+from keras_lowrank.keras_graphs import is_saved_as_graph
+from keras_lowrank.layers.find_layers import layers_by_path
 from keras_lowrank.model import LowRankModel
-from keras_lowrank.reporting.compression import count_others
 from keras_lowrank.user_warnings import warn_user
 
 
@@ -47,7 +46,12 @@ def from_keras(
     least one. Everything else is copied, with weights and statistics: biases, arguments, names,
     `trainable`, precision, and layers that are used in several places. The given model is not
     changed, and the new one shares nothing with it but what the function of a `Lambda` refers to.
-    The new model is not compiled. A custom `train_step` is not copied.
+
+    A functional or Sequential model becomes a `LowRankModel` with the same graph of layers. It is
+    not compiled, and a custom `train_step` is not copied. Every other model, such as a subclassed
+    one or a `Backbone` or `Task` of KerasHub, is made again from its config and converted as
+    `make_low_rank` converts it: the copy is of its class too, with its preprocessor and methods. So
+    are models with layers of your own that hold Keras layers.
 
     With `data`, `W_r` is the best approximation for the inputs of the layer: it minimises
     `E ||x W - x W_r||^2` instead of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS 2021), and ranks
@@ -58,8 +62,8 @@ def from_keras(
     kernel is a stack of matrices.
 
     Args:
-        model: functional or Sequential `keras.Model`, built. Nested models and the layer inside a
-            `TimeDistributed` are converted too. Rewrite subclassed models with `convert_layer`.
+        model: built `keras.Model`. One with code of its own must be made by its config; rewrite
+            others with `convert_layer`, or use `make_low_rank`.
         rank: int, the rank of all layers (`min(n, m)` where that is less), or a dict from the path,
             name or pattern of layers to their ranks, which converts no others.
         tolerance: float in `[0, 1)`. Each layer keeps the smallest rank with
@@ -85,9 +89,9 @@ def from_keras(
 
     Raises:
         TypeError: no Keras model.
-        ValueError: a subclassed or unbuilt model, nothing to convert, a name that means no layer,
-            an argument outside its range, a budget below the weights at rank 1, non-finite weights,
-            or a layer that cannot be copied.
+        ValueError: an unbuilt model, nothing to convert, a name that means no layer, an argument
+            outside its range, a budget below the weights at rank 1, non-finite weights, or a model
+            or layer that cannot be copied.
 
     Example:
 
@@ -101,14 +105,25 @@ def from_keras(
     True
     """
     rule = Rule(rank, tolerance, energy, budget)
-    check_model(
-        model,
-        "from_keras",
-        "Write its low-rank twin, a subclass of `LowRankModel`, with "
-        "`keras_lowrank.convert_layer(layer, rank=...)` for each layer.",
-    )
+    check_model(model, "from_keras")
+    if not is_saved_as_graph(model) or hides_kernels(model):
+        warn_of_refused(layers_by_path(model), include, exclude)
+        copy, _ = copy_model(model)
+        make_low_rank(
+            copy,
+            rank,
+            tolerance,
+            energy,
+            budget,
+            include=include,
+            exclude=exclude,
+            data=data,
+            only_smaller=only_smaller,
+            verbose=verbose,
+        )
+        return copy
     kernels = rule.concerned(select_kernels(model, include, exclude))
-    moments = _moments(model, kernels, data) if data is not None else {}
+    moments = None if data is None else output_moments(model, kernels, data)
     ranks, factors = decompose(model, kernels, rule, only_smaller, moments, verbose)
     dense, count = [path for path in kernels if not ranks[path]], len(kernels)
     by_name = isinstance(rank, dict) or include is not None
@@ -118,58 +133,15 @@ def from_keras(
             f"the rank that was asked for, and {len(dense)} of {count} stay dense: "
             f"{sizes(kernels, dense)}. {SMALLER}"
         )
-    chosen = {path for path in kernels if ranks[path]}
-    return _converted(model, chosen, factors, LowRankModel)[0]
+    paths = {id(layer): path for path, layer in graph_layers(model).items()}
 
+    def replace(layer):
+        path, converter = paths.get(id(layer), ""), converter_of(layer)
+        inside = converter.kernels(path, layer)
+        given = {one: factors(one) for one in inside if one in kernels and ranks[one]}
+        return converter.to_low_rank(path, layer, given) if given else None
 
-def decompose(
-    model: keras.Model,
-    kernels: dict[str, Kernel],
-    rule: Rule,
-    only_smaller: bool,
-    moments: dict[str, np.ndarray] | None = None,
-    verbose: bool = False,
-) -> tuple[dict[str, Any], Callable[[str], Any]]:
-    """Chooses the ranks of kernels, and decomposes them.
-
-    Args:
-        model: built `keras.Model` that holds the kernels.
-        kernels: `{path: Kernel}`.
-        rule: `Rule`.
-        only_smaller: bool, as in `from_keras`.
-        moments: `{path: array}`, as `Decomposition` takes them, or None.
-        verbose: bool, whether to show a progress bar.
-
-    Returns:
-        `({path: rank}, factors)`: None where the kernel stays whole, and a callable from a path to
-        `(U, S, V)`, once for each.
-    """
-    decompositions = _decompose(kernels, rule, moments, verbose)
-    shapes = {path: kernel.matricization.shape for path, kernel in kernels.items()}
-    ranks: dict[str, Any] = rule.ranks(
-        kernels,
-        shapes,
-        {path: one.values for path, one in decompositions.items()},
-        count_others(model, [])[1] - sum(math.prod(shape) for shape in shapes.values()),
-        only_smaller,
-    )
-    whole = {id(one.layer) for path, one in kernels.items() if not ranks[path]}
-    for path, one in kernels.items():
-        if one.converter.all_kernels and id(one.layer) in whole:
-            ranks[path] = None
-
-    def factors(path):
-        return decompositions.pop(path).factors(ranks[path])
-
-    return ranks, factors
-
-
-def sizes(kernels: dict[str, Kernel], paths: Iterable[str]) -> str:
-    """Returns some of `{path: Kernel}` with their shapes, for a message."""
-    return ", ".join("{} ({} x {})".format(p, *kernels[p].matricization.shape) for p in paths)
-
-
-SMALLER = "Ask for ranks below n m / (n + m), or pass only_smaller=False."
+    return GraphCopy(replace).of(model, LowRankModel)
 
 
 def convert_layer(
@@ -180,8 +152,8 @@ def convert_layer(
 ) -> keras.layers.Layer:
     """Returns the low-rank twin of one built Keras layer, for subclassed models.
 
-    Only its code says what a subclassed model computes. So write its low-rank twin by hand, with
-    its layers converted.
+    `make_low_rank` converts a subclassed model as it is. This is for a low-rank twin that you write
+    by hand, with the same layers converted.
 
     Args:
         layer: built `keras.layers.Dense`, `Conv1D`, `Conv2D`, `Conv3D`, `Conv2DTranspose`,
@@ -231,87 +203,9 @@ def convert_layer(
         )
     rule = Rule(rank, tolerance, energy)
     kernels = rule.concerned(converter.kernels(layer.name, layer))
-    decompositions = _decompose(kernels, rule)
+    decompositions = decompositions_of(kernels, rule)
     shapes = {path: one.matricization.shape for path, one in kernels.items()}
     values = {path: one.values for path, one in decompositions.items()}
     ranks: dict[str, Any] = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
     factors = {path: decompositions[path].factors(rank) for path, rank in ranks.items()}
     return converter.to_low_rank(layer.name, layer, factors)
-
-
-def _decompose(
-    kernels: dict[str, Any],
-    rule: Rule,
-    moments: dict[str, Any] | None = None,
-    verbose: bool = False,
-) -> dict[str, Decomposition]:
-    """Returns `{path: Decomposition}` of kernels, for the ranks that a rule asks for."""
-    bar = keras.utils.Progbar(len(kernels), verbose=int(verbose), unit_name="layer")
-    found = {}
-    for path, kernel in kernels.items():
-        moment = moments.get(path) if moments else None
-        try:
-            found[path] = Decomposition(kernel.matrix(), moment, rule.asked(path, kernel))
-        except ValueError as error:
-            raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
-        bar.add(1)
-    return found
-
-
-def _converted(
-    model: keras.Model,
-    chosen: Iterable[str],
-    factors: Callable[[str], Any],
-    make: Callable[..., Any] = keras.Model,
-) -> tuple[Any, dict[str, Any]]:
-    """Returns a copy of a model with low-rank kernels, and `{path: kernel}` of the new layers.
-
-    Args:
-        model: `keras.Model`.
-        chosen: paths of the kernels that become low-rank.
-        factors: callable from such a path to `(U, S, V)`.
-        make: as `GraphCopy.of` takes it.
-    """
-    paths = {id(layer): path for path, layer in graph_layers(model).items()}
-    made: dict[str, Any] = {}
-
-    def replace(layer):
-        path, converter = paths.get(id(layer), ""), converter_of(layer)
-        given = {one: factors(one) for one in converter.kernels(path, layer) if one in chosen}
-        if not given:
-            return None
-        low_rank = converter.to_low_rank(path, layer, given)
-        made.update(converter.kernels(path, low_rank))
-        return low_rank
-
-    return GraphCopy(replace).of(model, make), made
-
-
-def rank_one_copy(
-    model: keras.Model, kernels: dict[str, Any]
-) -> tuple[keras.Model, dict[str, Any]]:
-    """Returns a low-rank copy of a model to put other kernels into, and its new layers by path.
-
-    Args:
-        model: `keras.Model`.
-        kernels: dict from paths to `Kernel`, which become factors of rank 1.
-    """
-
-    def nothing(path):
-        n, m = kernels[path].matricization.shape
-        return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
-
-    return _converted(model, kernels, nothing)
-
-
-def _moments(model: keras.Model, kernels: dict[str, Any], data: Any) -> dict[str, Any]:
-    """Returns `{path: E[y y^T]}` of the outputs `y = x W` of kernels, over a data set."""
-    # The moments take the place of the factors of rank 1, which are not read.
-    copy, made = rank_one_copy(model, kernels)
-    moments = {
-        path: OutputMoment(keras.ops.convert_to_tensor(kernel.matrix()))
-        for path, kernel in kernels.items()
-        if path in made
-    }
-    stream(copy, {made[path].factors: moment for path, moment in moments.items()}, data)
-    return {path: moment.mean for path, moment in moments.items()}

@@ -14,6 +14,7 @@ from keras_lowrank.convert.converter import Kernel
 from keras_lowrank.convert.graph import graph_layers, opened
 from keras_lowrank.convert.registry import NAMES, converter_of
 from keras_lowrank.keras_internals import own_variables
+from keras_lowrank.layers.find_layers import layers_by_path
 
 
 def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, Kernel]:
@@ -54,6 +55,29 @@ def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, 
     return chosen
 
 
+def hides_kernels(model: keras.Model) -> bool:
+    """Whether a layer in a graph holds layers that could be low-rank, and only its code says how.
+
+    Args:
+        model: `keras.Model`, a graph of layers.
+    """
+    layers = [one for one in graph_layers(model).values() if opened(one) is None]
+    return any(not converter_of(one).kernels("", one) and _holds_plain(one) for one in layers)
+
+
+def warn_of_refused(layers: dict[str, keras.layers.Layer], include: Any, exclude: Any) -> None:
+    """Warns of kernels that are selected and cannot become low-rank, with the reasons.
+
+    Args:
+        layers: as in `select_in_place`.
+        include: as in `from_keras`.
+        exclude: as in `from_keras`.
+    """
+    _, reasons = select_in_place(layers, include, exclude)
+    if left := _by_reason({p: r for p, r in reasons.items() if r != _LEFT_OUT}):
+        warnings.warn(f"Some layers stay as they are. {left}", stacklevel=3)
+
+
 def select_in_place(
     layers: dict[str, keras.layers.Layer], include: Any, exclude: Any
 ) -> tuple[dict[str, Kernel], dict[str, str | None]]:
@@ -79,18 +103,24 @@ def select_in_place(
             candidates.update({path: layer, **own})
     owners = collections.Counter(id(v) for one in layers.values() for v in own_variables(one))
     chosen = select(candidates, include, exclude)
-    left_out = "Left out by `include` or `exclude`."
-    reasons: dict[str, str | None] = dict.fromkeys(kernels, left_out)
+    reasons: dict[str, str | None] = dict.fromkeys(kernels, _LEFT_OUT)
     for path in kernels.keys() & chosen.keys():
         shared = any(owners[id(v)] > 1 for v in kernels[path].layer.weights)
         reasons[path] = _SHARED if shared else kernels[path].refusal()
     return kernels, reasons
 
 
+_LEFT_OUT = "Left out by `include` or `exclude`."
 _SHARED = (
     "Another layer holds a weight of it, and would go on with the one from before. Use one layer "
     "in both places."
 )
+
+
+def convertible(model: keras.Model) -> dict[str, Kernel]:
+    """Returns `{path: Kernel}` of all kernels of a model that can become low-rank."""
+    kernels, reasons = select_in_place(layers_by_path(model), None, None)
+    return {path: kernel for path, kernel in kernels.items() if reasons[path] is None}
 
 
 def matches(path: str, layer: Any, text: str) -> bool:

@@ -25,6 +25,12 @@ class Report:
         subject: str, as the argument.
         kept: dict from each rule that holds to what was measured, a str.
         broken: dict from each broken rule to what was received, a str.
+
+    Example:
+
+    >>> report = diagnostics.check_layer(LowRankDense(3, rank=2), np.ones((2, 4)))
+    >>> report.broken
+    {}
     """
 
     subject: str

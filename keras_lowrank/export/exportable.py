@@ -7,6 +7,7 @@ import keras
 
 from keras_lowrank.export.pipeline import export_model
 from keras_lowrank.export.report import ExportReport
+from keras_lowrank.reporting.card import ModelCard
 
 
 class Exportable:
@@ -34,6 +35,7 @@ class Exportable:
         representative_dataset: Any = None,
         target_spec: Any = None,
         report: bool | str | os.PathLike = False,
+        card: bool | ModelCard = False,
     ) -> ExportReport | None:
         """Writes the model for inference, after a check that the file computes the same.
 
@@ -85,6 +87,9 @@ class Exportable:
             report: bool, or the path of a JSON file. Export the same model at full rank too,
                 measure both, and return the `ExportReport`. A path also writes it to that file.
                 Defaults to `False`.
+            card: bool, or a `ModelCard` with what only you know. Write a model card beside the
+                file: `NAME.tflite.md` for `NAME.tflite`. It has the accuracy on `check_data`, and
+                the report if there is one. Defaults to `False`.
 
         Returns:
             `ExportReport` (size, parameters, multiply-adds, median inference time, largest
@@ -127,4 +132,5 @@ class Exportable:
             representative_dataset=representative_dataset,
             target_spec=target_spec,
             report=report,
+            card=card,
         )

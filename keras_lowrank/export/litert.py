@@ -19,6 +19,12 @@ from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served, position
 
 SUFFIX = ".tflite"
+LOADING = """\
+from ai_edge_litert.interpreter import Interpreter
+
+run = Interpreter({name!r}).get_signature_runner("serving_default")
+outputs = run(**inputs)  # arrays by name
+"""
 QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
 INFERENCE_TYPES = ("float32", "int8", "uint8")
 

@@ -21,6 +21,12 @@ from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernel
 from keras_lowrank.manifold.factors import Factors
 
 SUFFIX = ".onnx"
+LOADING = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession({name!r})
+outputs = session.run(None, inputs)  # arrays by name
+"""
 
 
 def trace(

@@ -1,6 +1,5 @@
 """The steps of every export: write, check, measure, move into place."""
 
-import contextlib
 import os
 import pathlib
 import tempfile
@@ -24,11 +23,12 @@ from keras_lowrank.export.report import (
 )
 from keras_lowrank.export.samples import Samples
 from keras_lowrank.export.served import Served
-from keras_lowrank.files.placing import disk_errors, placed, size
+from keras_lowrank.files.placing import disk_errors, placed, placed_beside, size
 from keras_lowrank.kernels.kernel_override import ProductKernel
 from keras_lowrank.manifold.factors import Factors
+from keras_lowrank.reporting.card import ModelCard, card_path, card_text, get_card
 
-# Each module has `SUFFIX`, `trace`, `write` and `load`.
+# Each module has `SUFFIX`, `LOADING`, `trace`, `write` and `load`.
 FORMATS: dict[str, Any] = {
     "tf_saved_model": saved_model,
     "litert": litert,
@@ -59,10 +59,20 @@ def export_model(
     representative_dataset: Any = None,
     target_spec: Any = None,
     report: bool | str | os.PathLike = False,
+    card: bool | ModelCard = False,
 ) -> ExportReport | None:
     """Writes a built Keras model, low-rank or not, for inference.
 
     The arguments, the result and the errors are those of `LowRankModel.export`.
+
+    Example:
+
+    >>> from keras_lowrank.export import export_model
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.tflite"
+    >>> export_model(model, path, format="litert", verbose=False)
+    >>> path.is_file()
+    True
     """
     target = pathlib.Path(filepath)
     verbose = True if verbose is None else bool(verbose)
@@ -107,8 +117,10 @@ def export_model(
         options.update(inference_type=inference_type, **converter)
     if kind is onnx:
         options = {"opset_version": opset_version}
+    described = get_card(card)
     with (
-        _placed_report(report, target, overwrite) as made_report,
+        placed_beside(target, "report", _path_of(report), overwrite) as made_report,
+        placed_beside(target, "card", card_path(described, target), overwrite) as made_card,
         placed(target, overwrite) as made,
     ):
         # The model itself runs first, so that a later failure is one of the export.
@@ -126,6 +138,19 @@ def export_model(
             measured = ExportReport(str(target), format, rounding, artefact, full_rank, *agreement)
         if made_report and measured:
             made_report.write_text(measured.json())
+        if made_card and described:
+            text = card_text(
+                described,
+                model,
+                target,
+                held=size(made),
+                kind=format if rounding is None else f"{format}, {rounding}",
+                inputs=keras.tree.flatten(served.signature),
+                loading=kind.LOADING,
+                accuracy=agreement.accuracy,
+                report=measured and measured._replace(path=target.name),  # not the whole path
+            )
+            made_card.write_text(text, encoding="utf-8")
     if verbose:
         print(f"Wrote {target}: {format}, {size(target):,} bytes.")
         if report:
@@ -153,19 +178,9 @@ def _check_format_of(
                 )
 
 
-def _placed_report(
-    report: bool | str | os.PathLike, target: pathlib.Path, overwrite: bool
-) -> contextlib.AbstractContextManager[pathlib.Path | None]:
-    """A context with the path to write the report to, or None without a file."""
-    if report is None or isinstance(report, bool):
-        return contextlib.nullcontext()
-    path = pathlib.Path(report)
-    if target.resolve() in (path.resolve(), *path.resolve().parents):
-        raise ValueError(
-            "`report` must be a bool, or a path outside of the export. "
-            f"Received: report={str(report)!r}, filepath={str(target)!r}"
-        )
-    return placed(path, overwrite)
+def _path_of(report: bool | str | os.PathLike) -> str | os.PathLike | None:
+    """The file to write the report to, or None."""
+    return None if report is None or isinstance(report, bool) else report
 
 
 def _checked_format(format: str, target: pathlib.Path) -> Any:

@@ -48,6 +48,14 @@ class ExportReport(NamedTuple):
         difference: float, the largest difference between the outputs of export and model.
         accuracy: float or None, the export's accuracy on `check_data`.
         model_accuracy: float or None, the model's accuracy on `check_data`.
+
+    Example:
+
+    >>> inputs = keras.Input((64,))
+    >>> model = LowRankModel(inputs, LowRankDense(64, rank=4, use_bias=False)(inputs))
+    >>> report = model.export(tempfile.mkdtemp() + "/1", verbose=False, report=True)
+    >>> report.artefact.parameters, report.full_rank.parameters
+    (512, 4096)
     """
 
     path: str

@@ -19,6 +19,12 @@ from keras_lowrank.kernels.kernel_override import ProductKernel, override_kernel
 from keras_lowrank.manifold.factors import Factors
 
 SUFFIX = ""
+LOADING = """\
+import tensorflow as tf
+
+model = tf.saved_model.load({name!r})
+outputs = model.signatures["serving_default"](**inputs)  # tensors by name
+"""
 
 
 def trace(

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import pathlib
 import shutil
 import tempfile
@@ -41,6 +42,31 @@ def placed(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             _put_in_place(made, target)
+
+
+def placed_beside(
+    target: pathlib.Path, argument: str, path: str | os.PathLike | None, overwrite: bool
+) -> contextlib.AbstractContextManager[pathlib.Path | None]:
+    """`placed` for a file about what is at `target`.
+
+    Args:
+        target: `pathlib.Path`, of a file or a folder.
+        argument: str, what the user's argument for the path is called.
+        path: path, or None for no such file: then the context yields None.
+        overwrite: bool, as in `placed`.
+
+    Raises:
+        ValueError: the path is `target`, or inside of it.
+    """
+    if path is None:
+        return contextlib.nullcontext()
+    beside = pathlib.Path(path)
+    if target.resolve() in (beside.resolve(), *beside.resolve().parents):
+        raise ValueError(
+            f"`{argument}` needs a path outside of the export. "
+            f"Received: {argument}={str(path)!r}, filepath={str(target)!r}"
+        )
+    return placed(beside, overwrite)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,13 @@ _NAMES = {"parallel": Parallel, "rank_adaptive": RankAdaptive, "fixed_rank": Fix
 
 
 def get(identifier: Integrator | str | dict) -> Integrator:
-    """Returns the `Integrator` of an instance, a name or a config."""
+    """Returns the `Integrator` of an instance, a name or a config.
+
+    Example:
+
+    >>> integrators.get("parallel").adapt_every
+    16
+    """
     if isinstance(identifier, Integrator):
         return identifier
     if isinstance(identifier, dict):

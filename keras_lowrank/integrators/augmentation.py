@@ -22,6 +22,14 @@ class Augmented(NamedTuple):
         factors: `Point` with the old U, S and V.
         left: `Complement` of the direction's K-part to U; its basis is Q.
         right: `Complement` of the direction's L-part to V; its basis is Z.
+
+    Example:
+
+    >>> point = Point(tf.eye(4, 1), tf.constant([[2.0]]), tf.eye(3, 1))
+    >>> direction = TangentVector(tf.ones((4, 1)), tf.ones((1, 1)), tf.ones((3, 1)))
+    >>> left = integrators.augment(point, direction).left
+    >>> left.formed(point.U).shape  # Q, the column that is added to U
+    TensorShape([4, 1])
     """
 
     factors: Point
@@ -38,6 +46,14 @@ def augment(factors: Point, direction: TangentVector, static: bool = False) -> A
         factors: `Point`.
         direction: `TangentVector` at it.
         static: as in `complement`.
+
+    Example:
+
+    >>> point = Point(tf.eye(4, 1), tf.constant([[2.0]]), tf.eye(3, 1))
+    >>> direction = TangentVector(tf.ones((4, 1)), tf.ones((1, 1)), tf.ones((3, 1)))
+    >>> augmented = integrators.augment(point, direction)
+    >>> print(np.abs(augmented.left.formed(point.U)).round(2).T)  # Q, up to its sign
+    [[0.   0.58 0.58 0.58]]
     """
     return Augmented(
         factors,
@@ -60,6 +76,15 @@ def moved_core(
 
     Returns:
         Tensor of shape `(r + a, r + b)`.
+
+    Example:
+
+    >>> point = Point(tf.eye(4, 1), tf.constant([[2.0]]), tf.eye(3, 1))
+    >>> direction = TangentVector(tf.ones((4, 1)), tf.ones((1, 1)), tf.ones((3, 1)))
+    >>> augmented = integrators.augment(point, direction)
+    >>> print(np.abs(integrators.moved_core(augmented, step_size=0.1)).round(2))
+    [[1.9  0.14]
+     [0.17 0.  ]]
     """
     (_, s, _), left, right = augmented
     h = tf.cast(step_size, s.dtype)
@@ -77,6 +102,15 @@ def truncate(augmented: Augmented, core: tf.Tensor, policy: Policy) -> Point:
 
     With `S^ = P diag(s) Q^T`: `U = U^ P_r`, `S = diag(s_r)`, `V = V^ Q_r`. The error is exactly
     the tail `||(s_{r+1}, ...)||_2`. S is diagonal and descending, with signs as in `signed_svd`.
+
+    Example:
+
+    >>> point = Point(tf.eye(4, 1), tf.constant([[2.0]]), tf.eye(3, 1))
+    >>> direction = TangentVector(tf.ones((4, 1)), tf.ones((1, 1)), tf.ones((3, 1)))
+    >>> augmented = integrators.augment(point, direction)
+    >>> core = integrators.moved_core(augmented, step_size=0.1)
+    >>> integrators.truncate(augmented, core, Policy(Tolerance(0.1))).S.shape
+    TensorShape([1, 1])
     """
     (u, s, v), left, right = augmented
     p, values, q = signed_svd(core)

@@ -17,6 +17,11 @@ class Matricization(NamedTuple):
         kernel_shape: tuple of int.
         rows: tuple of int, the axes of the kernel that make the rows, the slowest first.
         columns: tuple of int, all other axes, which make the columns.
+
+    Example:
+
+    >>> kernels.Matricization.of_last_axis((3, 3, 16, 32)).shape
+    (144, 32)
     """
 
     kernel_shape: tuple[int, ...]

@@ -26,6 +26,11 @@ def matmul_last(
 
     Returns:
         Tensor of shape `(..., l)`.
+
+    Example:
+
+    >>> kernels.matmul_last(tf.ones((2, 5, 8)), tf.ones((8, 3))).shape
+    TensorShape([2, 5, 3])
     """
     if isinstance(inputs, tf.SparseTensor):
         return tf.sparse.sparse_dense_matmul(inputs, matrix, adjoint_b=transpose)

@@ -14,6 +14,14 @@ def signed_svd(matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     Returns:
         `(P, s, Q)` of shapes `(a, k)`, `(k,)` and `(b, k)`, `k = min(a, b)`, `s` descending. If
         `matrix` is not finite, s is NaN.
+
+    Example:
+
+    >>> left, values, right = manifold.signed_svd(tf.linalg.diag([1.0, -3.0]))
+    >>> print(values.numpy().round(2), left.numpy().round(2), sep="\\n")
+    [3. 1.]
+    [[0. 1.]
+     [1. 0.]]
     """
     finite = tf.math.is_finite(tf.reduce_sum(matrix))
     values, left, right = tf.linalg.svd(tf.where(finite, matrix, tf.zeros_like(matrix)))
@@ -42,6 +50,12 @@ def signed_qr(matrix: tf.Tensor) -> tf.Tensor:
     Returns:
         Orthonormal tensor `Q`, shape `(a, b)`, with `range(matrix)` inside `range(Q)`; NaN if
         `matrix` is not finite.
+
+    Example:
+
+    >>> print(manifold.signed_qr(tf.constant([[3.0], [4.0]])).numpy().round(2))
+    [[0.6]
+     [0.8]]
     """
     orthonormal, triangular = tf.linalg.qr(matrix)
     diagonal = tf.linalg.diag_part(triangular)

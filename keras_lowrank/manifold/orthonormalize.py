@@ -32,6 +32,12 @@ def orthonormalized(
 
     Returns:
         Tuple of tensors `(B, C, D)` of the same shapes.
+
+    Example:
+
+    >>> left, core, right = manifold.orthonormalized(1.1 * tf.eye(3, 1), tf.eye(1), tf.eye(3, 1))
+    >>> print(f"{float(left[0, 0]):.2f} {float(core[0, 0]):.2f}")
+    1.00 1.10
     """
     tolerance = _DEFECT_UNITS * np.finfo(core.dtype.as_numpy_dtype).eps
     one = identity_like(core)

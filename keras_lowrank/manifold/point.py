@@ -14,6 +14,12 @@ class Point(NamedTuple):
         U: tensor, shape `(n, r)`, orthonormal columns.
         S: tensor, shape `(r, r)`, the core.
         V: tensor, shape `(m, r)`, orthonormal columns.
+
+    Example:
+
+    >>> point = Point(U=tf.eye(4, 2), S=tf.linalg.diag([3.0, 1.0]), V=tf.eye(3, 2))
+    >>> tf.matmul(point.U @ point.S, point.V, transpose_b=True).shape
+    TensorShape([4, 3])
     """
 
     U: tf.Tensor
@@ -32,7 +38,15 @@ def diagonal(values: tf.Tensor) -> tf.Tensor:
 
 
 def diagonalized(point: Point) -> Point:
-    """The same W with a diagonal core, descending; U and V must be orthonormal."""
+    """The same W with a diagonal core, descending; U and V must be orthonormal.
+
+    Example:
+
+    >>> point = Point(tf.eye(3, 2), tf.constant([[0.0, 1.0], [2.0, 0.0]]), tf.eye(3, 2))
+    >>> print(manifold.diagonalized(point).S.numpy().round(2))
+    [[2. 0.]
+     [0. 1.]]
+    """
     u, s, v = point
     p, values, q = signed_svd(s)
     return Point(tf.matmul(u, p), diagonal(values), tf.matmul(v, q))

@@ -28,6 +28,12 @@ class TangentVector(NamedTuple):
         K: tensor `A V`, shape `(n, r)`; where documented, its nonzero rows (`row_sparse`).
         S: tensor `U^T A V`, shape `(r, r)`.
         L: tensor `A^T U`, shape `(m, r)`.
+
+    Example:
+
+    >>> vector = TangentVector(K=tf.ones((4, 1)), S=tf.ones((1, 1)), L=tf.ones((3, 1)))
+    >>> float(vector.plus(vector.scaled(-0.5)).squared_norm())
+    1.5
     """
 
     K: row_sparse.Block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -136,3 +136,8 @@ def weight_decay(rule: Rule, layer: LowRankLayer) -> float:
     if not decay or not decays(rule.optimizer, layer.factors.variables, name):
         return 0.0
     return float(decay)
+
+
+def fresh(optimizer: Any) -> Any:
+    """Returns an optimizer of the same arguments, which moves no variables yet; or None."""
+    return optimizer and type(optimizer).from_config(optimizer.get_config())

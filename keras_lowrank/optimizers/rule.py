@@ -32,6 +32,12 @@ class Direction(NamedTuple):
         rows: tensor p, shape `(n,)`, or None.
         columns: tensor q, shape `(m,)`, or None. With both, the added part of G is
             `gradient_weight diag(p) G diag(q)`.
+
+    Example:
+
+    >>> gradient = TangentVector(tf.ones((4, 1)), tf.ones((1, 1)), tf.ones((3, 1)))
+    >>> optimizers.Direction(gradient.scaled(0.5), gradient_weight=0.5).gradient_weight
+    0.5
     """
 
     tangent: TangentVector
@@ -146,6 +152,15 @@ def register_rule(*optimizers: type) -> Callable[[_RuleType], _RuleType]:
     """Decorator: registers a class as the `Rule` of these classes of Keras optimizers.
 
     It also holds for subclasses that only change how they are constructed and saved.
+
+    Example:
+
+    >>> class Slower(keras.optimizers.SGD):
+    ...     "SGD, with half of its learning rate in low-rank layers."
+    >>> @optimizers.register_rule(Slower)
+    ... class SlowerRule(optimizers.Rule):
+    ...     def direction(self, gradient, state, point, learning_rate, step):
+    ...         return optimizers.Direction(gradient.scaled(0.5), gradient_weight=0.5), state
     """
 
     def register(rule: _RuleType) -> _RuleType:

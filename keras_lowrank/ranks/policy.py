@@ -21,6 +21,12 @@ class Policy(NamedTuple):
         min_rank: int, the least rank to keep.
         max_rank: int or None, the largest rank to keep.
         grown_rank: int or None, the largest rank that trial directions may lead to.
+
+    Example:
+
+    >>> policy = Policy(Tolerance(0.5), min_rank=2)
+    >>> int(policy.rank(tf.constant([4.0, 0.1, 0.1]), current=tf.constant(3)))
+    2
     """
 
     truncation: Truncation

@@ -202,7 +202,12 @@ class Tolerance(Truncation):
 
 @keras.saving.register_keras_serializable("keras_lowrank")
 class KeepRank(Truncation):
-    """Keeps the present rank, as `LowRankModel.freeze_ranks` does."""
+    """Keeps the present rank, as `LowRankModel.freeze_ranks` does.
+
+    Example:
+
+    >>> layer = LowRankDense(8, rank=4, truncation=KeepRank())  # others may adapt
+    """
 
     grows = False
 

@@ -11,6 +11,18 @@ from rich.table import Table
 from keras_lowrank.layers.find_layers import find_built_layers
 from keras_lowrank.reporting.compression import count_weights
 
+COLUMNS = ("Kernel", "Rank", "Weights", "Saved")
+
+
+def rank_rows(model: keras.Model) -> list[tuple[str, str, str, str, str]]:
+    """Returns, for each built low-rank layer, its path and the cells of `COLUMNS`."""
+    table = []
+    for path, layer in find_built_layers(model).items():
+        n, m, rank = layer.factors.n, layer.factors.m, layer.factors.rank
+        saved = 1.0 - rank * (n + m) / (n * m)
+        table.append((path, f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2%}"))
+    return table
+
 
 def print_ranks(
     model: keras.Model,
@@ -27,17 +39,14 @@ def print_ranks(
         print_fn: callable that takes the text, or None to print as Keras does: to the console, or
             to the log after `keras.config.disable_interactive_logging()`.
     """
-    layers = {path: layer.factors for path, layer in find_built_layers(model).items()}
-    if not layers or not model.built:
+    rows = rank_rows(model)
+    if not rows or not model.built:
         return
     table = Table(box=rich.box.SIMPLE_HEAD, width=line_length)
     table.add_column("Low-rank layer", overflow="fold")
-    for name in ("Kernel", "Rank", "Weights", "Saved"):
+    for name in COLUMNS:
         table.add_column(name, justify="right")
-    for path, factors in layers.items():
-        n, m, rank = factors.n, factors.m, factors.rank
-        saved = 1.0 - rank * (n + m) / (n * m)
-        cells = f"{n} x {m}", f"{rank:,}", f"{rank * (n + m):,}", f"{saved:.2%}"
+    for path, *cells in rows:
         table.add_row(rich.markup.escape(path), *cells)
     total = count_weights(model)
     share = f"{total.saved(total.factored):.2%}"

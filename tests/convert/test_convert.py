@@ -182,7 +182,7 @@ def test_layers_that_no_factors_can_stand_for_stay_with_a_warning(layer, reason)
 class Block(layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.dense = layers.Dense(4)
+        self.dense = layers.Dense(4, name="dense")
 
     def call(self, inputs):
         return inputs + self.dense(inputs)
@@ -191,13 +191,23 @@ class Block(layers.Layer):
         self.dense.build(input_shape)
 
 
-def test_a_layer_that_hides_its_kernels_stays_with_a_warning():
+def test_layers_inside_a_layer_of_ones_own_are_converted_too():
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, layers.Dense(4, name="even")(Block(name="block")(inputs)))
-    with pytest.warns(UserWarning, match=r"block: Only its code .*`keras_lowrank.convert_layer"):
-        low = full(model)
+    x = Block(name="block")(inputs)
+    model = keras.Model(inputs, layers.Dense(4, name="even")(x), name="mine")
+    low = full(randomize(model))
+    assert list(low.ranks) == ["block/dense", "even"] and isinstance(low, LowRankModel)
+    assert type(model.get_layer("block").dense) is layers.Dense and low.name == "mine"
     check_same(model, low, draw(2, 4))
-    full(model, exclude="block")  # no warning, which would be an error here
+    for style in ("smaller", "merged"):
+        plain = to_keras(low, style)
+        assert type(plain) is type(model) and type(plain.get_layer("block").dense) is layers.Dense
+        check_same(model, plain, draw(2, 4))
+    assert list(full(model, exclude="block").ranks) == ["even"]
+    bound = Block(name="block")
+    bound.dense.kernel_constraint = keras.constraints.NonNeg()
+    with pytest.warns(UserWarning, match="Some layers stay as they are. block/dense: `kernel_con"):
+        full(keras.Model(inputs, layers.Dense(4, name="even")(bound(inputs))))
 
 
 class Subclassed(keras.Model):
@@ -206,8 +216,8 @@ class Subclassed(keras.Model):
 
 
 def test_models_that_cannot_be_converted_raise():
-    with pytest.raises(ValueError, match=r"convert_layer\(layer, rank=...\).*class Subclassed"):
-        from_keras(Subclassed(), rank=2)
+    with pytest.raises(ValueError, match="needs a model with weights.*'subclassed'"):
+        from_keras(Subclassed(name="subclassed"), rank=2)
     with pytest.raises(TypeError, match=r"takes a `keras.Model`. Received: Dense"):
         from_keras(layers.Dense(2), rank=2)
     with pytest.raises(ValueError, match="needs a model with weights"):

@@ -14,10 +14,13 @@ from keras_lowrank import (
     LowRankEmbedding,
     LowRankLSTM,
     LowRankModel,
+    add_adapters,
     find_low_rank_layers,
+    from_keras,
     make_low_rank,
+    merge_adapters,
+    to_keras,
 )
-from keras_lowrank.convert.converted_model import plain_twin
 
 
 @keras.saving.register_keras_serializable("in_place")
@@ -216,11 +219,35 @@ def test_a_model_converted_twice_has_both_in_its_file(model, tmp_path):
     assert again.ranks == model.ranks
 
 
-def test_a_plain_twin_has_the_class_and_the_outputs(model):
+def test_the_plain_model_has_the_class_and_the_outputs(model):
+    model.blocks[0].trainable = False
     make_low_rank(model, rank=3)
-    twin = plain_twin(model)
-    assert type(twin) is Text and not find_low_rank_layers(twin)
-    check_same(model, twin, TOKENS)
+    plain = to_keras(model)
+    assert type(plain) is Text and not find_low_rank_layers(plain)
+    assert not plain.blocks[0].trainable_variables and plain.blocks[1].trainable_variables
+    check_same(model, plain, TOKENS)
+    with pytest.raises(ValueError, match="use style='merged'.*of class"):
+        to_keras(model, "factored")
+
+
+def test_a_copy_keeps_the_class_and_leaves_the_model_alone(model):
+    before = model.get_weights()
+    low = from_keras(model, tolerance=0.0, only_smaller=False)
+    assert isinstance(low, Text) and isinstance(low, LowRankModel) and len(low.ranks) == 15
+    assert type(model) is Text and not find_low_rank_layers(model)
+    check_same(model, low, TOKENS)
+    for one in low.trainable_variables:
+        one.assign(0.0 * one)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_converted_model_is_copied_with_its_ranks(model):
+    make_low_rank(model, rank=3, include="gate")
+    low = from_keras(model, rank=2, include="up")
+    assert set(low.ranks.values()) == {2, 3} and len(low.ranks) == 4
+    clone = keras.models.clone_model(low)
+    assert type(clone) is type(low) and clone.ranks == low.ranks
 
 
 def test_a_weight_that_another_layer_holds_stays_whole():
@@ -232,15 +259,60 @@ def test_a_weight_that_another_layer_holds_stays_whole():
     assert "Another layer holds a weight" in report.skipped["around/inside"].reason
 
 
+class Late(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = layers.Dense(16, name="first")
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+def test_the_approximation_is_the_best_on_data():
+    tokens = np.random.default_rng(1).integers(0, 3, (4, 6))  # three vectors of the table
+    errors = {}
+    for name, data in (("data", tokens), ("none", None)):
+        model = text()
+        before = model.table(tokens)
+        make_low_rank(model, rank=3, include="table", data=data)
+        errors[name] = np.abs(model.table(tokens) - before).max() / np.abs(before).max()
+    assert errors["data"] < 1e-5 < 1e-2 < errors["none"]
+    one = keras.Sequential([keras.Input((12,)), layers.Dense(16, "relu"), layers.Dense(9)])
+    x = draw(40, 12)
+    low = from_keras(one, rank=3, data=x)
+    make_low_rank(one, rank=3, data=x)
+    check_same(one, low, x)
+
+
+def test_data_needs_a_model_that_its_config_makes():
+    model = Late()
+    model.second = layers.Dense(16)
+    model(draw(2, 16))
+    for convert in (make_low_rank, from_keras):
+        with pytest.raises(ValueError, match="must be made again, and built.*class Late"):
+            convert(model, rank=2, data=draw(2, 16))
+    assert type(model) is Late and type(model.first) is layers.Dense
+
+
+def test_adapters_go_on_a_converted_model_and_not_the_other_way(model, tmp_path):
+    make_low_rank(model, rank=3, include="gate")
+    adapters = add_adapters(model, rank=2, include="up")
+    for delta in adapters.deltas.values():
+        delta.S.assign(draw(2, 2))
+    with pytest.raises(ValueError, match="after `merge_adapters`"):
+        make_low_rank(model, rank=2)
+    again = loaded(model, tmp_path, custom_objects={"Table": Table})
+    assert set(again.ranks) == {"block/gate", "block_1/gate"}
+    check_same(model, again, TOKENS)
+    plain = to_keras(model)
+    assert type(plain) is Text and not find_low_rank_layers(plain)
+    check_same(model, plain, TOKENS)
+    merge_adapters(model)
+    assert isinstance(model, LowRankModel) and set(model.ranks) == set(again.ranks)
+    check_same(model, again, TOKENS)
+
+
 def test_what_would_not_load_again_is_not_saved(tmp_path):
-    class Late(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.first = layers.Dense(16)
-
-        def call(self, inputs):
-            return self.second(self.first(inputs))
-
     model = Late()
     model.second = layers.Dense(16)  # which its config does not make
     model(draw(2, 16))
@@ -251,20 +323,23 @@ def test_what_would_not_load_again_is_not_saved(tmp_path):
     assert not (tmp_path / "model.keras").exists()
 
 
-def test_what_is_wrong_is_said_in_one_line():
+@pytest.mark.parametrize("convert", [make_low_rank, from_keras])
+def test_what_is_wrong_is_said_in_one_line(convert):
     model = text()
     for arguments, message in [
         ({"rank": 2, "include": "nowhere"}, "`include` must name layers.*block/gate.*'nowhere'"),
         ({"rank": {"nowhere": 2}}, "`rank` must name layers.*'nowhere'"),
         ({"rank": 2, "exclude": "*"}, "needs a layer to convert.*Left out by"),
         ({"rank": 40, "include": "gate"}, "No layer would be smaller.*block/gate"),
+        ({"rank": {"gate": 40}}, "No layer would be smaller.*block/gate"),
         ({"budget": 3}, "`budget` must be at least"),
         ({}, "Exactly one of"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            make_low_rank(model, **arguments)
+        with pytest.raises(ValueError, match=message) as error:
+            convert(model, **arguments)
+        assert len(str(error.value).splitlines()) == 1
     assert type(model) is Text and not find_low_rank_layers(model)
     with pytest.raises(ValueError, match="needs a model with weights"):
-        make_low_rank(Text(), rank=2)
+        convert(Text(), rank=2)
     with pytest.raises(TypeError, match="takes a `keras.Model`"):
-        make_low_rank(layers.Dense(2), rank=2)
+        convert(layers.Dense(2), rank=2)

@@ -3,6 +3,13 @@
 from planted.fault import Fault
 
 FAULTS = {
+    "a card that counts both factors as deployed": Fault(
+        "reporting/card.py",
+        "_counted(count, count.deployed)",
+        "_counted(count, count.factored)",
+        "reporting/test_card.py",
+        "numbers",
+    ),
     "factors without their core": Fault(
         "export/kernels.py",
         "matrices = [tf.matmul(u, s), v]",

@@ -1,5 +1,7 @@
 """Runs exported files, and lists their operations."""
 
+import importlib
+
 import keras
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
@@ -26,6 +28,21 @@ def predict_file(path, format, values):
         loaded = tf.saved_model.load(str(path))  # owns the variables
         return [t.numpy() for t in keras.tree.flatten(loaded.serve(*map(tf.constant, values)))]
     return run_lite(Interpreter(model_path=str(path)), values)
+
+
+def predict_by_name(path, format, signature, inputs):
+    """The outputs of a file with a signature of one argument, which may be a dict of inputs."""
+    if format == "tf_saved_model":
+        loaded = tf.saved_model.load(str(path))  # owns the variables
+        outputs = loaded.serve(keras.tree.map_structure(tf.constant, inputs))
+        return [t.numpy() for t in keras.tree.flatten(outputs)]
+    names = [spec.name for spec in keras.tree.flatten(signature)]
+    named = dict(zip(names, keras.tree.flatten(inputs), strict=True))
+    if format == "litert":
+        outputs = Interpreter(model_path=str(path)).get_signature_runner()(**named)
+        return [outputs[name] for name in sorted(outputs)]
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    return session.run(sorted(one.name for one in session.get_outputs()), named)
 
 
 def operations(path):

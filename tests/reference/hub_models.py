@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_lowrank import make_low_rank
 
@@ -130,6 +131,20 @@ MODELS = {
 }
 
 
+# From the name of an architecture that generates to the class of its task.
+TASKS = {
+    "GPT-2": "GPT2CausalLM",
+    "Gemma": "GemmaCausalLM",
+    "Gemma3": "Gemma3CausalLM",
+    "Llama3": "Llama3CausalLM",
+    "Mistral": "MistralCausalLM",
+    "Qwen": "QwenCausalLM",
+    "Mixtral": "MixtralCausalLM",
+    "BART": "BartSeq2SeqLM",
+    "T5": "T5Seq2SeqLM",
+}
+
+
 def inputs_of(model, batch=2):
     """Random inputs of the shapes and types that a functional model takes."""
     rng = np.random.default_rng(0)
@@ -145,6 +160,20 @@ def inputs_of(model, batch=2):
     return keras.tree.map_structure(draw, model.input)
 
 
+def prompt_of(task, length=3):
+    """Random tokens for a task to go on from, the first few of them given."""
+    prompt = inputs_of(task)
+    name = "decoder_padding_mask" if "decoder_padding_mask" in prompt else "padding_mask"
+    prompt[name][:, length:] = 0
+    return prompt
+
+
+def signature_of(model, inputs):
+    """The signature of an export with the shapes of these inputs."""
+    spec = lambda tensor, array: tf.TensorSpec(array.shape, tensor.dtype, tensor.name)  # noqa: E731
+    return [keras.tree.map_structure(spec, model.input, inputs)]
+
+
 def at_full_rank(model):
     """Makes a model low-rank in all that can be, and cuts nothing."""
     return make_low_rank(model, tolerance=0.0, only_smaller=False)
@@ -152,7 +181,11 @@ def at_full_rank(model):
 
 def row(name, report):
     """The row of an architecture in the table of the guide, for its `Conversion` at rank 16."""
-    return f"| {name} | {report.before:,} | {report.share:.1%} | {report.after:,} |"
+    generates = "yes" if name in TASKS else "-"
+    return (
+        f"| {name} | {report.before:,} | {report.share:.1%} | {report.after:,} | yes | yes | yes "
+        f"| {generates} | yes | yes | yes |"
+    )
 
 
 if __name__ == "__main__":  # writes the rows of docs/transformers.md
