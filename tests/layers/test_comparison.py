@@ -140,7 +140,7 @@ def assert_saved(model, combination, values, folder):
         np.testing.assert_array_equal(one, other)
 
 
-COMBINATIONS = covering.covering(0)
+COMBINATIONS = covering.covering(5)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=str)

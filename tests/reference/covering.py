@@ -140,10 +140,6 @@ REFUSED = {
         ),
         "takes no (ragged|sparse) tensor here. Make it dense",
     ),
-    "what only its code says": (
-        lambda c: c.way == "from_keras" and c.wrapper in ("Holder", "Twice"),
-        r"Only its code says how a (Holder|Twice) uses .*`keras_lowrank.convert_layer`",
-    ),
     "cells": (
         lambda c: c.way == "from_keras" and c.case.layer.endswith("Cell"),
         "needs a layer to convert .*Received: ",
