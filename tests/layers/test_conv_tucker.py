@@ -7,6 +7,7 @@ import tensorflow as tf
 from reference import tucker as reference
 from reference.cases import partly_slow
 from reference.conversion import check_same
+from reference.convolutions import draw, network
 from reference.exported import operations, path_for, predict_file
 from reference.full_rank import compare_step_by_step
 from reference.truncation import RelativeTolerance
@@ -14,39 +15,8 @@ from reference.truncation import RelativeTolerance
 from keras_lowrank import Budget, LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
 
 
-def draw(*shape):
-    return np.random.default_rng(0).standard_normal(shape).astype("float32")
-
-
 def tucker(*args, **kwargs):
     return LowRankConv2D(*args, factorization="tucker", **kwargs)
-
-
-def with_kernel_of(layer, channels, **arguments):
-    conv = keras.layers.Conv2D(layer.filters, layer.kernel_size, **arguments)
-    conv.build((None, None, None, channels))
-    conv.set_weights([layer.kernel, layer.bias])
-    return conv
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"strides": 2},
-        {"strides": (1, 3), "padding": "same"},
-        {"dilation_rate": (2, 1), "padding": "same"},
-        {"dilation_rate": 3, "padding": "same"},
-    ],
-)
-@pytest.mark.parametrize("kernel_size", [1, (2, 3), (3, 4)])
-def test_forward_equals_conv2d_with_the_same_kernel(arguments, kernel_size):
-    layer = tucker(5, kernel_size, rank=2, bias_initializer="normal", **arguments)
-    inputs = draw(2, 9, 11, 3)
-    outputs = layer(inputs)
-    expected = with_kernel_of(layer, 3, **arguments)(inputs)
-    assert layer.compute_output_shape(inputs.shape) == outputs.shape == expected.shape
-    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 def test_tucker_conv2d_basics():
@@ -86,26 +56,6 @@ def test_awkward_shapes_train(channels, filters, size):
     x, y = draw(4, 6, 6, channels), draw(4, *model.output_shape[1:])
     losses = model.fit(x, y, epochs=5, batch_size=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-
-
-def test_channels_first_and_mixed_precision():
-    first = tucker(5, 3, rank=2, data_format="channels_first", padding="same")
-    last = tucker(5, 3, rank=2, padding="same", dtype="mixed_bfloat16")
-    inputs = draw(2, 3, 9, 8)
-    first.build(inputs.shape)
-    last.build((2, 9, 8, 3))
-    last.set_weights(first.get_weights())
-    expected = last(inputs.transpose(0, 2, 3, 1))
-    assert expected.dtype == "bfloat16"
-    expected = np.transpose(keras.ops.cast(expected, "float32"), (0, 3, 1, 2))
-    np.testing.assert_allclose(first(inputs), expected, atol=0.05)
-
-
-def network(conv, **options):
-    inputs = keras.Input((7, 6, 3))
-    x = conv(8, 3, padding="same", activation="tanh", name="one", **options)(inputs)
-    x = conv(9, (2, 3), strides=2, padding="same", name="two", **options)(x)
-    return inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
 
 
 @pytest.mark.parametrize("adapt_every", partly_slow([2], [1]))
