@@ -49,7 +49,9 @@ def test_a_fault_can_be_planted(fault):
     """Where a line was reworded, the fault is to be reworded, too."""
     source = (ROOT / "keras_lowrank" / fault.file).read_text()
     assert source.count(fault.right) == 1, f"{fault.right!r} in {fault.file}"
-    assert (ROOT / "tests" / fault.tests).exists()
+    tests = (ROOT / "tests" / fault.tests).read_text()
+    chosen = set(fault.chosen.split()) - {"and", "or", "not"}
+    assert all(word in tests for word in chosen), f"{fault.chosen!r} in {fault.tests}"
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_rotate_multiplies_the_two_bases_with_the_coordinates(case):
     np.testing.assert_allclose(new, both @ C, atol=1e-7)
 
 
-def test_a_leak_is_taken_off_wherever_the_basis_is_multiplied():
+def test_the_reorthogonalization_is_done_wherever_the_basis_is_multiplied():
     """Of random parts: one of rounding size, as a step has it, would show in no product."""
     rng = np.random.default_rng(9)
     B, R, T, reorthogonalization = (
