@@ -60,9 +60,8 @@ class TuckerFrame:
     def __init__(self, factors: Point) -> None:
         self.factors = factors
         self.U, self.S, self.V = factors
-        wide = tf.cast(self.S, tf.float64)  # a float32 Gram matrix may have negative eigenvalues
-        self._left = whitening(product_of_rows(wide, wide), self.S.dtype)
-        self._right = whitening(product_of_columns(wide, wide), self.S.dtype)
+        self._left = whitening(product_of_rows(self.S, self.S))
+        self._right = whitening(product_of_columns(self.S, self.S))
         self._a = tf.matmul(self._left, self.S)
         self._b = tf.matmul(self.S, self._right, transpose_b=True)
 
@@ -107,8 +106,11 @@ class TuckerFrame:
         k, core, l = direction
         h = tf.cast(step_size, core.dtype)
         inner = [
-            tf.matmul(self._left, h * product_of_rows(core, self._a)),
-            tf.matmul(self._right, h * product_of_columns(core, self._b)),
+            h * tf.matmul(tf.matmul(root, moved), root, transpose_b=True)
+            for root, moved in (
+                (self._left, product_of_rows(core, self.S)),
+                (self._right, product_of_columns(core, self.S)),
+            )
         ]
         # The inverses to second order, the order of the retraction.
         roots = [root + tf.matmul(x, root) for x, root in zip(inner, (self._left, self._right))]

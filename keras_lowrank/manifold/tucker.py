@@ -31,6 +31,9 @@ from keras_lowrank.manifold.tangent_vector import TangentVector
 # its basis; nor do those below the second number, which a float64 Gram matrix hardly resolves.
 _NOISE_UNITS, _GRAM_UNIT = 1024.0, 1e-7
 
+# The error of a Gram matrix of rows of length 1, in units of rounding, at most.
+_ERROR_UNITS = 32.0
+
 # Share of its energy that a kept column has over an added one: it decides between equals only.
 _PREFERENCE = 1e-13
 
@@ -78,18 +81,26 @@ def product_of_rows(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 def product_of_columns(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """`a_(2) b_(2)^T`, the sum of all `a_k^T b_k`."""
-    a, b = (tf.reshape(one, [-1, tf.shape(one)[2]]) for one in (a, b))  # in one product
-    return tf.matmul(a, b, transpose_a=True)
+    # A product at each place takes half the time of one for all where TensorFlow has no oneDNN.
+    return tf.reduce_sum(tf.matmul(a, b, transpose_a=True), axis=0)
 
 
-def whitening(gram: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """`L^-1` of a float64 Gram matrix `L L^T` of data of a type, damped where they are faint."""
-    one = identity_like(gram)
-    faint = max(_NOISE_UNITS * np.finfo(dtype.as_numpy_dtype).eps, _GRAM_UNIT)
-    floor = faint**2 * tf.linalg.trace(gram)
+def whitening(gram: tf.Tensor) -> tf.Tensor:
+    """`L^-1` of the Gram matrix `L L^T` of the rows of an unfolding, damped where they are faint.
+
+    The error of an entry is relative to the norms of its two rows, so that the factor of the
+    scaled matrix is as exact as the data where rows are almost orthogonal (Higham, "Accuracy and
+    stability of numerical algorithms", section 10.1); a truncation leaves them so.
+    """
+    unit = np.finfo(gram.dtype.as_numpy_dtype).eps
+    wide = tf.cast(gram, tf.float64)
+    floor = max(_NOISE_UNITS * unit, _GRAM_UNIT) ** 2 * tf.linalg.trace(wide)
     floor = tf.where(tf.equal(floor, 0.0), tf.ones_like(floor), floor)  # of a core of zeros
-    factor = tf.linalg.cholesky(gram + floor * one)
-    return tf.cast(tf.linalg.triangular_solve(factor, one), dtype)
+    one = identity_like(wide)
+    scale = tf.math.rsqrt(tf.linalg.diag_part(wide) + floor)
+    scaled = scale[:, None] * (wide + floor * one) * scale + _ERROR_UNITS * unit * one
+    inverse = tf.linalg.triangular_solve(tf.linalg.cholesky(scaled), one)
+    return tf.cast(inverse * scale, gram.dtype)
 
 
 def orthonormal(u: tf.Tensor, s: tf.Tensor, v: tf.Tensor) -> TuckerPoint:
