@@ -67,8 +67,10 @@ def advance(
 ) -> MatrixState:
     """One step of one kernel; arguments as in `matrix_step.advance`.
 
-    A full step is one of the parallel integrator for Tucker tensors (Ceruti, Kusch, Lubich, Sulz,
-    arXiv:2412.00858): `W - h X` in augmented bases, then truncation.
+    A full step, where every step is one or where the step is long, is that of the parallel
+    integrator for Tucker tensors (Ceruti, Kusch, Lubich, Sulz, arXiv:2412.00858): `W - h X` in
+    augmented bases, then truncation. Others that adapt the ranks do so at the ranks that there
+    are, and new directions come from the trials.
     """
     frame: Any = TuckerFrame(matrix.factors)  # to a rule, what a `Chart` is
     direction, slots = rule.direction(
@@ -85,17 +87,31 @@ def advance(
         }
         return tf.nest.flatten(MatrixState(new, scale, new_slots, total([new, new_slots])))
 
+    def cut_to_ranks(core):
+        sizes = _Sizes(integrator, matrix, policy, scalars.adapts)
+        p, core, q = cut(core, sizes.choose, sizes.old)
+
+        def finished(new):
+            new = sizes.with_trials(new, tangent) if sizes.tries else new
+            return state(new, sizes.scale(new))
+
+        return p, core, q, finished
+
+    def adapt():
+        p, core, q, finished = cut_to_ranks(point.S)
+        return finished(TuckerPoint(tf.matmul(point.U, p), core, tf.matmul(point.V, q)))
+
     def full():
         augmented = frame.augmented(tangent, scalars.step_size, policy.keeps_rank)
-        sizes = _Sizes(integrator, matrix, policy, scalars.adapts)
-        p, core, q = cut(augmented.core, sizes.choose, sizes.old)
-        new = frame.rotated(augmented, p, core, q)
-        if sizes.tries:
-            new = sizes.with_trials(new, tangent)
-        return state(new, sizes.scale(new))
+        *parts, finished = cut_to_ranks(augmented.core)
+        return finished(frame.rotated(augmented, *parts))
 
+    def rare():
+        return tf.cond(inside & in_frame, adapt, full)
+
+    in_frame = integrator.adapt_every > 1
     inside = defect <= LARGEST_DEFECT
-    values = tf.cond(inside & ~scalars.adapts, lambda: state(point, matrix.scale), outlined(full))
+    values = tf.cond(inside & ~scalars.adapts, lambda: state(point, matrix.scale), outlined(rare))
     return tf.nest.pack_sequence_as(matrix._replace(slots=slots), values)
 
 
