@@ -1,4 +1,4 @@
-"""Accuracy against weights saved: the table and the plot of one network's runs.
+"""Accuracy against weights saved, and ranks over the epochs: table and plots of a network's runs.
 
 The examples write their results with this module. As a program it merges the runs of several
 processes, with different seeds, rows or baselines:
@@ -7,7 +7,7 @@ processes, with different seeds, rows or baselines:
     python examples/lenet5_mnist.py --seeds 3 --seed_start 2 --output_dir out/b
     python examples/frontier.py out/a/lenet5_mnist.json out/b/lenet5_mnist.json
 
-Writes the JSON file, the CSV file and the plot to ./out/merged.
+Writes the JSON file, the CSV file and the plots to ./out/merged.
 """
 
 import json
@@ -102,6 +102,41 @@ def check_same_training(reports):
                 )
 
 
+def draw(folder, report):
+    """Writes NAME.png, accuracy by size, and NAME_ranks.png, ranks over the epochs."""
+    plot(folder / f"{report['name']}.png", report)
+    if any("ranks_by_epoch" in run for run in report["runs"]):
+        plot_ranks(folder / f"{report['name']}_ranks.png", report)
+
+
+def plot_ranks(path, report):
+    """Writes the ranks of all layers over the epochs, a panel for the first run of each row."""
+    runs = {}
+    for run in report["runs"]:
+        if "ranks_by_epoch" in run:
+            runs.setdefault(key(run)[:-1], run)
+    columns = min(4, len(runs))
+    lines = -(-len(runs) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.4 * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+    for run, axes in zip(runs.values(), panels):  # in this order, or one panel is lost
+        for name, ranks in run["ranks_by_epoch"].items():
+            axes.plot(range(1, len(ranks) + 1), ranks, marker=".", label=name)
+        axes.set_title(_goal_in_words(run), fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    for axes in list(panels):  # of no run
+        axes.remove()
+    for axes in figure.axes[::columns]:
+        axes.set_ylabel("rank")
+    curves, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(curves, names, loc="outside lower center", ncols=6, fontsize="small")
+    with results.new_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=120)
+
+
 def plot(path, report):
     """Writes the plot, in the format of the suffix."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -139,11 +174,10 @@ def print_table(report):
     cells = []
     for row in table(report["runs"]):
         spread = row["test_accuracy_std"]
-        goal = row["compression"] or row["tolerance"]
         cells.append(
             [
                 row["method"],
-                "-" if goal is None else f"{goal:.1%}" if row["compression"] else f"{goal}",
+                _goal_in_words(row),
                 f"{row['test_accuracy_mean']:.2f}%" + (f" ± {spread:.2f}" if spread else ""),
                 " ".join(map(str, row["ranks"])) or "-",
                 _weights(row, "evaluation"),
@@ -178,6 +212,12 @@ def _summary(runs):
     }
 
 
+def _goal_in_words(run):
+    if run["compression"]:
+        return f"{run['compression']:.1%} saved"
+    return "-" if run["tolerance"] is None else f"tolerance {run['tolerance']}"
+
+
 def _goal(run):
     return run["compression"] or 0.0, run["tolerance"] or 0.0, run["method"] in _LABELS
 
@@ -194,7 +234,7 @@ def main(arguments):
     report = merge([json.loads(path.read_text()) for path in paths])
     folder = pathlib.Path(OUTPUT_DIR.value or "out/merged")
     write(folder, report)
-    plot(folder / f"{report['name']}.png", report)
+    draw(folder, report)
     print_table(report)
 
 

@@ -9,7 +9,8 @@ learning rate that falls to zero.
     python examples/mlp_mnist.py --nofull_rank             # the low-rank network only
     python examples/mlp_mnist.py --compression 0.85,0.9,0.95 --baselines two_factor
 
-Writes out/mlp_mnist/mlp_mnist.json (with every run and epoch), .csv (the table) and .png.
+Writes to out/mlp_mnist: mlp_mnist.json (with every run and epoch), .csv (the table), .png and
+_ranks.png (the ranks over the epochs).
 """
 
 import keras

@@ -200,7 +200,7 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
             for method in BASELINES.value:
                 make(method, goal, seed, functools.partial(getattr(experiment, method), ours))
     report = frontier.merge([{**head, "runs": list(runs.values())}])
-    frontier.plot(folder / f"{name}.png", report)
+    frontier.draw(folder, report)
     frontier.print_table(report)
 
 

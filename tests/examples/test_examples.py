@@ -223,6 +223,17 @@ def test_merged_runs_are_one_row(example):
     assert (row["seeds"], row["ranks"], row["evaluation_compression"]) == (3, [3, 4], 0.9)
 
 
+def test_plots(example, tmp_path):
+    report = _report([0, 1])
+    example("frontier").draw(tmp_path, report)
+    assert [one.name for one in tmp_path.iterdir()] == ["net.png"]  # no ranks over epochs
+    for run in report["runs"]:
+        run["ranks_by_epoch"] = {"dense": [4, 3, 3]}
+    example("frontier").draw(tmp_path, report)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["net.png", "net_ranks.png"]
+    assert all(one.stat().st_size > 5000 for one in tmp_path.iterdir())
+
+
 def test_merging_other_settings_error(example):
     with pytest.raises(SystemExit, match="must have the same settings"):
         example("frontier").merge([_report([0], epochs=1), _report([1], epochs=2)])
