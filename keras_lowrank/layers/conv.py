@@ -9,11 +9,13 @@ from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.kernels.products import extent
 from keras_lowrank.layers.arguments import (
+    FACTORIZATIONS,
     Activation,
     Constraint,
     Initializer,
     Regularizer,
     TruncationLike,
+    check_factorization,
 )
 from keras_lowrank.layers.conv_base import LowRankConv
 
@@ -133,6 +135,7 @@ class LowRankConv2D(LowRankConv):
     """
 
     keras_layer = keras.layers.Conv2D
+    factorizations = FACTORIZATIONS
 
     def __init__(
         self,
@@ -183,19 +186,19 @@ class LowRankConv2D(LowRankConv):
             truncation=truncation,
             **kwargs,
         )
-        if factorization not in ("matrix", "spatial", "tucker"):
-            raise ValueError(
-                "`factorization` must be 'matrix', 'spatial' or 'tucker'. "
-                f"Received: factorization={factorization!r}"
-            )
-        self.factorization = factorization
+        self.factorization = check_factorization(factorization, self.factorizations)
+
+    @staticmethod
+    def spatial_matricization(kernel_shape: tuple[int, ...]) -> Matricization:
+        """Returns the matricization `(kh c, kw f)` of the spatial form."""
+        return Matricization(tuple(kernel_shape), rows=(0, 2), columns=(1, 3))
 
     def build_kernel(self, channels: int) -> None:
         kernel_shape = (*self.kernel_size, channels, self.filters)
         if self.factorization == "matrix":
             self.build_factors(kernel_shape)
         elif self.factorization == "spatial":
-            spatial = Matricization(kernel_shape, rows=(0, 2), columns=(1, 3))
+            spatial = self.spatial_matricization(kernel_shape)
             self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
         else:
             self.build_tucker_factors(kernel_shape)

@@ -86,7 +86,13 @@ class LowRankConvBase(LowRankLayer):
 
 
 class LowRankConv(LowRankConvBase):
-    """Base of convolutions over any number of axes: their arguments and `project`."""
+    """Base of convolutions over any number of axes: their arguments and `project`.
+
+    Attributes:
+        factorizations: tuple of str, the forms that the kernel can have.
+    """
+
+    factorizations: tuple[str, ...] = ("matrix",)
 
     def __init__(
         self,
