@@ -84,8 +84,7 @@ class LowRankConv2D(LowRankConv):
       weights. From "Dynamical low-rank compression of neural networks with robustness under
       adversarial attacks" (arXiv:2505.08022), with the integrator of arXiv:2412.00858. A relative
       tolerance is shared by both cuts: the error of W is at most that share of it. A full step is
-      one of `Parallel`. It takes SGD, Adam, AdamW, RMSprop and Adagrad, but not Muon, and with
-      `adapt_every=1` no other integrator than `Parallel`.
+      one of `Parallel`. With `adapt_every=1` it takes no other integrator than `Parallel`.
 
     Args:
         filters: int, number of output channels.
