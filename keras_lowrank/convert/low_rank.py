@@ -118,6 +118,10 @@ def from_keras(
     {'hidden': 16}
     >>> from_keras(model, budget=5000).compression().factored <= 5000
     True
+    >>> images = keras.Input((8, 8, 16))
+    >>> model = keras.Model(images, keras.layers.Conv2D(32, 3, name="conv")(images))
+    >>> from_keras(model, rank=6, factorization="tucker").ranks
+    {'conv/input': 6, 'conv/output': 6}
     """
     rule = Rule(rank, tolerance, energy, budget)
     check_form(factorization, data)
