@@ -92,8 +92,12 @@ def test_the_error_of_a_tucker_kernel_is_within_its_tails_and_the_tolerance(mode
 def test_ranks_by_number_and_name(model):
     low = from_keras(model, rank=9, factorization="tucker", exclude="head", only_smaller=False)
     assert low.get_layer("one").rank == {"input": 6, "output": 9}
-    # A window with one place: the core is a matrix, and both ranks are the same.
+    assert low.get_layer("one").get_config()["rank"] == 9
+    # An unfolding of the core has no more independent rows than columns.
     assert low.get_layer("three").rank == {"input": 8, "output": 8}
+    assert TuckerForm(1, 10, 8).rank([9, 9]) == {"input": 8, "output": 8}
+    assert TuckerForm(2, 10, 8).rank([7, 3]) == {"input": 6, "output": 3}
+    assert TuckerForm(2, 10, 8).rank([3, 8]) == {"input": 3, "output": 6}
     low = from_keras(model, rank={"two": 3, "head": 2}, factorization="tucker")
     assert low.ranks == {"two/input": 3, "two/output": 3, "head": 2}
     low = from_keras(model, rank=3, factorization="spatial")
