@@ -8,6 +8,8 @@
 A module of the examples, not a program.
 """
 
+import math
+
 import keras
 import numpy as np
 
@@ -45,17 +47,18 @@ class _Ranked(FullRank):
     def __init__(self, ranks, factorization="matrix"):
         super().__init__()
         self._ranks = list(ranks)
+        self._left = list(ranks)
         self._factorization = factorization
 
     def _next_rank(self):
-        """The rank of the next layer."""
+        """The rank of the next layer, or of one side of a Tucker-2 kernel."""
         if not self._ranks:
             return None
-        if self._count == len(self._ranks):
+        if not self._left:
             raise ValueError(
                 f"There must be one rank for each low-rank layer. Received: ranks={self._ranks}"
             )
-        return self._ranks[self._count]
+        return self._left.pop(0)
 
 
 class LowRank(_Ranked):
@@ -86,13 +89,14 @@ class TwoFactor(_Ranked):
     """Two Keras layers instead of one, with the kernel `A B`.
 
     They start balanced, `A = U_r sqrt(S_r)` and `B = sqrt(S_r) V_r^T`, from the truncated SVD of a
-    kernel: Keras's initial one, or a trained one ("spectral initialisation", arXiv:2105.01029).
+    kernel: Keras's initial one, or a trained one ("spectral initialisation", arXiv:2105.01029). The
+    three layers of a Tucker-2 kernel start as `balanced_tucker_factors`.
 
     Args:
-        ranks: list of int, one for each layer.
+        ranks: list of int, one for each layer, and for a Tucker-2 kernel one for each side.
         weights: dict from names of layers to their arrays, those of a `FullRank` network, or None.
         factorization: str, "matrix" for k x k and then 1 x 1 convolutions, "spatial" for k x 1 and
-            then 1 x k.
+            then 1 x k, "tucker" for 1 x 1, k x k and 1 x 1.
     """
 
     def __init__(self, ranks, weights=None, factorization="matrix"):
@@ -100,63 +104,78 @@ class TwoFactor(_Ranked):
         self._weights = weights
 
     def conv(self, filters, kernel_size, strides=1, activation=None, use_bias=True, **options):
-        rank, name = self._next_rank(), self._name()
         windows = [(kernel_size, strides), (1, 1)]
         if self._factorization == "spatial":
             windows = [((kernel_size, 1), (strides, 1)), ((1, kernel_size), (1, strides))]
-        (size, step), (last_size, last_step) = windows
-        first = keras.layers.Conv2D(rank, size, step, use_bias=False, name=f"{name}_a", **options)
+        elif self._factorization == "tucker":
+            windows.insert(0, (1, 1))
+        *before, (size, step) = windows
+        name = self._name()
+        chain = [
+            keras.layers.Conv2D(
+                self._next_rank(), *window, use_bias=False, name=f"{name}_{mark}", **options
+            )
+            for mark, window in zip("ab", before)
+        ]
         options = {**options, "activation": activation, "use_bias": use_bias}
-        return self._pair(
-            first, keras.layers.Conv2D(filters, last_size, last_step, name=name, **options)
-        )
+        return self._chain(*chain, keras.layers.Conv2D(filters, size, step, name=name, **options))
 
     def dense(self, units, activation=None, use_bias=True, **options):
         rank, name = self._next_rank(), self._name()
         first = keras.layers.Dense(rank, use_bias=False, name=f"{name}_a", **options)
         second = keras.layers.Dense(units, activation=activation, use_bias=use_bias, name=name)
-        return self._pair(first, second)
+        return self._chain(first, second)
 
     def embedding(self, count, width):
         rank, name = self._next_rank(), self._name()
         first = keras.layers.Embedding(count, rank, name=f"{name}_a")
-        return self._pair(first, keras.layers.Dense(width, use_bias=False, name=name))
+        return self._chain(first, keras.layers.Dense(width, use_bias=False, name=name))
 
     def model(self, inputs, outputs):
         model = keras.Model(inputs, outputs)
         for layer in model.layers if self._weights else []:
             given = self._weights.get(layer.name, [])
-            if layer.name.startswith("matrix_"):  # only its kernel is in the pair
+            if layer.name.startswith("matrix_"):  # only its kernel is in the chain
                 given = given and [layer.kernel, *given[1:]]
             if given:
                 layer.set_weights(given)
         return model
 
-    def _pair(self, first, second):
-        table = isinstance(first, keras.layers.Embedding)
+    def _chain(self, *layers):
+        """One after the other, with the factors of one kernel."""
+        table = isinstance(layers[0], keras.layers.Embedding)
 
         def apply(inputs):
-            outputs = second(first(inputs))
-            left, right = first.embeddings if table else first.kernel, second.kernel
+            outputs = inputs
+            for layer in layers:
+                outputs = layer(outputs)
+            held = [layers[0].embeddings if table else layers[0].kernel]
+            held += [layer.kernel for layer in layers[1:]]
+            shapes = [tuple(variable.shape) for variable in held]
             if self._weights:
-                kernel = self._weights[second.name][0]
+                kernel = self._weights[layers[-1].name][0]
             else:
-                *sizes, channels, _ = left.shape
-                sizes = [size * other for size, other in zip(sizes, right.shape)] * (not table)
-                draw = first.embeddings_initializer if table else first.kernel_initializer
-                kernel = draw((*sizes, channels, right.shape[-1]))
+                sizes = map(math.prod, zip(*(shape[:-2] for shape in shapes)))
+                draw = layers[0].embeddings_initializer if table else layers[0].kernel_initializer
+                kernel = draw((*sizes, shapes[0][-2], shapes[-1][-1]))
             kernel = keras.ops.convert_to_numpy(kernel)
-            spatial = self._factorization == "spatial" and kernel.ndim == 4
-            if spatial:  # as (kh c, kw f)
-                kernel = kernel.swapaxes(1, 2).reshape(-1, kernel.shape[1] * kernel.shape[3])
-            a, b = balanced_factors(*truncated_svd(kernel, left.shape[-1]))
-            left.assign(a.reshape(left.shape))
-            if spatial:
-                b = b.reshape(len(b), right.shape[1], -1).swapaxes(0, 1)
-            right.assign(b.reshape(right.shape))
+            for variable, factor in zip(held, self._factors(kernel, shapes)):
+                variable.assign(factor.reshape(variable.shape))
             return outputs
 
         return apply
+
+    def _factors(self, kernel, shapes):
+        """The kernels of a chain with these shapes."""
+        ranks = [shape[-1] for shape in shapes[:-1]]
+        if len(ranks) == 2:
+            return balanced_tucker_factors(kernel, *ranks)
+        if self._factorization != "spatial" or kernel.ndim < 4:
+            return balanced_factors(*truncated_svd(kernel, *ranks))
+        width = kernel.shape[1]
+        kernel = kernel.swapaxes(1, 2).reshape(-1, width * kernel.shape[3])  # as (kh c, kw f)
+        a, b = balanced_factors(*truncated_svd(kernel, *ranks))
+        return a, b.reshape(len(b), width, -1).swapaxes(0, 1)
 
 
 def weights_by_name(model):
@@ -175,3 +194,17 @@ def truncated_svd(kernel, rank):
 def balanced_factors(left, values, right):
     """`A = U sqrt(S)` and `B = sqrt(S) V^T`."""
     return left * np.sqrt(values), (right * np.sqrt(values)).T
+
+
+def balanced_tucker_factors(kernel, p, q):
+    """`A = U D_1^(1/3)`, `C_k = D_1^(-1/3) S_k D_2^(-1/3)` and `B = D_2^(1/3) V^T`.
+
+    U and V are the leading singular vectors of both unfoldings of the kernel, D_1 and D_2 their
+    singular values, and `S_k = U^T W_k V`: the higher-order SVD, scaled as three factors of a
+    matrix are.
+    """
+    _, inner, left = truncated_svd(np.swapaxes(kernel, -1, -2), p)
+    _, outer, right = truncated_svd(kernel, q)
+    core = left.T @ kernel @ right
+    inner, outer = (np.cbrt(np.maximum(one, 1e-6 * one[0])) for one in (inner, outer))
+    return left * inner, core / (inner[:, None] * outer), (right * outer).T

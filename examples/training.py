@@ -4,7 +4,8 @@ All methods have the same number of epochs, optimizer, schedule, and batches in 
 baselines have the final ranks of the low-rank run with the same row and seed, and so the same
 number of parameters:
 
-- `two_factor`: two Keras layers instead of one, from the SVD of Keras's initial kernel;
+- `two_factor`: two Keras layers instead of one, or three for a Tucker-2 kernel, from the SVD of
+  Keras's initial kernel;
 - `svd_finetune`: full rank for the fraction `--pruning` of the epochs, until budgets are met, and
   then two factors from the SVD of the trained kernel. The schedule continues; momentum restarts
   with the factors.

@@ -9,6 +9,7 @@ from keras_lowrank.convert import from_keras, to_keras
 SUMMARY, USAGE = "convert to low-rank layers, or back", "MODEL.keras [NEW.keras]"
 EXAMPLE = "model.keras --tolerance=0.1"
 _RULES = ("rank", "tolerance", "energy", "budget")
+_CHOICES = ("include", "exclude", "factorization", "only_smaller")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the layers to convert, by name, path or pattern",
     )
     add("--exclude", type=names, metavar="A,B", help="the layers not to convert, in the same terms")
+    models.add_factorization(add)
     add(
         "--no_only_smaller",
         dest="only_smaller",
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = models.load(arguments)
     rules = {name: getattr(arguments, name) for name in _RULES}
     if arguments.style is None:
-        choice = {name: getattr(arguments, name) for name in ("include", "exclude", "only_smaller")}
+        choice = {name: getattr(arguments, name) for name in _CHOICES}
         low = from_keras(model, **rules, **choice, verbose=True)
         print(low.compression())
         models.save(low, target, arguments.overwrite)

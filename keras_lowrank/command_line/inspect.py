@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `inspect` to its parser."""
     models.add_arguments(parser)
     add = parser.add_argument
+    models.add_factorization(add)
     add(
         "--html",
         type=pathlib.Path,
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     bar = functools.partial(
         rich.progress.track, console=console, transient=True, disable=not console.is_terminal
     )
-    found = list(inspection.kernels(model, bar))
+    found = list(inspection.kernels(model, arguments.factorization, bar))
     if not found:
         print(*inspection.reasons(model), sep="\n")
         raise ValueError(
@@ -44,5 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
     print(*inspection.report(model, found), sep="\n")
     if arguments.html:
-        page.write(model, arguments.model, arguments.html, bar, arguments.overwrite)
+        form, target = arguments.factorization, arguments.html
+        page.write(model, arguments.model, target, form, bar, arguments.overwrite)
         print(f"Wrote {arguments.html}, {arguments.html.stat().st_size:,} bytes.")

@@ -6,12 +6,14 @@ import pathlib
 import re
 import sys
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_lowrank.command_line.values import names
 from keras_lowrank.files.placing import disk_errors, placed
+from keras_lowrank.layers.arguments import FACTORIZATIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,22 @@ def add_target(parser: argparse.ArgumentParser, default: str) -> None:
     add = parser.add_argument
     add("target", metavar="NEW.keras", nargs="?", help=f"where to write; default: {default}")
     add("--overwrite", action="store_true", help="replace an existing file")
+
+
+def add_factorization(add: Callable[..., object]) -> None:
+    """Adds the argument for the form of the kernels of convolutions.
+
+    Args:
+        add: the `add_argument` of a parser or of a group.
+    """
+    add(
+        "--factorization",
+        choices=FACTORIZATIONS,
+        default="matrix",
+        help="the form of the kernels of convolutions: a matrix (kh kw c, f) or (kh c, kw f), or a "
+        "Tucker-2 tensor, with one rank for the input and one for the output channels; default: "
+        "matrix",
+    )
 
 
 def target_of(arguments: argparse.Namespace, kind: str) -> pathlib.Path:

@@ -48,13 +48,14 @@ class Cut(NamedTuple):
     ranks: dict
 
 
-def write(model, name, target, track=iter, overwrite=False):
+def write(model, name, target, factorization="matrix", track=iter, overwrite=False):
     """Writes the page, one file that needs nothing else.
 
     Args:
         model: built `keras.Model`, a graph of layers.
         name: str, the path of its file, for the command.
         target: path of the page.
+        factorization: str, as in `from_keras`.
         track: callable, as in `Forecast`.
         overwrite: bool, whether to replace a file.
 
@@ -69,8 +70,8 @@ def write(model, name, target, track=iter, overwrite=False):
             "A page needs plotly: `pip install plotly`, or 'keras_lowrank[report]'."
         ) from error
     plain = merged(model)
-    forecast = Forecast(plain, track)
-    sliders = cuts(forecast, name, plain is not model)
+    forecast = Forecast(plain, factorization, track)
+    sliders = cuts(forecast, name, plain is not model, factorization)
     start = next(index for index, cut in enumerate(sliders[0]) if cut.label == f"{_START}")
     table = _ROW * (len(forecast.kernels) + 4)
     height = _PLOTS + _SLIDERS + table
@@ -108,13 +109,14 @@ def merged(model):
     return to_keras(model, "merged") if find_low_rank_layers(model) else model
 
 
-def cuts(forecast, name, merge):
+def cuts(forecast, name, merge, factorization="matrix"):
     """The settings of the sliders: lists of `Cut`, by tolerance and by budget.
 
     Args:
         forecast: `Forecast`.
         name: str, the path of the model's file.
         merge: bool, whether the forecast is for the model with its low-rank layers merged.
+        factorization: str, the one of the forecast.
     """
     full = forecast.total(dict.fromkeys(forecast.kernels)).weights
     budgets = {share: round(share * full) for share in _SHARES}
@@ -122,6 +124,9 @@ def cuts(forecast, name, merge):
     if merge:
         plain = f"{name.removesuffix('.keras')}_plain.keras"
         command = f"{command} {plain} --style=merged\npython -m keras_lowrank convert {plain}"
+
+    if factorization != "matrix":
+        command = f"{command} --factorization={factorization}"
 
     def cut(label, rule, value):
         return Cut(label, f"{command} --{rule}={value}", forecast.ranks(**{rule: value}))
@@ -140,8 +145,9 @@ def _traces(forecast, ranks):
     from plotly.colors import qualitative
 
     lines = []
-    colors = list(itertools.islice(itertools.cycle(qualitative.Plotly), len(forecast.kernels)))
-    for (path, values), color in zip(forecast.values.items(), colors):
+    spectra = _spectra(forecast)
+    colors = list(itertools.islice(itertools.cycle(qualitative.Plotly), len(spectra)))
+    for (path, values), color in zip(spectra.items(), colors):
         at = np.unique(np.geomspace(1, len(values), _POINTS).round().astype(int))
         common = {"name": path, "legendgroup": path, "line": {"color": color}}
         common["mode"] = "lines"
@@ -166,6 +172,15 @@ def _traces(forecast, ranks):
     return [*lines, *markers, table], rows, columns
 
 
+def _spectra(forecast):
+    """The singular values of all sides by path: a Tucker-2 kernel has two."""
+    return {
+        f"{path}/{side}".rstrip("/"): values
+        for path, form in forecast.forms.items()
+        for side, values in zip(form.sides(None), forecast.values[path])
+    }
+
+
 def _errors(values):
     """`||W - W_r|| / ||W||` for the ranks 0, 1, ..."""
     energy = np.append(np.cumsum(np.square(values[::-1]))[::-1], 0.0)
@@ -174,8 +189,9 @@ def _errors(values):
 
 def _marked(forecast, ranks):
     """The points that are marked in both plots, where a kernel is cut: `(x, y)`, each of both."""
-    x = [rank for rank in ranks.values()]
-    values = [forecast.values[path] for path in ranks]
+    sides = [forecast.forms[path].sides(rank).values() for path, rank in ranks.items()]
+    x = [rank for some in sides for _, rank in some]
+    values = _spectra(forecast).values()
     last = [None if rank is None else float(v[rank - 1]) or None for rank, v in zip(x, values)]
     left = [None if rank is None else float(_errors(v)[rank]) for rank, v in zip(x, values)]
     return [x, x], [last, left]
@@ -185,10 +201,11 @@ def _cells(forecast, ranks):
     """The columns of the table."""
     table = []
     for path, rank in ranks.items():
-        n, m = forecast.shapes[path]
+        form = forecast.forms[path]
         size, full = forecast.size(path, rank), forecast.size(path, None)
         kind = type(forecast.kernels[path].layer).__name__
-        table.append([path, kind, f"{n} x {m}", str(rank or "full"), *_numbers(size, full)])
+        sides = [str(one) for _, one in form.sides(rank).values()] if rank else ["full"]
+        table.append([path, kind, str(form), " and ".join(sides), *_numbers(size, full)])
     table.append(["all else", "", "", "", *_numbers(forecast.others, forecast.others)])
     size, full = forecast.total(ranks), forecast.total(dict.fromkeys(ranks))
     table.append(["in all", "", "", "", *_numbers(size, full)])
@@ -203,7 +220,7 @@ def _numbers(size, full):
 
 def _sliders(forecast, sliders, start, bottom, height):
     """Both sliders, of which each moves the other to about the same size."""
-    lines = 2 * len(forecast.kernels)
+    lines = 2 * len(_spectra(forecast))
     sizes = [[forecast.total(cut.ranks).weights for cut in slider] for slider in sliders]
 
     def near(own, other, index):

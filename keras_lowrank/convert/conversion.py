@@ -1,7 +1,7 @@
 """What `make_low_rank` has done: the report that it returns."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -12,11 +12,18 @@ from keras_lowrank.reporting.compression import counted_weights
 
 
 class Converted(NamedTuple):
-    """A kernel that was converted: its matrix is `n x m`, and has `rank` directions left."""
+    """A kernel that was converted: its matrix is `n x m`, and has `rank` directions left.
+
+    The rank of a Tucker-2 kernel is `{"input": p, "output": q}`, and its matrix `(kh kw c, f)`.
+    """
 
     n: int
     m: int
-    rank: int
+    rank: Any
+
+    def __str__(self) -> str:
+        sides = self.rank.values() if isinstance(self.rank, dict) else [self.rank]
+        return f"{self.n} x {self.m}, rank {' and '.join(map(str, sides))}"
 
 
 class Left(NamedTuple):
@@ -33,7 +40,7 @@ class Conversion(NamedTuple):
         converted: dict from the paths of kernels to `(n, m, rank)`.
         skipped: dict from the paths of all other weights to `(weights, reason)`.
         before: int, the weights of the model before.
-        after: int, the weights after, `r (n + m)` for a kernel that was converted.
+        after: int, the weights after, `r (n + m)` for a matrix that was converted.
 
     `print` shows it as a table.
 
@@ -56,7 +63,7 @@ class Conversion(NamedTuple):
         return sum(one.n * one.m for one in self.converted.values()) / self.before
 
     def __str__(self) -> str:
-        lines = [f"{p}: {c.n} x {c.m}, rank {c.rank}" for p, c in self.converted.items()]
+        lines = [f"{path}: {one}" for path, one in self.converted.items()]
         lines += [f"{path}: {one.weights:,} as they are. {one.reason}" for path, one in self.left()]
         lines.append(f"{self.before:,} weights, {self.share:.1%} converted; now {self.after:,}")
         return "\n".join(lines)

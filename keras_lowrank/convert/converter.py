@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.building import build_like
+from keras_lowrank.convert.forms import Form, MatrixForm
 from keras_lowrank.convert.graph_copy import copied_activation
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers import LowRankLayer
@@ -38,6 +39,11 @@ class Kernel(NamedTuple):
     def matricization(self) -> Matricization:
         """`Matricization` of the kernel."""
         return self.converter.matricization(self.layer, self.variable.shape)
+
+    @property
+    def form(self) -> Form:
+        """The form that the kernel is to have."""
+        return self.converter.form(self.layer, self.variable.shape)
 
     def refusal(self) -> str | None:
         """Returns why the kernel cannot become low-rank, or None."""
@@ -147,6 +153,19 @@ class Converter:
     def matricization(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Matricization:
         """Returns how a plain layer's kernel of that shape is a matrix."""
         return Matricization.of_last_axis(shape)
+
+    def in_form(self, layer: keras.layers.Layer, factorization: str) -> "Converter":
+        """Returns the converter that gives a layer a form; itself where it has only one.
+
+        Args:
+            layer: plain layer of the family.
+            factorization: str, as `LowRankConv2D` takes it.
+        """
+        return self
+
+    def form(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Form:
+        """Returns the form that a plain layer's kernel of that shape is to have."""
+        return MatrixForm(*self.matricization(layer, shape).shape)
 
     def merged(self, kernels: dict[str, Any], path: str) -> np.ndarray:
         """Returns a plain layer's kernel at a path, from the `kernels` of a low-rank one."""

@@ -1,6 +1,5 @@
 """The ranks of kernels, chosen by a rule, and the kernels' factors at these ranks."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.converter import Kernel
-from keras_lowrank.convert.decomposition import Decomposition
+from keras_lowrank.convert.forms import Decomposed
 from keras_lowrank.convert.ranks import Rule
+from keras_lowrank.layers.arguments import check_factorization
 from keras_lowrank.reporting.compression import count_others
 
 
@@ -36,12 +36,12 @@ def decompose(
         `(U, S, V)`, once for each.
     """
     decompositions = decompositions_of(kernels, rule, moments, verbose)
-    shapes = {path: kernel.matricization.shape for path, kernel in kernels.items()}
+    forms = {path: kernel.form for path, kernel in kernels.items()}
     ranks: dict[str, Any] = rule.ranks(
         kernels,
-        shapes,
+        forms,
         {path: one.values for path, one in decompositions.items()},
-        count_others(model, [])[1] - sum(math.prod(shape) for shape in shapes.values()),
+        count_others(model, [])[1] - sum(form.full for form in forms.values()),
         only_smaller,
     )
     whole = {id(one.layer) for path, one in kernels.items() if not ranks[path]}
@@ -57,10 +57,25 @@ def decompose(
 
 def sizes(kernels: dict[str, Kernel], paths: Iterable[str]) -> str:
     """Returns some of `{path: Kernel}` with their shapes, for a message."""
-    return ", ".join("{} ({} x {})".format(p, *kernels[p].matricization.shape) for p in paths)
+    return ", ".join(f"{path} ({kernels[path].form})" for path in paths)
 
 
-SMALLER = "Ask for ranks below n m / (n + m), or pass only_smaller=False."
+SMALLER = "Ask for lower ranks, below n m / (n + m) for a matrix, or pass only_smaller=False."
+
+
+def check_form(factorization: str, data: Any) -> None:
+    """Raises ValueError for a form that there is not, or that `data` is not for.
+
+    Args:
+        factorization: as in `from_keras`.
+        data: as in `from_keras`.
+    """
+    check_factorization(factorization)
+    if data is not None and factorization != "matrix":
+        raise ValueError(
+            "`data` weighs the errors of kernels in the matrix form: leave it out, or use "
+            f"factorization='matrix'. Received: factorization={factorization!r} with `data`"
+        )
 
 
 def decompositions_of(
@@ -68,14 +83,15 @@ def decompositions_of(
     rule: Rule,
     moments: dict[str, Any] | None = None,
     verbose: bool = False,
-) -> dict[str, Decomposition]:
-    """Returns `{path: Decomposition}` of kernels, for the ranks that a rule asks for."""
+) -> dict[str, Decomposed]:
+    """Returns `{path: Decomposed}` of kernels, for the ranks that a rule asks for."""
     bar = keras.utils.Progbar(len(kernels), verbose=int(verbose), unit_name="layer")
     found = {}
     for path, kernel in kernels.items():
         moment = moments.get(path) if moments else None
         try:
-            found[path] = Decomposition(kernel.matrix(), moment, rule.asked(path, kernel))
+            asked = rule.asked(path, kernel)
+            found[path] = kernel.form.decompose(kernel.matrix(), moment, asked)
         except ValueError as error:
             raise ValueError(f"Layer {path!r} cannot be decomposed. {error}") from None
         bar.add(1)

@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank import keras_internals
-from keras_lowrank.convert.decomposition import singular_values
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import convertible
 from keras_lowrank.convert.twins import rank_one_copy
@@ -39,24 +38,25 @@ class Forecast:
 
     Args:
         model: built `keras.Model` that `from_keras` takes.
+        factorization: str, as in `from_keras`.
         track: callable, what the kernels are gone through by: a progress bar around a sequence.
 
     Attributes:
         kernels: dict from the path of each kernel that converts to its `Kernel`.
-        shapes: dict from these paths to `(n, m)`.
-        values: dict from these paths to the singular values, float64 and descending.
+        forms: dict from these paths to `Form`.
+        values: dict from these paths to the singular values of each side, float64 and descending.
         others: `Size` of all else; of its multiply-adds none is counted.
 
     Raises:
         ValueError: as `from_keras` raises it.
     """
 
-    def __init__(self, model, track=iter):
-        self.kernels = convertible(model)
-        self.shapes = {path: one.matricization.shape for path, one in self.kernels.items()}
-        matrices = track(list(self.kernels.items()))
-        self.values = {path: singular_values(kernel.matrix()) for path, kernel in matrices}
-        inside = sum(map(math.prod, self.shapes.values()))
+    def __init__(self, model, factorization="matrix", track=iter):
+        self.kernels = convertible(model, factorization)
+        self.forms = {path: one.form for path, one in self.kernels.items()}
+        kernels = track(list(self.kernels.items()))
+        self.values = {path: self.forms[path].values(one.matrix()) for path, one in kernels}
+        inside = sum(form.full for form in self.forms.values())
         self.others = Size(
             count_others(model, [])[1] - inside, 0, _BYTES * (model.count_params() - inside)
         )
@@ -70,16 +70,16 @@ class Forecast:
     def ranks(self, **rule):
         """Returns `{path: rank}` by a rule of `from_keras`; None where a kernel stays whole."""
         return Rule(**rule).ranks(
-            self.kernels, self.shapes, self.values, self.others.weights, only_smaller=True
+            self.kernels, self.forms, self.values, self.others.weights, only_smaller=True
         )
 
     def size(self, path, rank):
         """Returns the `Size` of a kernel at a rank; None is the whole kernel."""
-        n, m = self.shapes[path]
-        weights = n * m if rank is None else rank * (n + m)
-        expanded = 0 if rank is None else rank * m  # of the row of U that is looked up
-        uses = self._uses[path]
-        multiply_adds = uses.products * weights + uses.lookups * expanded
+        form, uses = self.forms[path], self._uses[path]
+        if rank is None:
+            return Size(form.full, uses.outputs * form.full, _BYTES * form.full)
+        weights, behind = form.weights(rank), form.weights_behind(rank)
+        multiply_adds = uses.inputs * (weights - behind) + (uses.outputs + uses.lookups) * behind
         return Size(weights, multiply_adds, _BYTES * weights)
 
     def total(self, ranks):
@@ -89,19 +89,26 @@ class Forecast:
 
 
 class _Uses(ProductKernel):
-    """A kernel of rank 1 that counts how often it is multiplied with, and looked up in."""
+    """A kernel of rank 1 that counts how often it is multiplied with, and looked up in.
 
-    products = lookups = 0
+    Attributes:
+        inputs: int, products with U.
+        outputs: int, products with what is behind U, or with the whole kernel.
+        lookups: int, rows of U that are looked up.
+    """
+
+    inputs = outputs = lookups = 0
 
     def apply(self, maps, inputs, dtype, transposed=False):
-        if transposed:
-            self.products += rows(inputs).shape[0]
-        elif inputs.dtype.is_floating:
-            coordinates = maps.project(inputs, tf.cast(self.matrices[0], dtype))
-            self.products += rows(coordinates).shape[0]
-        else:
+        outputs = super().apply(maps, inputs, dtype, transposed)
+        if not inputs.dtype.is_floating:
             self.lookups += math.prod(inputs.shape)
-        return super().apply(maps, inputs, dtype, transposed)
+            return outputs
+        self.outputs += rows(outputs).shape[0]
+        if not transposed:
+            inputs = maps.project(inputs, tf.cast(self.matrices[0], dtype))
+        self.inputs += rows(inputs).shape[0]
+        return outputs
 
     def folded(self, dtype):
         return self

@@ -8,7 +8,7 @@ from keras_lowrank import integrators, keras_internals
 from keras_lowrank.convert.conversion import Conversion, Converted, weights_left
 from keras_lowrank.convert.converted_model import compile_again, convert_class
 from keras_lowrank.convert.copyable import check_model
-from keras_lowrank.convert.factors import SMALLER, decompose, sizes
+from keras_lowrank.convert.factors import SMALLER, check_form, decompose, sizes
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import select_in_place
 from keras_lowrank.convert.twins import become_twins, output_moments
@@ -26,6 +26,7 @@ def make_low_rank(
     *,
     include: Any = None,
     exclude: Any = None,
+    factorization: str = "matrix",
     data: Any = None,
     only_smaller: bool = True,
     verbose: bool = False,
@@ -55,6 +56,7 @@ def make_low_rank(
         include: the layers to convert: a path or name, a pattern with `*`, a layer class, a
             function of a layer that returns a bool, or a list of these. All by default.
         exclude: the layers that stay dense, in the same terms. None by default.
+        factorization: str, the form of the kernels of convolutions, as in `from_keras`.
         data: inputs of the model, to approximate what each layer computes on them, as in
             `from_keras`. It runs on a copy of the model, which needs the memory for the time. None
             approximates the kernels themselves.
@@ -90,6 +92,7 @@ def make_low_rank(
     (True, True, {'hidden': 4})
     """
     rule = Rule(rank, tolerance, energy, budget)
+    check_form(factorization, data)
     check_model(model, "make_low_rank")
     optimizer = (keras_internals.compile_arguments(model) or {}).get("optimizer")
     if optimizer is not None:
@@ -100,7 +103,7 @@ def make_low_rank(
             "A model with adapters is converted after `merge_adapters`, or gets them later. "
             f"Received: {model.name!r} with adapters"
         )
-    kernels, reasons = select_in_place(layers, include, exclude)
+    kernels, reasons = select_in_place(layers, include, exclude, factorization)
     selected = {path: kernel for path, kernel in kernels.items() if reasons[path] is None}
     concerned = rule.concerned(selected) if selected else {}
     reasons.update((path, "Left out by `rank`.") for path in selected.keys() - concerned.keys())

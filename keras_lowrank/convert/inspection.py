@@ -7,12 +7,12 @@ import keras
 import numpy as np
 
 from keras_lowrank.convert.conversion import weights_left
-from keras_lowrank.convert.decomposition import singular_values
+from keras_lowrank.convert.converter import merged_kernel
+from keras_lowrank.convert.forms import Form, Rank, TuckerForm, form_of
 from keras_lowrank.convert.ranks import Rule
 from keras_lowrank.convert.selection import convertible, select_in_place
 from keras_lowrank.layers import LowRankLayer
 from keras_lowrank.layers.find_layers import layers_by_path
-from keras_lowrank.manifold.tucker_factors import TuckerFactors
 from keras_lowrank.reporting.compression import count_others
 
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -27,30 +27,31 @@ class KernelSpectrum(NamedTuple):
     Attributes:
         path: str, the path of the layer.
         kind: str, the class of the layer.
-        shape: `(n, m)`, the shape of the matrix.
-        rank: int, the rank of the layer; None for a whole kernel.
-        values: array, the singular values, descending.
+        form: `Form`, the present one of a low-rank layer, else that which a conversion would give.
+        rank: the rank of the layer, as `layer.rank`; None for a whole kernel.
+        values: list of arrays, the singular values of each side, descending.
     """
 
     path: str
     kind: str
-    shape: tuple[int, int]
-    rank: int | None
-    values: np.ndarray
+    form: Form
+    rank: Rank | None
+    values: list[np.ndarray]
 
 
 def kernels(
-    model: keras.Model, track: Callable[[Sequence[Any]], Iterable[Any]] = iter
+    model: keras.Model,
+    factorization: str = "matrix",
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> Iterator[KernelSpectrum]:
     """Yields a `KernelSpectrum` for each layer that is low-rank or could be, in the model's order.
 
-    It leaves out Tucker-2 kernels, which are no matrices.
-
     Args:
         model: built `keras.Model`.
+        factorization: str, as in `from_keras`, for convolutions of Keras.
         track: callable from a sequence to an iterable over it, such as a progress bar.
     """
-    whole = convertible(model)
+    whole = convertible(model, factorization)
     of_layers: dict[int, list[tuple[str, Any]]] = {}
     for path, kernel in whole.items():
         of_layers.setdefault(id(kernel.layer), []).append((path, kernel))
@@ -58,15 +59,17 @@ def kernels(
     for path, layer in layers_by_path(model).items():
         low_rank = isinstance(layer, LowRankLayer) and layer.built
         found += [(path, layer)] if low_rank else of_layers.get(id(layer), [])
-    found = [(path, one) for path, one in found if not _is_tucker(one)]
     for path, one in track(found):
         if isinstance(one, LowRankLayer):
-            kind, factors = type(one).__name__, one.factors
-            values = factors.singular_values()
-            yield KernelSpectrum(path, kind, (factors.n, factors.m), factors.rank, values)
+            form = form_of(one.factors)
+            if isinstance(form, TuckerForm):
+                values = form.values(merged_kernel(one))
+            else:
+                values = [one.factors.singular_values()]
+            yield KernelSpectrum(path, type(one).__name__, form, one.factors.rank, values)
         else:
-            kind, matrix = type(one.layer).__name__, one.matrix()
-            yield KernelSpectrum(path, kind, matrix.shape, None, singular_values(matrix))
+            kind, form = type(one.layer).__name__, one.form
+            yield KernelSpectrum(path, kind, form, None, form.values(one.matrix()))
 
 
 def reasons(model: keras.Model) -> list[str]:
@@ -84,6 +87,8 @@ def reasons(model: keras.Model) -> list[str]:
 def report(model: keras.Model, found: list[KernelSpectrum]) -> list[str]:
     """Returns the lines of text on a model and its kernels.
 
+    A Tucker-2 kernel has a line for each of its sides, with the shape of that unfolding.
+
     Args:
         model: built `keras.Model`.
         found: list of `KernelSpectrum`, of all kernels of the model.
@@ -92,10 +97,12 @@ def report(model: keras.Model, found: list[KernelSpectrum]) -> list[str]:
     header = ["layer", "class", "n x m", "rank", "singular values".ljust(_WIDTH)]
     table = [header + [f"{tolerance}" for tolerance in TOLERANCES]]
     for kernel in found:
-        n, m = kernel.shape
         ranks = [left[tolerance][kernel.path] for tolerance in TOLERANCES]
-        row = [kernel.path, kernel.kind, f"{n} x {m}", str(kernel.rank or "full")]
-        table.append([*row, plot(kernel.values), *(str(rank or "full") for rank in ranks)])
+        by_side = [kernel.form.sides(rank) for rank in (kernel.rank, *ranks)]
+        for side, values in zip(by_side[0], kernel.values):
+            present, *cut = (str(sides[side][1] or "full") for sides in by_side)
+            path, shape = f"{kernel.path}/{side}".rstrip("/"), str(by_side[0][side][0])
+            table.append([path, kernel.kind, shape, present, plot(values), *cut])
     others = count_others(model, [])[1] - sum(_held(k, k.rank) for k in found)
     now = others + sum(_held(kernel, kernel.rank) for kernel in found)
     full = others + sum(_held(kernel, None) for kernel in found)
@@ -119,25 +126,20 @@ def plot(values: np.ndarray, width: int = _WIDTH) -> str:
     return "".join(_BARS[height] for height in heights)
 
 
-def _is_tucker(one: Any) -> bool:
-    return isinstance(getattr(one, "factors", None), TuckerFactors)
-
-
-def _left(found: list[KernelSpectrum], tolerance: float) -> dict[str, int | None]:
+def _left(found: list[KernelSpectrum], tolerance: float) -> dict[str, Rank | None]:
     """Returns the rank of each kernel under a tolerance; None where it stays whole."""
     return Rule(tolerance=tolerance).ranks(
         {kernel.path: kernel for kernel in found},
-        {kernel.path: kernel.shape for kernel in found},
+        {kernel.path: kernel.form for kernel in found},
         {kernel.path: kernel.values for kernel in found},
         others=0,
         only_smaller=True,
     )
 
 
-def _held(kernel: KernelSpectrum, rank: int | None) -> int:
+def _held(kernel: KernelSpectrum, rank: Rank | None) -> int:
     """Returns the number of weights of a kernel at a rank."""
-    n, m = kernel.shape
-    return n * m if rank is None else rank * (n + m)
+    return kernel.form.full if rank is None else kernel.form.weights(rank)
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

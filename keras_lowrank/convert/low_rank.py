@@ -6,7 +6,13 @@ import keras
 
 from keras_lowrank.convert.copies import copy_model
 from keras_lowrank.convert.copyable import check_model
-from keras_lowrank.convert.factors import SMALLER, decompose, decompositions_of, sizes
+from keras_lowrank.convert.factors import (
+    SMALLER,
+    check_form,
+    decompose,
+    decompositions_of,
+    sizes,
+)
 from keras_lowrank.convert.graph import graph_layers
 from keras_lowrank.convert.graph_copy import GraphCopy
 from keras_lowrank.convert.in_place import make_low_rank
@@ -29,6 +35,7 @@ def from_keras(
     *,
     include: Any = None,
     exclude: Any = None,
+    factorization: str = "matrix",
     data: Any = None,
     only_smaller: bool = True,
     verbose: bool = False,
@@ -57,6 +64,11 @@ def from_keras(
     `E ||x W - x W_r||^2` instead of `||W - W_r||_F^2` (DRONE, Chen et al., NeurIPS 2021), and ranks
     follow the singular values of `C^{1/2} W` with `C = E[x x^T]`.
 
+    A Tucker-2 kernel is cut by a truncated higher-order SVD: `||W - W_pq||_F^2` is at most the sum
+    of the squared tails of both unfoldings. A tolerance is shared by both cuts, `rank` is for both
+    sides (all channels of one where there are fewer), and a budget weighs the singular values of
+    both sides alike.
+
     Layers whose arguments a low-rank layer refuses stay as they are, with a warning: a kernel
     constraint, a kernel regularizer other than L2, groups, quantization, or an equation whose
     kernel is a stack of matrices.
@@ -75,6 +87,9 @@ def from_keras(
         include: the layers to convert: a path or name, a pattern with `*`, a layer class, a
             function from a layer to bool, or a list of these. Defaults to all.
         exclude: the layers to keep dense, in the same terms. Defaults to none.
+        factorization: str, the form of the kernels of convolutions, as in `LowRankConv2D`:
+            `"matrix"` (the default), `"spatial"` or `"tucker"`. A layer that does not have the form
+            keeps the matrix.
         data: inputs, as an array (a list or dict of arrays for several inputs), or as a finite
             `tf.data.Dataset`, `PyDataset` or generator of batches, with or without targets. The
             model runs through them once, and holds m^2 numbers for a layer with m outputs. None
@@ -90,8 +105,8 @@ def from_keras(
     Raises:
         TypeError: no Keras model.
         ValueError: an unbuilt model, nothing to convert, a name that means no layer, an argument
-            outside its range, a budget below the weights at rank 1, non-finite weights, or a model
-            or layer that cannot be copied.
+            outside its range, `data` for another form than the matrix, a budget below the weights
+            at rank 1, non-finite weights, or a model or layer that cannot be copied.
 
     Example:
 
@@ -103,8 +118,13 @@ def from_keras(
     {'hidden': 16}
     >>> from_keras(model, budget=5000).compression().factored <= 5000
     True
+    >>> images = keras.Input((8, 8, 16))
+    >>> model = keras.Model(images, keras.layers.Conv2D(32, 3, name="conv")(images))
+    >>> from_keras(model, rank=6, factorization="tucker").ranks
+    {'conv/input': 6, 'conv/output': 6}
     """
     rule = Rule(rank, tolerance, energy, budget)
+    check_form(factorization, data)
     check_model(model, "from_keras")
     if not is_saved_as_graph(model) or hides_kernels(model):
         warn_of_refused(layers_by_path(model), include, exclude)
@@ -117,12 +137,13 @@ def from_keras(
             budget,
             include=include,
             exclude=exclude,
+            factorization=factorization,
             data=data,
             only_smaller=only_smaller,
             verbose=verbose,
         )
         return copy
-    kernels = rule.concerned(select_kernels(model, include, exclude))
+    kernels = rule.concerned(select_kernels(model, include, exclude, factorization))
     moments = None if data is None else output_moments(model, kernels, data)
     ranks, factors = decompose(model, kernels, rule, only_smaller, moments, verbose)
     dense, count = [path for path in kernels if not ranks[path]], len(kernels)
@@ -137,6 +158,7 @@ def from_keras(
 
     def replace(layer):
         path, converter = paths.get(id(layer), ""), converter_of(layer)
+        converter = converter.in_form(layer, factorization)
         inside = converter.kernels(path, layer)
         given = {one: factors(one) for one in inside if one in kernels and ranks[one]}
         return converter.to_low_rank(path, layer, given) if given else None
@@ -149,6 +171,8 @@ def convert_layer(
     rank: int | None = None,
     tolerance: float | None = None,
     energy: float | None = None,
+    *,
+    factorization: str = "matrix",
 ) -> keras.layers.Layer:
     """Returns the low-rank twin of one built Keras layer, for subclassed models.
 
@@ -162,6 +186,7 @@ def convert_layer(
         rank: int, the rank, or `min(n, m)` where that is less.
         tolerance: float in `[0, 1)`, as in `from_keras`.
         energy: float in `(0, 1]`, as in `from_keras`. Give exactly one of the three.
+        factorization: str, as in `from_keras`.
 
     Returns:
         Low-rank layer, built.
@@ -191,7 +216,8 @@ def convert_layer(
     >>> low_rank.ranks
     {'dense': 4}
     """
-    converter = converter_of(layer)
+    check_form(factorization, None)
+    converter = converter_of(layer).in_form(layer, factorization)
     if not converter.is_plain(layer):
         raise ValueError(
             f"`layer` must be one of the Keras layers {NAMES}, and not of a subclass. "
@@ -204,8 +230,8 @@ def convert_layer(
     rule = Rule(rank, tolerance, energy)
     kernels = rule.concerned(converter.kernels(layer.name, layer))
     decompositions = decompositions_of(kernels, rule)
-    shapes = {path: one.matricization.shape for path, one in kernels.items()}
+    forms = {path: one.form for path, one in kernels.items()}
     values = {path: one.values for path, one in decompositions.items()}
-    ranks: dict[str, Any] = rule.ranks(kernels, shapes, values, 0, only_smaller=False)
+    ranks: dict[str, Any] = rule.ranks(kernels, forms, values, 0, only_smaller=False)
     factors = {path: decompositions[path].factors(rank) for path, rank in ranks.items()}
     return converter.to_low_rank(layer.name, layer, factors)

@@ -1,5 +1,6 @@
 """From singular values to ranks: a number, a tolerance, an energy, or a budget of weights."""
 
+import bisect
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_lowrank.convert.forms import Form, Rank
 from keras_lowrank.convert.selection import matches, unknown
 from keras_lowrank.layers.arguments import positive_integer
-from keras_lowrank.ranks.budget import spend
 from keras_lowrank.ranks.truncation import Tolerance
 
 
@@ -80,33 +81,35 @@ class Rule:
     def ranks(
         self,
         layers: dict[str, Any],
-        shapes: dict[str, tuple[int, int]],
-        values: dict[str, np.ndarray],
+        forms: dict[str, Form],
+        values: dict[str, list[np.ndarray]],
         others: int,
         only_smaller: bool,
-    ) -> dict[str, int | None]:
+    ) -> dict[str, Rank | None]:
         """Returns `{path: rank}`; None where the layer stays dense.
 
         Args:
             layers: `{path: layer}`.
-            shapes: `{path: (n, m)}`.
-            values: `{path: singular values}`, descending.
+            forms: `{path: Form}`.
+            values: `{path: [singular values of each side]}`, descending.
             others: int, the weights of the model beside these layers.
-            only_smaller: bool. Leave a layer dense where `r (n + m) >= n m`.
+            only_smaller: bool. Leave a layer dense where its factors are no smaller.
 
         Raises:
             ValueError: a budget below the weights at rank 1 everywhere.
         """
         if self.budget is not None:
-            return spend_budget(self.budget, others, shapes, values, only_smaller)
+            return spend_budget(self.budget, others, forms, values, only_smaller)
         chosen = {}
         for path, layer in layers.items():
+            form, sides = forms[path], values[path]
             if self._tolerance is not None:
-                rank = int(self._tolerance.rank(tf.constant(values[path]), None))
+                rules = zip(form.truncations(self._tolerance), sides)
+                sizes = [int(rule.rank(tf.constant(side), None)) for rule, side in rules]
             else:
-                rank = self.asked(path, layer) or 1
-            chosen[path] = min(max(rank, 1), *shapes[path])
-        low_rank = _low_rank(chosen, shapes, only_smaller)
+                sizes = [self.asked(path, layer) or 1] * len(sides)
+            chosen[path] = form.rank(sizes)
+        low_rank = _low_rank(chosen, forms, only_smaller)
         return {path: rank if path in low_rank else None for path, rank in chosen.items()}
 
     def asked(self, path: str, layer: Any) -> int | None:
@@ -120,10 +123,10 @@ class Rule:
 def spend_budget(
     budget: int,
     others: int,
-    shapes: dict[str, tuple[int, int]],
-    values: dict[str, np.ndarray],
+    forms: dict[str, Form],
+    values: dict[str, list[np.ndarray]],
     only_smaller: bool,
-) -> dict[str, int | None]:
+) -> dict[str, Rank | None]:
     """Returns the ranks that use up a budget of weights: `{path: rank or None}`.
 
     Every layer gets rank 1. Then singular values are added in the order of their share of the
@@ -133,52 +136,60 @@ def spend_budget(
     Args:
         budget: int, the number of weights of the whole model.
         others: int, the weights of the model beside these layers.
-        shapes: `{path: (n, m)}`.
-        values: `{path: singular values}`, descending.
+        forms: `{path: Form}`.
+        values: `{path: [singular values of each side]}`, descending.
         only_smaller: bool, as in `Rule.ranks`.
 
     Raises:
         ValueError: a budget below the weights at rank 1 everywhere.
     """
-    ranks = dict.fromkeys(shapes, 1)
-    low_rank = _low_rank(ranks, shapes, only_smaller)
-    least = others + _cost(ranks, low_rank, shapes)
+    ones = {path: form.rank([1] * len(values[path])) for path, form in forms.items()}
+    ranks, low_rank = ones, _low_rank(ones, forms, only_smaller)
+    least = others + _cost(ranks, low_rank, forms)
     if least > budget:
         raise ValueError(
             f"`budget` must be at least {least:,}, the weights at rank 1 in every layer with all "
             f"that stays dense. Received: budget={budget:,}"
         )
     while low_rank:
-        ones = dict.fromkeys(shapes, 1)
-        left = budget - others - _cost(ones, low_rank, shapes)
-        energies = [tf.square(tf.constant(values[path])) for path in low_rank]
-        shares = [tf.math.divide_no_nan(e, tf.reduce_sum(e))[1:] for e in energies]
-        more = spend(shares, [sum(shapes[path]) for path in low_rank], left)
-        ranks = dict(zip(low_rank, (1 + int(count) for count in more)))
-        kept = _low_rank(ranks, shapes, only_smaller)
-        if kept == low_rank:
+        paths = low_rank
+        sides = [(path, side) for path in paths for side in values[path]]
+        shares = [_shares(side)[1:] for _, side in sides]
+        owners = np.repeat(np.arange(len(sides)), [len(some) for some in shares])
+        owners = owners[np.argsort(-np.concatenate(shares), kind="stable")]
+
+        def ranks_with(count, paths=paths, owners=owners, sides=sides):
+            sizes = iter((1 + np.bincount(owners[:count], minlength=len(sides))).tolist())
+            return {path: forms[path].rank([next(sizes) for _ in values[path]]) for path in paths}
+
+        def cost_with(count, paths=paths, ranks_with=ranks_with):
+            return others + _cost(ranks_with(count), paths, forms)
+
+        counts = range(len(owners) + 1)
+        ranks = ranks_with(bisect.bisect_right(counts, budget, key=cost_with) - 1)
+        low_rank = _low_rank(ranks, forms, only_smaller)
+        if low_rank == paths:
             break
-        low_rank = kept
-    return {path: ranks[path] if path in low_rank else None for path in shapes}
+    return {path: ranks[path] if path in low_rank else None for path in forms}
 
 
-def _low_rank(
-    ranks: dict[str, int], shapes: dict[str, tuple[int, int]], only_smaller: bool
-) -> list[str]:
+def _shares(values: np.ndarray) -> np.ndarray:
+    energies = np.square(values)
+    return energies / max(np.sum(energies), np.finfo(float).tiny)
+
+
+def _low_rank(ranks: dict[str, Rank], forms: dict[str, Form], only_smaller: bool) -> list[str]:
     """Returns the layers whose factors are smaller than the kernel, or all."""
     return [
         path
         for path, rank in ranks.items()
-        if not only_smaller or rank * sum(shapes[path]) < math.prod(shapes[path])
+        if not only_smaller or forms[path].weights(rank) < forms[path].full
     ]
 
 
-def _cost(
-    ranks: dict[str, int], low_rank: Iterable[str], shapes: dict[str, tuple[int, int]]
-) -> int:
+def _cost(ranks: dict[str, Rank], low_rank: Iterable[str], forms: dict[str, Form]) -> int:
     return sum(
-        ranks[path] * sum(shape) if path in low_rank else math.prod(shape)
-        for path, shape in shapes.items()
+        form.weights(ranks[path]) if path in low_rank else form.full for path, form in forms.items()
     )
 
 

@@ -17,7 +17,9 @@ from keras_lowrank.keras_internals import own_variables
 from keras_lowrank.layers.find_layers import layers_by_path
 
 
-def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, Kernel]:
+def select_kernels(
+    model: keras.Model, include: Any, exclude: Any, factorization: str
+) -> dict[str, Kernel]:
     """Returns `{path: Kernel}` of the kernels of a model that are to become low-rank.
 
     Warns of selected layers that stay as they are.
@@ -26,6 +28,7 @@ def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, 
         model: built `keras.Model`, a graph of layers.
         include: as in `from_keras`.
         exclude: as in `from_keras`.
+        factorization: as in `from_keras`.
 
     Raises:
         ValueError: no kernel, a string that means no layer, or an item of another kind.
@@ -33,16 +36,17 @@ def select_kernels(model: keras.Model, include: Any, exclude: Any) -> dict[str, 
     candidates = {}
     for path, layer in graph_layers(model, wrappers=True).items():
         converter = converter_of(layer)
-        kernels = converter.convertible_kernels(path, layer)
+        kernels = in_form(converter.convertible_kernels(path, layer), factorization)
         if kernels or (not converter.is_low_rank(layer) and _holds_plain(layer)):
             # With the layer that holds them, whose name stands for all of them.
             candidates.update({path: layer, **kernels})
     refused = {}
     for path, one in select(candidates, include, exclude).items():
-        converter = converter_of(_layer(one))
         # A layer that only holds kernels that were found needs no reason of its own.
-        if isinstance(one, Kernel) or not (opened(one) or converter.kernels(path, one)):
-            refused[path] = converter.refusal(_layer(one))
+        if isinstance(one, Kernel):
+            refused[path] = one.refusal()
+        elif not (opened(one) or converter_of(one).kernels(path, one)):
+            refused[path] = converter_of(one).refusal(one)
     chosen = {path: candidates[path] for path, reason in refused.items() if reason is None}
     left = _by_reason(refused)
     if not chosen:
@@ -79,7 +83,10 @@ def warn_of_refused(layers: dict[str, keras.layers.Layer], include: Any, exclude
 
 
 def select_in_place(
-    layers: dict[str, keras.layers.Layer], include: Any, exclude: Any
+    layers: dict[str, keras.layers.Layer],
+    include: Any,
+    exclude: Any,
+    factorization: str = "matrix",
 ) -> tuple[dict[str, Kernel], dict[str, str | None]]:
     """Returns `({path: Kernel}, {path: reason})` of all kernels; None where one is to be low-rank.
 
@@ -87,6 +94,7 @@ def select_in_place(
         layers: `{path: layer}`, all layers of a model at every depth.
         include: as in `make_low_rank`.
         exclude: as in `make_low_rank`.
+        factorization: as in `make_low_rank`.
 
     Raises:
         ValueError: a string that means no layer, or an item of another kind.
@@ -98,6 +106,7 @@ def select_in_place(
         found = converter.convertible_kernels(path, layer).items() if layer.built else ()
         # Those of layers that this one holds are found there.
         own = {one: kernel for one, kernel in found if kernel.layer is layer}
+        own = in_form(own, factorization)
         kernels.update(own)
         if own or _holds_plain(layer):
             candidates.update({path: layer, **own})
@@ -117,9 +126,17 @@ _SHARED = (
 )
 
 
-def convertible(model: keras.Model) -> dict[str, Kernel]:
+def in_form(kernels: dict[str, Kernel], factorization: str) -> dict[str, Kernel]:
+    """Returns the same `{path: Kernel}`, those of convolutions to have a form if they can."""
+    return {
+        path: one._replace(converter=one.converter.in_form(one.layer, factorization))
+        for path, one in kernels.items()
+    }
+
+
+def convertible(model: keras.Model, factorization: str = "matrix") -> dict[str, Kernel]:
     """Returns `{path: Kernel}` of all kernels of a model that can become low-rank."""
-    kernels, reasons = select_in_place(layers_by_path(model), None, None)
+    kernels, reasons = select_in_place(layers_by_path(model), None, None, factorization)
     return {path: kernel for path, kernel in kernels.items() if reasons[path] is None}
 
 

@@ -1,5 +1,6 @@
 """The converters of layers with one kernel and a bias; two of them can multiply with `U S V^T`."""
 
+import math
 import string
 from typing import Any
 
@@ -8,7 +9,14 @@ import numpy as np
 
 from keras_lowrank import layers
 from keras_lowrank.convert.building import build_like, input_shape
-from keras_lowrank.convert.converter import Converter, Kernel, copy_bias, in_float64
+from keras_lowrank.convert.converter import (
+    Converter,
+    Kernel,
+    copy_bias,
+    in_float64,
+    undecorated_class,
+)
+from keras_lowrank.convert.forms import Form, TuckerForm
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.layers.einsum_equation import EinsumEquation
 from keras_lowrank.layers.initial_factors import GivenFactors
@@ -51,7 +59,7 @@ class SingleKernelConverter(Converter):
         self, path: str, layer: keras.layers.Layer, factors: dict[str, Any]
     ) -> keras.layers.Layer:
         given = factors[path]
-        low_rank = self.with_rank(layer, given[1].shape[0])
+        low_rank = self.with_rank(layer, max(given[1].shape[-2:]))
         # In place of factors that would be drawn and thrown away.
         drawn, low_rank.kernel_initializer = low_rank.kernel_initializer, GivenFactors(given)
         build_like(low_rank, layer)
@@ -100,7 +108,11 @@ class DenseConverter(SingleKernelConverter):
 
 
 class ConvConverter(SingleKernelConverter):
-    """Factored, the second layer is a 1x1 convolution; in the spatial form, one along the width."""
+    """Factored, the second layer is a 1x1 convolution; in the spatial form, one along the width.
+
+    Args:
+        factorization: str, the form that plain layers get.
+    """
 
     classes = (
         (keras.layers.Conv1D, layers.LowRankConv1D),
@@ -108,6 +120,29 @@ class ConvConverter(SingleKernelConverter):
         (keras.layers.Conv3D, layers.LowRankConv3D),
     )
     low_rank_arguments = (*SingleKernelConverter.low_rank_arguments, "factorization")
+
+    def __init__(self, factorization: str = "matrix") -> None:
+        self._factorization = factorization
+
+    def in_form(self, layer: keras.layers.Layer, factorization: str) -> Converter:
+        low_rank: Any = dict(self.classes).get(undecorated_class(layer), layers.LowRankConv1D)
+        return ConvConverter(factorization) if factorization in low_rank.factorizations else self
+
+    def form(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Form:
+        if self._factorization == "tucker":
+            *window, n, m = shape
+            return TuckerForm(math.prod(window), n, m)
+        return super().form(layer, shape)
+
+    def matricization(self, layer: keras.layers.Layer, shape: tuple[int, ...]) -> Matricization:
+        if self._factorization == "spatial":
+            return layers.LowRankConv2D.spatial_matricization(shape)
+        return super().matricization(layer, shape)
+
+    def with_rank(self, layer: keras.layers.Layer, rank: Any, **others: Any) -> keras.layers.Layer:
+        if self._factorization != "matrix":
+            others = {"factorization": self._factorization, **others}
+        return super().with_rank(layer, rank, **others)
 
     def can_be_factored(self, layer: keras.layers.Layer) -> bool:
         return getattr(layer, "factorization", "matrix") != "tucker"

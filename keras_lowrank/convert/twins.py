@@ -58,8 +58,7 @@ def rank_one_copy(
     copy, layers = copy_model(model)
 
     def nothing(path):
-        n, m = kernels[path].matricization.shape
-        return np.zeros((n, 1)), np.zeros((1, 1)), np.zeros((m, 1))
+        return kernels[path].form.zeros()
 
     return copy, become_twins(kernels, nothing, lambda layer: layers[id(layer)])
 

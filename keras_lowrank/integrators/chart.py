@@ -27,11 +27,13 @@ and faint directions grow there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from keras_lowrank.manifold import row_sparse
+from keras_lowrank.manifold.complement import combine, complement
 from keras_lowrank.manifold.decompositions import identity_like, signed_svd
 from keras_lowrank.manifold.point import Point, diagonal
 from keras_lowrank.manifold.tangent_vector import TangentVector
@@ -144,6 +146,37 @@ class Chart:
         size = energies[0] + energies[1] + energies[2] - energies[3] - energies[4]
         vector = TangentVector(k, mean + core * self._blocks[1], l)
         return vector, tf.maximum(size, 0.0)
+
+    def mapped(
+        self, tangent: TangentVector, function: Callable[[tf.Tensor], tf.Tensor]
+    ) -> TangentVector:
+        """The projection of `f(A)`, for an odd function f of the singular values of a vector A.
+
+        With `A = [U, Q] C [V, Z]^T`, it is `[U, Q] f(C) [V, Z]^T` without the block between Q and
+        Z, which is normal to the manifold.
+
+        Args:
+            tangent: `TangentVector`.
+            function: callable from the core C to f(C), of the same shape.
+        """
+        # Static, with zeros in place of noise: XLA needs it, and zero columns change nothing.
+        left = complement(tangent.K, self.U, static=True)
+        right = complement(tangent.L, self.V, static=True)
+        rank, sizes = tf.shape(tangent.S)[0], [tf.shape(one.whitening)[1] for one in (left, right)]
+        core = function(
+            tf.concat(
+                [
+                    tf.concat([tangent.S, tf.transpose(right.outside)], axis=1),
+                    tf.concat([left.outside, tf.zeros(sizes, tangent.S.dtype)], axis=1),
+                ],
+                axis=0,
+            )
+        )
+        return TangentVector(
+            combine(self.U, left, core[:, :rank]),
+            core[:rank, :rank],
+            combine(self.V, right, tf.transpose(core[:rank])),
+        )
 
     def step(self, direction: TangentVector, step_size: tf.Tensor) -> Step:
         """`W - h A` inside the chart."""

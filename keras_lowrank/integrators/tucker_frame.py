@@ -15,6 +15,7 @@ and `U' S'_k V'^T` differs from `W_k - h X_k` by a normal vector of second order
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -97,6 +98,26 @@ class TuckerFrame:
         core += 0.5 * (tf.matmul(left, self._a) + tf.matmul(self._b, right))
         vector = TuckerVector(_outside(k, self.U), core, _outside(l, self.V))
         return vector, vector.squared_norm()
+
+    def mapped(
+        self, tangent: TangentVector, function: Callable[[tf.Tensor], tf.Tensor]
+    ) -> TuckerVector:
+        """The projection of `f(X)`, for an odd function f of the singular values, as in `Chart`.
+
+        X is the matrix of all `X_k`, one below the other.
+        """
+        k, core, l = tangent
+        left, right = complement(k, self.U, static=True), complement(l, self.V, static=True)
+        p, q = tf.unstack(tf.shape(core)[1:])
+        top = tf.concat([core, tf.matmul(self._b, right.outside, transpose_b=True)], axis=2)
+        bottom = tf.matmul(left.outside, self._a)
+        bottom = tf.pad(bottom, [[0, 0], [0, 0], [0, tf.shape(top)[2] - q]])
+        core = tf.concat([top, bottom], axis=1)
+        shape = tf.shape(core)
+        core = tf.reshape(function(tf.reshape(core, [-1, shape[2]])), shape)
+        k = tf.matmul(left.formed(self.U), product_of_rows(core[:, p:, :q], self._a))
+        l = tf.matmul(right.formed(self.V), product_of_columns(core[:, :p, q:], self._b))
+        return TuckerVector(k, core[:, :p, :q], l)
 
     def step(self, direction: TangentVector, step_size: tf.Tensor) -> tuple[TuckerPoint, tf.Tensor]:
         """`(point, defect)`: W after `h X`, and the squared tangent of the largest angle, at least.

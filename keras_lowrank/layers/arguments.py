@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -15,6 +15,9 @@ Activation: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
 Initializer: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 Regularizer: TypeAlias = str | dict[str, Any] | keras.regularizers.Regularizer | None
 Constraint: TypeAlias = str | dict[str, Any] | Callable[[Any], Any] | None
+
+# The forms of the kernel of a convolution: see `LowRankConv2D`.
+FACTORIZATIONS = ("matrix", "spatial", "tucker")
 
 # With the batch first; None is unknown.
 Shape: TypeAlias = tuple[int | None, ...]
@@ -53,6 +56,22 @@ def positive_integer(name: str, value: Any) -> int:
     except TypeError:
         pass
     raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+
+
+def check_factorization(name: Any, known: Sequence[str] = FACTORIZATIONS) -> str:
+    """Returns the name of a form of the kernels of convolutions.
+
+    Args:
+        name: str.
+        known: names of the forms that there are.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in known:
+        names = " or ".join(", ".join(map(repr, known)).rsplit(", ", 1))
+        raise ValueError(f"`factorization` must be {names}. Received: factorization={name!r}")
+    return name
 
 
 def by_name(keras_layer: type, named: int, args: tuple) -> dict[str, Any]:

@@ -1,20 +1,12 @@
 """Convolutions with a low-rank kernel, over one, two and three axes."""
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 
 from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.kernels.products import extent
-from keras_lowrank.layers.arguments import (
-    Activation,
-    Constraint,
-    Initializer,
-    Regularizer,
-    TruncationLike,
-)
+from keras_lowrank.layers.arguments import FACTORIZATIONS
 from keras_lowrank.layers.conv_base import LowRankConv
 
 
@@ -24,7 +16,7 @@ class LowRankConv1D(LowRankConv):
 
     The kernel `(k, c, f)` is the matrix `W = U S V^T` of shape `(k c, f)`: a convolution with the
     r filters in U, then a product with `S V^T` at every step. From "Low-rank lottery tickets"
-    (arXiv:2205.13571), section 6.6.
+    (arXiv:2205.13571), section 6.6. Or it is a Tucker-2 tensor, as in `LowRankConv2D`.
 
     Args:
         filters: int, number of output channels.
@@ -33,6 +25,7 @@ class LowRankConv1D(LowRankConv):
             `padding="causal"`.
         groups: must be 1: a grouped kernel is not one matrix.
         activation, use_bias: as in `keras.layers.Conv1D`.
+        factorization: `"matrix"` (the default) or `"tucker"`.
         kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
         activity_regularizer, kernel_constraint, bias_constraint: as in
             `keras.layers.Conv1D`, with the limits in `LowRankLayer`.
@@ -47,7 +40,8 @@ class LowRankConv1D(LowRankConv):
         `(batch, new_steps, filters)`, or with the channels first.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(k c, filters)` when built.
+        ValueError: an argument outside its range; when built, a rank above `min(k c, filters)` in
+            the matrix form.
 
     Example:
 
@@ -82,8 +76,7 @@ class LowRankConv2D(LowRankConv):
       weights. From "Dynamical low-rank compression of neural networks with robustness under
       adversarial attacks" (arXiv:2505.08022), with the integrator of arXiv:2412.00858. A relative
       tolerance is shared by both cuts: the error of W is at most that share of it. A full step is
-      one of `Parallel`. It takes SGD, Adam, AdamW, RMSprop and Adagrad, but not Muon, and with
-      `adapt_every=1` no other integrator than `Parallel`.
+      one of `Parallel`. With `adapt_every=1` it takes no other integrator than `Parallel`.
 
     Args:
         filters: int, number of output channels.
@@ -133,106 +126,37 @@ class LowRankConv2D(LowRankConv):
     """
 
     keras_layer = keras.layers.Conv2D
+    factorizations = FACTORIZATIONS
 
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: int | tuple[int, ...],
-        strides: int | tuple[int, ...] = 1,
-        padding: str = "valid",
-        data_format: str | None = None,
-        dilation_rate: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        activation: Activation = None,
-        use_bias: bool = True,
-        kernel_initializer: Initializer = "glorot_uniform",
-        bias_initializer: Initializer = "zeros",
-        kernel_regularizer: Regularizer = None,
-        bias_regularizer: Regularizer = None,
-        activity_regularizer: Regularizer = None,
-        kernel_constraint: None = None,
-        bias_constraint: Constraint = None,
-        *,
-        factorization: str = "matrix",
-        rank: int | None = None,
-        min_rank: int = 1,
-        max_rank: int | None = None,
-        truncation: TruncationLike = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            filters,
-            kernel_size,
-            strides,
-            padding,
-            data_format,
-            dilation_rate,
-            groups,
-            activation,
-            use_bias,
-            kernel_initializer,
-            bias_initializer,
-            kernel_regularizer,
-            bias_regularizer,
-            activity_regularizer,
-            kernel_constraint,
-            bias_constraint,
-            rank=rank,
-            min_rank=min_rank,
-            max_rank=max_rank,
-            truncation=truncation,
-            **kwargs,
-        )
-        if factorization not in ("matrix", "spatial", "tucker"):
-            raise ValueError(
-                "`factorization` must be 'matrix', 'spatial' or 'tucker'. "
-                f"Received: factorization={factorization!r}"
-            )
-        self.factorization = factorization
+    @staticmethod
+    def spatial_matricization(kernel_shape: tuple[int, ...]) -> Matricization:
+        """Returns the matricization `(kh c, kw f)` of the spatial form."""
+        return Matricization(tuple(kernel_shape), rows=(0, 2), columns=(1, 3))
 
     def build_kernel(self, channels: int) -> None:
+        if self.factorization != "spatial":
+            super().build_kernel(channels)
+            return
         kernel_shape = (*self.kernel_size, channels, self.filters)
-        if self.factorization == "matrix":
-            self.build_factors(kernel_shape)
-        elif self.factorization == "spatial":
-            spatial = Matricization(kernel_shape, rows=(0, 2), columns=(1, 3))
-            self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
-        else:
-            self.build_tucker_factors(kernel_shape)
+        spatial = self.spatial_matricization(kernel_shape)
+        self.build_factors(kernel_shape, spatial, bias_shape=(self.filters,))
 
     @property
     def kernel_maps(self) -> KernelMaps:
-        if self.factorization == "matrix":
+        if self.factorization != "spatial":
             return super().kernel_maps
-        if self.factorization == "spatial":
-            return KernelMaps(self.project, self._expand_along_width, self._convolve_whole)
-        return KernelMaps(self.project, None, self._convolve_whole, self._convolve_core)
+        return KernelMaps(self.project, self._expand_along_width, self.convolve_whole)
 
     def window(self) -> list[tuple[int, ...]]:
-        whole = super().window()
-        if self.factorization == "matrix":
-            return whole
-        if self.factorization == "spatial":
-            return [(along_height, 1) for along_height, _ in whole]
-        return [(1, 1)] * len(whole)
+        if self.factorization != "spatial":
+            return super().window()
+        return [(along_height, 1) for along_height, _ in self.whole_window()]
 
     def _expand_along_width(self, coordinates: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
-        size, stride, dilation = (along_width for _, along_width in super().window())
+        size, stride, dilation = (along_width for _, along_width in self.whole_window())
         filters = tf.reshape(basis, [1, size, self.filters, extent(basis, 1)])
         filters = tf.transpose(filters, (0, 1, 3, 2))
         return self.convolved(coordinates, filters, (1, stride), (1, dilation))
-
-    def _convolve_core(self, coordinates: tf.Tensor, core: tf.Tensor) -> tf.Tensor:
-        size, strides, dilation = super().window()
-        filters = tf.reshape(core, [*size, extent(core, 1), extent(core, 2)])
-        return self.convolved(coordinates, filters, strides, dilation)
-
-    def _convolve_whole(self, inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-        _, strides, dilation = super().window()
-        return self.convolved(inputs, self.matricization.kernel(matrix), strides, dilation)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "factorization": self.factorization}
 
 
 @keras.saving.register_keras_serializable("keras_lowrank")
@@ -241,7 +165,8 @@ class LowRankConv3D(LowRankConv):
 
     The kernel `(kd, kh, kw, c, f)` is the matrix `W = U S V^T` of shape `(kd kh kw c, f)`: a
     convolution with the r filters in U, then a product with `S V^T` at every position. From
-    "Low-rank lottery tickets" (arXiv:2205.13571), section 6.6.
+    "Low-rank lottery tickets" (arXiv:2205.13571), section 6.6. Or it is a Tucker-2 tensor, as in
+    `LowRankConv2D`.
 
     Args:
         filters: int, number of output channels.
@@ -250,6 +175,7 @@ class LowRankConv3D(LowRankConv):
             LiteRT has no dilated convolution over three axes.
         groups: must be 1: a grouped kernel is not one matrix.
         activation, use_bias: as in `keras.layers.Conv3D`.
+        factorization: `"matrix"` (the default) or `"tucker"`.
         kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer,
         activity_regularizer, kernel_constraint, bias_constraint: as in
             `keras.layers.Conv3D`, with the limits in `LowRankLayer`.
@@ -265,8 +191,8 @@ class LowRankConv3D(LowRankConv):
         `(batch, new_depth, new_height, new_width, filters)`, or with the channels first.
 
     Raises:
-        ValueError: an argument outside its range; a rank above `min(kd kh kw c, filters)` when
-            built.
+        ValueError: an argument outside its range; when built, a rank above
+            `min(kd kh kw c, filters)` in the matrix form.
 
     Example:
 

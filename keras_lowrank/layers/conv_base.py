@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_lowrank.kernels.kernel_maps import KernelMaps
 from keras_lowrank.kernels.matricization import Matricization
 from keras_lowrank.kernels.products import extent
 from keras_lowrank.layers.arguments import (
@@ -15,6 +16,7 @@ from keras_lowrank.layers.arguments import (
     Regularizer,
     Shape,
     TruncationLike,
+    check_factorization,
 )
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.layers.tucker import initial_tucker_factors
@@ -86,7 +88,13 @@ class LowRankConvBase(LowRankLayer):
 
 
 class LowRankConv(LowRankConvBase):
-    """Base of convolutions over any number of axes: their arguments and `project`."""
+    """Base of convolutions over any number of axes: their arguments and `project`.
+
+    Attributes:
+        factorizations: tuple of str, the forms that the kernel can have.
+    """
+
+    factorizations: tuple[str, ...] = ("matrix", "tucker")
 
     def __init__(
         self,
@@ -107,6 +115,7 @@ class LowRankConv(LowRankConvBase):
         kernel_constraint: None = None,
         bias_constraint: Constraint = None,
         *,
+        factorization: str = "matrix",
         rank: int | None = None,
         min_rank: int = 1,
         max_rank: int | None = None,
@@ -149,6 +158,13 @@ class LowRankConv(LowRankConvBase):
                 f"Received: groups={groups}"
             )
         self.groups = 1
+        self.factorization = check_factorization(factorization, self.factorizations)
+
+    def build_kernel(self, channels: int) -> None:
+        if self.factorization == "tucker":
+            self.build_tucker_factors((*self.kernel_size, channels, self.filters))
+        else:
+            super().build_kernel(channels)
 
     def build_tucker_factors(self, kernel_shape: Sequence[int | None]) -> None:
         """Makes the factors of a Tucker-2 kernel, and the bias.
@@ -172,9 +188,30 @@ class LowRankConv(LowRankConvBase):
         )
         self.hold(factors, self.kernel_shape[-1:])
 
-    def window(self) -> list[tuple[int, ...]]:
-        """Returns `[kernel_size, strides, dilation_rate]` of the convolution with U."""
+    @property
+    def kernel_maps(self) -> KernelMaps:
+        if self.factorization == "matrix":
+            return super().kernel_maps
+        return KernelMaps(self.project, None, self.convolve_whole, self._convolve_core)
+
+    def whole_window(self) -> list[tuple[int, ...]]:
+        """Returns `[kernel_size, strides, dilation_rate]`."""
         return [self.kernel_size, self.strides, self.dilation_rate]
+
+    def window(self) -> list[tuple[int, ...]]:
+        """Returns those of the convolution with U."""
+        whole = self.whole_window()
+        return whole if self.factorization == "matrix" else [(1,) * len(one) for one in whole]
+
+    def convolve_whole(self, inputs: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+        """Returns the convolution with the kernel of a matrix."""
+        _, strides, dilation = self.whole_window()
+        return self.convolved(inputs, self.matricization.kernel(matrix), strides, dilation)
+
+    def _convolve_core(self, coordinates: tf.Tensor, core: tf.Tensor) -> tf.Tensor:
+        size, strides, dilation = self.whole_window()
+        filters = tf.reshape(core, [*size, extent(core, 1), extent(core, 2)])
+        return self.convolved(coordinates, filters, strides, dilation)
 
     def project(self, inputs: tf.Tensor, basis: tf.Tensor) -> tf.Tensor:
         size, strides, dilation = self.window()
@@ -227,4 +264,5 @@ class LowRankConv(LowRankConvBase):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "groups": self.groups}
+        config = {"groups": self.groups, "factorization": self.factorization}
+        return {**super().get_config(), **config}

@@ -36,6 +36,10 @@ def initial_tucker_factors(
     """
     *window, n, m = kernel_shape
     places = math.prod(window)
+    if isinstance(initializer, GivenFactors):
+        given = initializer.factors
+        parts = [lambda shape, dtype=None, f=f: tf.cast(f, dtype) for f in given]
+        return TuckerFactors(parts, n, m, places, given[1].shape[1:], dtype)
     ranks = (rank, rank) if rank else default_tucker_ranks(n, m, places)
     left, right = (max(min(r, most or r), least) for r in ranks)
     # An unfolding of the core has at most as many independent rows as it has columns.
@@ -52,8 +56,6 @@ def _draws(
     ranks: tuple[int, int],
 ) -> Sequence[Callable[..., Any]]:
     """The initializers of U, S and V."""
-    if isinstance(initializer, GivenFactors):
-        return [lambda shape, dtype=None, f=f: tf.cast(f, dtype) for f in initializer.factors]
     variance = kernel_variance(initializer, kernel_shape)
     if variance is None:
         with tf.init_scope():  # its values are needed, even where the layer is built symbolically

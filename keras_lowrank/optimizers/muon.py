@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.manifold.complement import combine, complement
 from keras_lowrank.manifold.tangent_vector import TangentVector
 from keras_lowrank.optimizers.adam import AdamRule
 from keras_lowrank.optimizers.rule import TANGENT, Direction, Float, Rule, State, register_rule
@@ -18,12 +17,16 @@ class MuonRule(Rule):
 
     A momentum in the tangent space is `[U, Q] C [V, Z]^T` with a core C of at most 2r x 2r. The
     Newton-Schulz iteration computes an odd polynomial p of it, `[U, Q] p(C) [V, Z]^T`, without an
-    n x m matrix. The block between Q and Z is left out: it is not in the tangent space.
+    n x m matrix. The block between Q and Z is left out: it is not in the tangent space. The
+    momentum of a Tucker-2 kernel is that of its matrix `(kh kw c, f)`, and `p(M)` is projected onto
+    the tangent space.
 
     At full rank it is Keras's own step of a dense kernel. Every low-rank kernel gets the Muon
     update, including convolutions, which Keras's Muon leaves to AdamW. Layers that
     `exclude_layers` and `exclude_embeddings` name get AdamW, as in Keras.
     """
+
+    takes_tucker = True
 
     def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
         super().__init__(optimizer)
@@ -44,39 +47,23 @@ class MuonRule(Rule):
         ahead = momentum
         if self.optimizer.nesterov:
             ahead = gradient.plus(momentum.scaled(self.decay))
-        # Static, with zeros in place of noise: XLA needs it, and zero columns change nothing.
-        left = complement(ahead.K, point.U, static=True)
-        right = complement(ahead.L, point.V, static=True)
-        sizes = tf.shape(left.whitening)[1], tf.shape(right.whitening)[1]
-        normal_block = tf.zeros(sizes, ahead.S.dtype)
-        core = tf.concat(
-            [
-                tf.concat([ahead.S, tf.transpose(right.outside)], axis=1),
-                tf.concat([left.outside, normal_block], axis=1),
-            ],
-            axis=0,
-        )
-        core = self._scale(point) * self._newton_schulz(core)
-        rank = tf.shape(ahead.S)[0]
-        direction = TangentVector(
-            combine(point.U, left, core[:, :rank]),
-            core[:rank, :rank],
-            combine(point.V, right, tf.transpose(core[:rank])),
-        )
+        direction = point.mapped(ahead, self._newton_schulz).scaled(self._scale(point))
         return Direction(direction, gradient_weight=None), {"momentum": momentum}
 
     def _newton_schulz(self, core):
         a, b, c = self.optimizer.muon_a, self.optimizer.muon_b, self.optimizer.muon_c
         core /= tf.norm(core) + 1e-7
         for _ in range(self.optimizer.ns_steps):
-            gram = tf.matmul(core, core, transpose_b=True)
-            core = a * core + tf.matmul(b * gram + c * tf.matmul(gram, gram), core)
+            # Of the columns: the core of a Tucker-2 kernel has many more rows.
+            gram = tf.matmul(core, core, transpose_a=True)
+            core = a * core + tf.matmul(core, b * gram + c * tf.matmul(gram, gram))
         return core
 
     def _scale(self, point):
         if self.optimizer.rms_rate is None:
             return 1.0
-        longest = tf.maximum(tf.shape(point.U)[0], tf.shape(point.V)[0])
+        places = tf.reduce_prod(tf.shape(point.S)[:-2])  # of a Tucker-2 kernel
+        longest = tf.maximum(places * tf.shape(point.U)[0], tf.shape(point.V)[0])
         return self.optimizer.rms_rate * tf.sqrt(tf.cast(longest, point.S.dtype))
 
 

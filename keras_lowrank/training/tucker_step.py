@@ -39,7 +39,7 @@ def check(path: str, rule: Rule, integrator: Integrator) -> None:
     if not rule.takes_tucker:
         raise ValueError(
             f"{type(rule.optimizer).__name__} has no rule for Tucker-2 kernels. Use SGD, Adam, "
-            "AdamW, RMSprop or Adagrad, or factorization='spatial'. "
+            "AdamW, RMSprop, Adagrad or Muon, or factorization='spatial'. "
             f"Received: the layer {path!r} with factorization='tucker'"
         )
     if integrator.needs_second_pass:

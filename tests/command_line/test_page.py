@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from browser import opened
-from keras_lowrank import LowRankDense, from_keras
+from keras_lowrank import LowRankDense, find_low_rank_layers, from_keras
 from keras_lowrank.command_line import main, page
 from keras_lowrank.convert.forecast import Forecast
 from keras_lowrank.export.kernels import deployed_kernels
@@ -44,12 +44,26 @@ def model():
     return decaying(images())
 
 
-@pytest.mark.parametrize("rule", [{"tolerance": 0.1}, {"tolerance": 0.6}, {"budget": 9_000}])
-def test_a_forecast_is_what_the_conversion_makes(model, rule):
-    forecast = Forecast(model)
+@pytest.mark.parametrize(
+    "form, rule",
+    [
+        ("matrix", {"tolerance": 0.1}),
+        ("matrix", {"tolerance": 0.6}),
+        ("matrix", {"budget": 9_000}),
+        ("spatial", {"tolerance": 0.3}),
+        ("tucker", {"tolerance": 0.6}),
+        ("tucker", {"budget": 9_000}),
+    ],
+)
+def test_a_forecast_is_what_the_conversion_makes(model, form, rule):
+    forecast = Forecast(model, form)
     ranks = forecast.ranks(**rule)
-    low = from_keras(model, **rule)
-    assert {path: rank for path, rank in ranks.items() if rank} == low.ranks
+    low = from_keras(model, factorization=form, **rule)
+    layers = find_low_rank_layers(low)
+    assert {path: rank for path, rank in ranks.items() if rank} == {
+        path: layer.rank for path, layer in layers.items()
+    }
+    assert form == "matrix" or layers["conv"].factorization == form
     total = forecast.total(ranks)
     assert total.weights == low.compression().factored
     served = Served(low)
@@ -77,21 +91,29 @@ def test_steps_and_lookups_are_counted():
     assert forecast.size("lstm/lstm_cell/recurrent_kernel", 2).multiply_adds == 7 * 2 * (20 + 80)
 
 
-@pytest.mark.parametrize("dense", [keras.layers.Dense, LowRankDense])
-def test_the_commands_of_a_page_make_what_it_says(dense, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "dense, form",
+    [
+        (keras.layers.Dense, "matrix"),
+        (LowRankDense, "matrix"),
+        (LowRankDense, "tucker"),
+    ],
+)
+def test_the_commands_of_a_page_make_what_it_says(dense, form, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = decaying(images(dense)) if dense is keras.layers.Dense else images(dense)
     model.save("model.keras")
     merge = dense is LowRankDense
-    forecast = Forecast(page.merged(model))
-    by_tolerance, by_budget = page.cuts(forecast, "model.keras", merge)
+    forecast = Forecast(page.merged(model), form)
+    by_tolerance, by_budget = page.cuts(forecast, "model.keras", merge, form)
     for cut in (by_tolerance[12], by_budget[8]):
         lines = cut.command.splitlines()
         for line in lines:
             main([*shlex.split(line)[3:], "--overwrite"])
         name = "model_plain_low_rank.keras" if merge else "model_low_rank.keras"
         low = keras.saving.load_model(name)
-        assert low.ranks == {path: rank for path, rank in cut.ranks.items() if rank}
+        ranks = {path: layer.rank for path, layer in find_low_rank_layers(low).items()}
+        assert ranks == {path: rank for path, rank in cut.ranks.items() if rank}
         assert low.compression().factored == forecast.total(cut.ranks).weights
 
 

@@ -9,6 +9,7 @@ from keras import layers
 from reference.cases import few, seeds
 
 from keras_lowrank import from_keras
+from keras_lowrank.convert.forms import MatrixForm
 from keras_lowrank.convert.ranks import Rule, spend_budget
 
 SHAPES = {"conv": (27, 16), "block/a": (64, 48), "block/b": (48, 32), "head": (32, 10)}
@@ -167,7 +168,8 @@ def test_budgets_are_spent_by_shares_and_never_exceeded(seed, count, share, only
     least = others + sum(min(n + m, n * m) if only_smaller else n + m for n, m in shapes.values())
     most = others + sum(n * m for n, m in shapes.values())
     budget = max(least, int(share * most))
-    ranks = spend_budget(budget, others, shapes, values, only_smaller)
+    forms = {p: MatrixForm(*shape) for p, shape in shapes.items()}
+    ranks = spend_budget(budget, others, forms, {p: [v] for p, v in values.items()}, only_smaller)
     cost = {p: r * sum(shapes[p]) if r else shapes[p][0] * shapes[p][1] for p, r in ranks.items()}
     total = others + sum(cost.values())
     assert total <= budget

@@ -88,6 +88,40 @@ def test_two_factors_of_the_spatial_form_have_its_parameters_and_kernels(example
     np.testing.assert_allclose(same(images()), full(images()), atol=1e-4)
 
 
+def test_the_three_factors_of_a_tucker_kernel_have_its_parameters_and_kernel(example):
+    methods = example("methods")
+    low = count_weights(build(methods.LowRank([2, 5], "tucker")))
+    ranks = [2, 2, 5]  # of both sides of the convolution, and of the dense layer
+    three = build(methods.TwoFactor(ranks, factorization="tucker"))
+    convolutions = [three.get_layer(f"matrix_1{mark}") for mark in ("_a", "_b", "")]
+    assert [one.kernel_size for one in convolutions] == [(1, 1), (3, 3), (1, 1)]
+    assert [one.strides for one in convolutions] == [(1, 1), (2, 2), (1, 1)]
+    assert count_weights(three).full == low.factored
+    assert low.factored == 2 * 3 + 9 * 4 + 2 * 6 + 5 * (96 + 16) + 160
+    # Where the window has one place, they are the balanced factors of a matrix.
+    a, b, c = methods.balanced_tucker_factors(np.random.default_rng(0).random((1, 1, 8, 6)), 4, 4)
+    np.testing.assert_allclose(a.T @ a, b[0, 0] @ b[0, 0].T, atol=1e-10)
+    np.testing.assert_allclose(b[0, 0].T @ b[0, 0], c @ c.T, atol=1e-10)
+    keras.utils.clear_session()  # the names of Keras's layers start anew, as in a run
+    full = build(methods.FullRank())
+    weights = methods.weights_by_name(full)
+    keras.utils.clear_session()
+    same = build(methods.TwoFactor([3, 6, 16], weights, "tucker"))
+    np.testing.assert_allclose(same(images()), full(images()), atol=1e-4)
+    keras.utils.clear_session()
+    a, b, c = (
+        build(methods.TwoFactor([2, 4, 16], weights, "tucker")).get_layer(f"matrix_1{mark}").kernel
+        for mark in ("_a", "_b", "")
+    )
+    kernel = np.asarray(weights["matrix_1"][0], "float64")
+    tails = [
+        np.linalg.svd(np.moveaxis(kernel, axis, 0).reshape(rank, -1), compute_uv=False)[cut:]
+        for axis, rank, cut in ((2, 3, 2), (3, 6, 4))
+    ]
+    error = np.linalg.norm(a[0, 0] @ np.asarray(b) @ c[0, 0] - kernel)
+    assert np.linalg.norm(tails[0]) < error <= np.linalg.norm(np.concatenate(tails)) + 1e-5
+
+
 def test_the_vision_transformer_is_one_network_by_every_method(example):
     networks, methods = example("cifar10_networks"), example("methods")
     low, full = (networks.vit(by, width=16) for by in (methods.LowRank([]), methods.FullRank()))

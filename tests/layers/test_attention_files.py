@@ -121,7 +121,7 @@ def test_projections_are_inspected_one_by_one(full_model, model):
     found = {one.path: one for one in kernels(full_model)}
     assert list(found) == [*(f"attend/{name}" for name in NAMES), "head"]
     outputs = found["attend/attention_output"]
-    assert outputs.shape == (8, 8) and outputs.rank is None
+    assert outputs.form == (8, 8) and outputs.rank is None
     ranks = {one.path: one.rank for one in kernels(model)}
     assert ranks == {**RANKS, "second/key": None, "second/value": None, "head": None}
     low_rank = {one.path for one in kernels(model) if one.kind == "LowRankEinsumDense"}

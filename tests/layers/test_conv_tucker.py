@@ -11,8 +11,17 @@ from reference.convolutions import draw, network
 from reference.exported import operations, path_for, predict_file
 from reference.full_rank import compare_step_by_step
 from reference.truncation import RelativeTolerance
+from reference.two_layers import NEEDS_MUON
 
-from keras_lowrank import Budget, LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
+from keras_lowrank import (
+    Budget,
+    LowRankConv2D,
+    LowRankModel,
+    Parallel,
+    RankAdaptive,
+    optimizers,
+    to_keras,
+)
 
 
 def tucker(*args, **kwargs):
@@ -136,6 +145,19 @@ def test_training_finds_the_ranks_of_a_teacher(start, integrator, optimizer):
     assert model.ranks == {"conv/input": 3, "conv/output": 3}
 
 
+@NEEDS_MUON
+@pytest.mark.slow
+def test_muon_finds_the_ranks_of_a_teacher():
+    inputs = keras.Input((6, 6, 10))
+    model = LowRankModel(inputs, tucker(12, 3, rank=9, use_bias=False, name="conv")(inputs))
+    rate = keras.optimizers.schedules.PolynomialDecay(0.03, 380, 1e-5)
+    model.compile(keras.optimizers.Muon(rate, weight_decay=0.0), "mse", truncation=0.05)
+    fit = {"epochs": 4, "steps_per_epoch": 100, "verbose": 0, "shuffle": False}
+    losses = model.fit(teacher(3), **fit).history["loss"]
+    assert losses[-1] < 1e-2 * losses[0]
+    assert model.ranks == {"conv/input": 3, "conv/output": 3}
+
+
 @pytest.mark.slow
 def test_a_budget_is_met_and_spent():
     inputs = keras.Input((6, 6, 10))
@@ -216,11 +238,61 @@ def test_exports_agree_with_the_model(trained, tmp_path, format):
         assert not operations(path) & {"SHAPE", "PACK", "GATHER", "SLICE", "SPLIT", "PAD", "ADD_N"}
 
 
+@NEEDS_MUON
+def test_muon_at_full_rank_is_that_of_the_matrix():
+    models = []
+    for form, rank in (("matrix", 8), ("tucker", 9)):
+        inputs = keras.Input((6, 6, 7))
+        conv = LowRankConv2D(8, 3, factorization=form, rank=rank, use_bias=False)
+        models.append(LowRankModel(inputs, conv(inputs)))
+        optimizer, integrator = keras.optimizers.Muon(0.03), Parallel(adapt_every=1)
+        models[-1].compile(optimizer, "mse", integrator=integrator, truncation=0.0)
+    matrix, low = (model.layers[-1] for model in models)
+    low.factors.assign((np.eye(7), np.reshape(matrix.kernel, (9, 7, 8)), np.eye(8)))
+    start = np.array(low.kernel)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        x, y = rng.standard_normal((2, 16, 6, 6, 8)).astype("float32")
+        losses = [model.train_on_batch(x[..., :7], y[:, :4, :4]) for model in models]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(low.kernel, matrix.kernel, atol=1e-4)
+    assert np.abs(low.kernel - start).max() > 1e-2
+
+
+@NEEDS_MUON
+def test_a_muon_step_is_about_as_long_as_that_of_the_matrix():
+    lengths, x = [], draw(8, 6, 6, 16)
+    for form, rank in (("matrix", 16), ("tucker", 16), ("tucker", 8)):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6, 6, 16))
+        layer = LowRankConv2D(16, 3, factorization=form, rank=rank, use_bias=False)
+        model = LowRankModel(inputs, layer(inputs))
+        model.compile(keras.optimizers.Muon(1e-3), "mse", integrator="parallel")
+        before = np.reshape(layer.kernel, (-1, 16))
+        model.train_on_batch(x, draw(8, 4, 4, 16))
+        step = np.reshape(layer.kernel, (-1, 16)) - before
+        lengths.append((np.linalg.norm(step, 2), np.linalg.norm(step)))
+    (top, length), whole, half = lengths
+    np.testing.assert_allclose(whole, (top, length), rtol=0.1)
+    # Its rank as a matrix (kh kw c, f) is twice its own, and the largest singular value the same.
+    assert 0.8 * top < half[0] < 1.25 * top and 0.7 * length < half[1] < 1.1 * length
+
+
+class Plain(keras.optimizers.SGD):
+    """SGD with a rule for matrices."""
+
+
+@optimizers.register_rule(Plain)
+class PlainRule(optimizers.Rule):
+    def direction(self, gradient, state, point, learning_rate, step):
+        return optimizers.Direction(gradient), state
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"must be 'matrix', 'spatial' or 'tucker'.*'cp'"):
         LowRankConv2D(4, 3, factorization="cp")
     for options, words in (
-        ({"optimizer": keras.optimizers.Muon()}, "Muon has no rule for Tucker-2 kernels"),
+        ({"optimizer": Plain(0.1)}, "Plain has no rule for Tucker-2 kernels"),
         ({"integrator": RankAdaptive(1)}, "`adapt_every=1` of 'rank_adaptive'"),
     ):
         inputs = keras.Input((6, 6, 3))

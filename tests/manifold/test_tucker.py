@@ -106,6 +106,23 @@ def test_transport_is_the_projection_onto_the_new_tangent_space(case):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_an_odd_function_of_the_singular_values_is_projected(case):
+    frame, vector, _ = case
+    matrix = dense(frame, vector)
+    shape = matrix.shape
+
+    def function(core):
+        core = core / tf.norm(core)
+        return 1.5 * core - tf.matmul(core, tf.matmul(core, core, transpose_a=True))
+
+    expected = function(tf.constant(matrix.reshape(-1, shape[2]))).numpy().reshape(shape)
+    expected = reference.tangent_projection(arrays(frame.factors))(expected)
+    found = frame.mapped(vector, function)
+    np.testing.assert_allclose(dense(frame, found), expected, atol=1e-6)
+    for basis, part in ((frame.U, found.K), (frame.V, found.L)):
+        np.testing.assert_allclose(basis.numpy().T @ part.numpy(), 0.0, atol=1e-6)
+
+
 def test_separate_outer_parts_of_one_vector_give_it_back(case):
     frame, vector, _ = case
     again, size = frame.to_tangent(*frame.outer_parts(vector), vector.S)

@@ -91,6 +91,27 @@ FAULTS = {
         "manifold/test_tucker.py",
         "augmentation",
     ),
+    "a function of a Tucker-2 vector without its sign on one side": Fault(
+        "integrators/tucker_frame.py",
+        "bottom = tf.matmul(left.outside, self._a)",
+        "bottom = -tf.matmul(left.outside, self._a)",
+        "manifold/test_tucker.py",
+        "odd_function",
+    ),
+    "a budget that does not count the core of a Tucker-2 kernel": Fault(
+        "convert/forms.py",
+        'return rank["output"] * (self.places * rank["input"] + self.m)',
+        'return rank["output"] * (rank["input"] + self.m)',
+        "convert/test_convert_forms.py",
+        "budget",
+    ),
+    "a converted Tucker-2 kernel whose cuts each take the whole tolerance": Fault(
+        "convert/forms.py",
+        "return [rule.for_side(side) for side in (0, 1)]",
+        "return [rule] * 2",
+        "convert/test_convert_forms.py",
+        "tails",
+    ),
     "two cuts that each take the whole tolerance": Fault(
         "ranks/truncation.py",
         "half.tolerance = self.tolerance / math.sqrt(2.0)",
