@@ -67,7 +67,8 @@ def main(_):
         return network(layers, **width)
 
     augment = functools.partial(image_data.flip_and_shift, reach=SHIFT.value)
-    training.run_experiment(f"cifar10_{NETWORK.value}", title, build, "cifar10", augment)
+    splits = image_data.load("cifar10")
+    training.run_experiment(f"cifar10_{NETWORK.value}", title, build, splits, augment)
 
 
 if __name__ == "__main__":

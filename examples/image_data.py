@@ -22,7 +22,7 @@ DOWNLOAD = flags.DEFINE_bool("download", True, "Download the data set where it i
 
 
 class Split(NamedTuple):
-    """One part of a data set.
+    """One part of a data set, in memory.
 
     Attributes:
         images: uint8 array, shape `(count, height, width, channels)`. Batches are in `[0, 1]`.
@@ -31,6 +31,10 @@ class Split(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def size(self):
+        return len(self.labels)
 
     def training_batches(self, batch_size, seed, augment=None, first_epoch=0):
         """Batches in a new order every epoch, the same orders for the same seed.
