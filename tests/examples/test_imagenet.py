@@ -104,7 +104,7 @@ def test_images_are_squares_in_a_new_order_every_epoch(example, splits):
     assert np.concatenate([y for _, y in rest[0]]).tolist() == orders[2]
     images = whole[0][0][0]
     assert images.shape == (4, 32, 32, 3) and images.min() >= 0.0 and 0.5 < images.max() <= 1.0
-    same = [[x[y == 3] for x, y in epoch if 3 in y][0] for epoch in whole[:2]]
+    same = [next(x[y == 3] for x, y in epoch if 3 in y) for epoch in whole[:2]]
     assert not np.array_equal(*same)  # another part of the image
     (images, labels) = next(iter(test.test_batches()))
     assert images.shape == (5, 32, 32, 3) and sorted(labels.numpy()) == list(range(5))
