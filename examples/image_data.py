@@ -108,7 +108,9 @@ def prepare(builder):
     """
     if builder.is_prepared():
         return
-    missing = f"{builder.info.full_name} is not in {builder.data_path.parent.parent}"
+    # The path ends with the name, the version, and sometimes a configuration between them.
+    folder = builder.data_path.parents[builder.info.full_name.count("/")]
+    missing = f"{builder.info.full_name} is not in {folder}"
     if not DOWNLOAD.value:
         raise SystemExit(f"{missing}. Name its folder with --data_dir, or leave out --nodownload.")
     # tensorflow-datasets retries on its own, and has no setting for it.

@@ -304,7 +304,7 @@ def main(_):
     corpus, runs = load(), []
     for seed in range(SEEDS.value):
         for share in (None, *map(float, COMPRESSION.value)):
-            title = "full rank" if share is None else f"low-rank, {share:g}% saved"
+            title = "full rank" if share is None else f"low-rank, {100 * share:g}% saved"
             method = FULL_RANK if share is None else LOW_RANK
             model, run = train(method, corpus, seed, title, share)
             runs.append(run)

@@ -133,6 +133,19 @@ def test_the_middle_of_an_image_and_random_parts_of_it(example):
     assert 0.2 < np.mean(mirrored) < 0.8
 
 
+def test_images_are_preprocessed_as_for_the_weights_of_keras(example, monkeypatch):
+    def network(input_tensor, **options):
+        source = keras.utils.get_source_inputs(input_tensor)
+        return keras.Model(source, keras.layers.Identity()(input_tensor))
+
+    monkeypatch.setitem(example.NETWORKS, "resnet50", ("None", network))
+    images = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3)).astype("float32")
+    expected = keras.applications.resnet.preprocess_input(images.copy())
+    np.testing.assert_array_equal(expected, keras.applications.vgg16.preprocess_input(images + 0))
+    with flagsaver.flagsaver(size=32):
+        np.testing.assert_allclose(example.whole(10)(images / 255.0), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["FullRank", "LowRank", "TwoFactor"])
 def test_a_network_is_built_again_with_the_layers_of_a_method(example, method):
     import methods

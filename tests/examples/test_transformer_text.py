@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 
 import keras
 import numpy as np
@@ -95,6 +96,13 @@ def test_translations_come_from_tensorflow_datasets(example, talks):
     assert (len(corpus.train), len(corpus.test)) == (3, 1)
     assert corpus.source.text(corpus.test.source[0]) == "o gato e o rato"
     assert corpus.target.text(corpus.test.outputs[0]) == "the cat and the mouse"
+
+
+def test_talks_that_are_missing_are_one_line(example, tmp_path):
+    values = {"translate": True, "data_dir": str(tmp_path), "download": False}
+    line = f"ted_hrlr_translate/pt_to_en/1.0.0 is not in {tmp_path}. Name its folder with"
+    with flagsaver.flagsaver(**values), pytest.raises(SystemExit, match=re.escape(line)):
+        example.load()
 
 
 @pytest.mark.slow
