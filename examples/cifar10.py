@@ -1,4 +1,4 @@
-"""ResNet20, VGG and a vision transformer on CIFAR-10, low-rank beside full rank.
+"""ResNet20, VGG, AlexNet and a vision transformer on CIFAR-10, low-rank beside full rank.
 
 The first convolution and the last layer stay full rank; in the transformer, which reads patches,
 only the last layer does. The optimizer is momentum, Adam or Muon, with a learning rate that falls
@@ -34,13 +34,13 @@ flags.set_default(training.SEEDS, 1)
 flags.set_default(training.MOMENTUM, 0.9)
 flags.set_default(training.SCHEDULE, "cosine")
 NETWORK = flags.DEFINE_enum(
-    "network", "resnet20", ["resnet20", "vgg", "vgg11", "vit"], "The network."
+    "network", "resnet20", ["resnet20", "vgg", "vgg11", "vgg16", "alexnet", "vit"], "The network."
 )
 WIDTH = flags.DEFINE_integer(
     "width",
     None,
-    "Channels of the first layers, 16 in ResNet20 and 32 in both VGG; of all of the transformer, "
-    "128, and there a multiple of 4.",
+    "Channels of the first layers: 16 in ResNet20, 32 in the VGG-like network and VGG11, 64 in "
+    "VGG16 and AlexNet; of all of the transformer, 128, and there a multiple of 4.",
     lower_bound=1,
 )
 SHIFT = flags.DEFINE_integer(
@@ -50,6 +50,8 @@ NETWORKS = {
     "resnet20": ("ResNet20", cifar10_networks.resnet20),
     "vgg": ("A VGG-like network", cifar10_networks.vgg),
     "vgg11": ("VGG11", cifar10_networks.vgg11),
+    "vgg16": ("VGG16", cifar10_networks.vgg16),
+    "alexnet": ("AlexNet", cifar10_networks.alexnet),
     "vit": ("A vision transformer", cifar10_networks.vit),
 }
 
@@ -65,7 +67,8 @@ def main(_):
         return network(layers, **width)
 
     augment = functools.partial(image_data.flip_and_shift, reach=SHIFT.value)
-    training.run_experiment(f"cifar10_{NETWORK.value}", title, build, "cifar10", augment)
+    splits = image_data.load("cifar10")
+    training.run_experiment(f"cifar10_{NETWORK.value}", title, build, splits, augment)
 
 
 if __name__ == "__main__":

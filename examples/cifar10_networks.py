@@ -54,15 +54,8 @@ def _residual_block(layers, x, filters, strides):
 
 def vgg(layers, width=32):
     inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(4.0, -2.0)(inputs)
-    for stage in range(3):
-        for number in range(2):
-            first = stage == number == 0
-            conv = keras.layers.Conv2D if first else layers.conv
-            x = conv(width * 2**stage, 3, padding="same", use_bias=False)(x)
-            x = keras.layers.ReLU()(BatchNormalization()(x))
-        x = keras.layers.MaxPooling2D()(x)
-    x = layers.dense(8 * width, use_bias=False)(keras.layers.Flatten()(x))
+    x = _vgg_convolutions(layers, inputs, width, [(1, 2), (2, 2), (4, 2)])
+    x = layers.dense(8 * width, use_bias=False)(x)
     x = keras.layers.ReLU()(BatchNormalization()(x))
     return layers.model(inputs, keras.layers.Dense(10)(x))
 
@@ -70,14 +63,50 @@ def vgg(layers, width=32):
 def vgg11(layers, width=32):
     """Configuration A of Simonyan and Zisserman (arXiv:1409.1556) with one dense layer."""
     inputs = keras.Input((32, 32, 3))
+    x = _vgg_convolutions(layers, inputs, width, [(1, 1), (2, 1), (4, 2), (8, 2), (8, 2)])
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def vgg16(layers, width=64):
+    """Configuration D of Simonyan and Zisserman with normalisation, as in arXiv:2205.13571."""
+    inputs = keras.Input((32, 32, 3))
+    x = _vgg_convolutions(layers, inputs, width, [(1, 2), (2, 2), (4, 3), (8, 3), (8, 3)])
+    for _ in range(2):
+        x = layers.dense(64 * width, activation="relu")(x)
+        x = keras.layers.Dropout(0.5)(x)
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def alexnet(layers, width=64):
+    """The five convolutions and three dense layers of AlexNet, as in arXiv:2205.13571."""
+    inputs = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(4.0, -2.0)(inputs)
-    for stage, (channels, count) in enumerate([(1, 1), (2, 1), (4, 2), (8, 2), (8, 2)]):
-        conv = layers.conv if stage else keras.layers.Conv2D
+    x = keras.layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(x)
+    for filters, pooled in (None, True), (3, True), (6, False), (4, False), (4, True):
+        if filters:
+            x = layers.conv(filters * width, 3, padding="same", use_bias=False)(x)
+        x = BatchNormalization()(x)
+        x = keras.layers.ReLU()(keras.layers.MaxPooling2D()(x) if pooled else x)
+    x = keras.layers.Flatten()(x)
+    for _ in range(2):
+        x = layers.dense(64 * width, activation="relu")(keras.layers.Dropout(0.2)(x))
+    return layers.model(inputs, keras.layers.Dense(10)(x))
+
+
+def _vgg_convolutions(layers, x, width, stages):
+    """Stages of convolutions of `channels * width` filters, each pooled at its end, flattened.
+
+    The first convolution is full rank.
+    """
+    x = keras.layers.Rescaling(4.0, -2.0)(x)
+    conv = keras.layers.Conv2D
+    for channels, count in stages:
         for _ in range(count):
             x = conv(channels * width, 3, padding="same", use_bias=False)(x)
             x = keras.layers.ReLU()(BatchNormalization()(x))
+            conv = layers.conv
         x = keras.layers.MaxPooling2D()(x)
-    return layers.model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+    return keras.layers.Flatten()(x)
 
 
 def vit(layers, width=128):

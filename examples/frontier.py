@@ -171,14 +171,18 @@ def plot(path, report):
 def print_table(report):
     header = ["method", "goal", "accuracy", "ranks", "weights, evaluation"]
     header += ["weights, training", "s per epoch", "traces"]
+    rows = table(report["runs"])
+    top5 = "test_top5_mean" in rows[0]
+    header[3:3] = ["top 5"] * top5
     cells = []
-    for row in table(report["runs"]):
+    for row in rows:
         spread = row["test_accuracy_std"]
         cells.append(
             [
                 row["method"],
                 _goal_in_words(row),
                 f"{row['test_accuracy_mean']:.2f}%" + (f" ± {spread:.2f}" if spread else ""),
+                *([f"{row['test_top5_mean']:.2f}%"] if top5 else []),
                 " ".join(map(str, row["ranks"])) or "-",
                 _weights(row, "evaluation"),
                 _weights(row, "training"),
@@ -192,6 +196,7 @@ def print_table(report):
 def _summary(runs):
     """One row of the table: means over the seeds, medians of ranks."""
     accuracies = [100.0 * run["accuracy"] for run in runs]
+    top5 = [run["top5_accuracy"] for run in runs if "top5_accuracy" in run]
     full = runs[0]["weights"]["full"]
     factored = statistics.mean(run["weights"]["factored"] for run in runs)
     training = statistics.mean(run["weights"]["training"] for run in runs)
@@ -202,6 +207,7 @@ def _summary(runs):
         "seeds": len(runs),
         "test_accuracy_mean": round(statistics.mean(accuracies), 3),
         "test_accuracy_std": round(statistics.stdev(accuracies), 3) if len(runs) > 1 else None,
+        **({"test_top5_mean": round(100.0 * statistics.mean(top5), 3)} if top5 else {}),
         "ranks": [int(statistics.median(ranks)) for ranks in zip(*(run["ranks"] for run in runs))],
         "evaluation_weights": round(factored),
         "evaluation_compression": round(1.0 - factored / full, 4),

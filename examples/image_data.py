@@ -22,7 +22,7 @@ DOWNLOAD = flags.DEFINE_bool("download", True, "Download the data set where it i
 
 
 class Split(NamedTuple):
-    """One part of a data set.
+    """One part of a data set, in memory.
 
     Attributes:
         images: uint8 array, shape `(count, height, width, channels)`. Batches are in `[0, 1]`.
@@ -31,6 +31,10 @@ class Split(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def size(self):
+        return len(self.labels)
 
     def training_batches(self, batch_size, seed, augment=None, first_epoch=0):
         """Batches in a new order every epoch, the same orders for the same seed.
@@ -104,7 +108,9 @@ def prepare(builder):
     """
     if builder.is_prepared():
         return
-    missing = f"{builder.info.full_name} is not in {builder.data_path.parent.parent}"
+    # The path ends with the name, the version, and sometimes a configuration between them.
+    folder = builder.data_path.parents[builder.info.full_name.count("/")]
+    missing = f"{builder.info.full_name} is not in {folder}"
     if not DOWNLOAD.value:
         raise SystemExit(f"{missing}. Name its folder with --data_dir, or leave out --nodownload.")
     # tensorflow-datasets retries on its own, and has no setting for it.

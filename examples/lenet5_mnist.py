@@ -43,7 +43,7 @@ def build(layers):
 
 
 def main(_):
-    training.run_experiment("lenet5_mnist", "LeNet5 on MNIST", build)
+    training.run_experiment("lenet5_mnist", "LeNet5 on MNIST", build, image_data.load("mnist"))
 
 
 if __name__ == "__main__":

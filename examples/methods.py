@@ -13,7 +13,14 @@ import math
 import keras
 import numpy as np
 
-from keras_lowrank import LowRankConv2D, LowRankDense, LowRankEmbedding, LowRankModel
+from keras_lowrank import (
+    LowRankConv2D,
+    LowRankDense,
+    LowRankEmbedding,
+    LowRankModel,
+    count_weights,
+    from_keras,
+)
 
 
 class FullRank:
@@ -34,11 +41,50 @@ class FullRank:
     def model(self, inputs, outputs):
         return keras.Model(inputs, outputs)
 
+    def rebuild(self, model):
+        """A functional model again with these layers, and without its weights.
+
+        Only its convolutions and dense layers change, and not the first and last of them.
+        """
+        kept = _first_and_last(model)
+
+        def layer_of(layer):
+            if not isinstance(layer, keras.layers.Layer):
+                return layer  # an operation
+            config = layer.get_config()
+            if layer.name in kept or not isinstance(layer, _MATRICES):
+                return type(layer).from_config(config)
+            if isinstance(layer, keras.layers.Dense):
+                return self.dense(config["units"], **_options(config))
+            (size,), (strides,) = set(config["kernel_size"]), set(config["strides"])
+            options = {"strides": strides, "padding": config["padding"], **_options(config)}
+            return self.conv(config["filters"], size, **options)
+
+        copy = keras.models.clone_model(model, clone_function=layer_of)
+        return self.model(copy.inputs, copy.outputs[0])
+
+    def convert(self, model):
+        """The model itself, to train on with its weights."""
+        return model
+
     def _name(self):
         # Equal names in all methods, unlike Keras's default names: they match the weights of one
         # network to the layers of another.
         self._count += 1
         return f"matrix_{self._count}"
+
+
+_MATRICES = (keras.layers.Conv2D, keras.layers.Dense)
+
+
+def _first_and_last(model):
+    """The names of the layers that stay full rank."""
+    names = [layer.name for layer in model.layers if isinstance(layer, _MATRICES)]
+    return [names[0], names[-1]]
+
+
+def _options(config):
+    return {name: config[name] for name in ("activation", "use_bias")}
 
 
 class _Ranked(FullRank):
@@ -67,7 +113,20 @@ class LowRank(_Ranked):
     Args:
         ranks: list of int, the starting rank of each layer, or empty for the defaults.
         factorization: str, of `LowRankConv2D`.
+        tolerance: float, of `convert`, or None.
+        compression: float, the share of the weights that `convert` saves in place of it, or None.
     """
+
+    def __init__(self, ranks, factorization="matrix", tolerance=None, compression=None):
+        super().__init__(ranks, factorization)
+        self._tolerance, self._compression = tolerance, compression
+
+    def convert(self, model):
+        """The best approximation of a trained model."""
+        cut = {"tolerance": self._tolerance}
+        if self._compression is not None:
+            cut = {"budget": round((1.0 - self._compression) * count_weights(model).full)}
+        return from_keras(model, **cut, exclude=_first_and_last(model))
 
     def conv(self, filters, kernel_size, **options):
         options = {**options, "rank": self._next_rank(), "factorization": self._factorization}

@@ -46,7 +46,7 @@ def build(layers):
 
 def main(_):
     title = f"784{f'-{WIDTH.value}' * _DEPTH}-10 on MNIST"
-    training.run_experiment("mlp_mnist", title, build)
+    training.run_experiment("mlp_mnist", title, build, image_data.load("mnist"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 A module of the examples, not a program.
 """
 
+import collections
+import math
 import string
 from typing import NamedTuple
 
@@ -47,12 +49,16 @@ class Vocabulary:
         """int32 array of shape `(count, longest)`, padded."""
         return self._vectorization(tf.constant(texts)).numpy().astype("int32")
 
-    def text(self, numbers):
-        """The text of a row of numbers, up to its end."""
+    def sentence(self, numbers):
+        """The tokens of a row of numbers, up to its end."""
         numbers = [int(number) for number in numbers]
         if self.end in numbers:
             numbers = numbers[: numbers.index(self.end)]
-        return self._joint.join(self.tokens[n] for n in numbers if 0 < n < len(self.tokens))
+        return [self.tokens[n] for n in numbers if 0 < n < len(self.tokens)]
+
+    def text(self, numbers):
+        """The same as a text."""
+        return self._joint.join(self.sentence(numbers))
 
 
 class Pairs(NamedTuple):
@@ -155,6 +161,31 @@ def translations():
         ]
         for split in ("train", "test")
     )
+
+
+def bleu(references, answers):
+    """Returns BLEU of a corpus in percent (Papineni et al. 2002), without smoothing.
+
+    That is `100 min(1, exp(1 - r / c)) (p_1 p_2 p_3 p_4)^(1/4)` for r tokens of the references and
+    c of the answers, where `p_n` is the share of the answers' n-grams that are in their references.
+
+    Args:
+        references: list of lists of tokens.
+        answers: the same, one for each reference.
+    """
+    sizes = [sum(map(len, texts)) for texts in (references, answers)]
+    precisions = []
+    for n in range(1, 5):
+        pairs = [(_ngrams(a, n), _ngrams(b, n)) for a, b in zip(answers, references)]
+        hits = sum((said & true).total() for said, true in pairs)
+        if not hits:
+            return 0.0
+        precisions.append(hits / sum(said.total() for said, _ in pairs))
+    return 100.0 * math.exp(min(0.0, 1.0 - sizes[0] / sizes[1])) * math.prod(precisions) ** 0.25
+
+
+def _ngrams(tokens, n):
+    return collections.Counter(zip(*(tokens[i:] for i in range(n))))
 
 
 def _pairs(source, target, source_width, target_width, vocabulary):

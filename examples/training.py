@@ -24,7 +24,6 @@ import keras
 from absl import flags
 
 import frontier
-import image_data
 import keras_lowrank
 import results
 from keras_lowrank import count_weights
@@ -164,7 +163,7 @@ def start_ranks():
     return [int(rank) for rank in RANKS.value]
 
 
-def run_experiment(name, title, build, dataset="mnist", augment=None):
+def run_experiment(name, title, build, splits, augment=None, top5=False):
     """Trains all rows of the table, writes it after every run, and plots and prints it at the end.
 
     Args:
@@ -172,13 +171,14 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
         title: str, the headline of the table.
         build: callable `layers -> model` that returns the uncompiled network, with the layers of
             one of `methods`.
-        dataset: str, of `image_data.load`.
-        augment: callable of `image_data.Split.training_batches`, or None.
+        splits: the `image_data.Split`s, or others with their methods, for training and for test.
+        augment: callable of their `training_batches`, or None.
+        top5: bool. Also report how often the right class is among the five most likely.
     """
     folder = pathlib.Path(frontier.OUTPUT_DIR.value or f"out/{name}")
     path = folder / f"{name}.json"
     head = {"name": name, "title": title, "settings": _settings(), "versions": results.versions()}
-    experiment = _Experiment(build, augment, *_splits(dataset))
+    experiment = _Experiment(build, augment, top5, *_chosen(*splits))
     runs = _kept(path, head) if KEEP.value else {}
 
     def make(method, goal, seed, train):
@@ -203,6 +203,9 @@ def run_experiment(name, title, build, dataset="mnist", augment=None):
     report = frontier.merge([{**head, "runs": list(runs.values())}])
     frontier.draw(folder, report)
     frontier.print_table(report)
+
+
+_TOP5 = "sparse_top_k_categorical_accuracy"
 
 
 class _Goal(NamedTuple):
@@ -233,8 +236,9 @@ def _goals():
 class _Experiment:
     """One network and its data. Every public method is one run and returns its measurements."""
 
-    def __init__(self, build, augment, train, test):
+    def __init__(self, build, augment, top5, train, test):
         self._build, self._augment, self._train, self._test = build, augment, train, test
+        self._metrics = ["accuracy"] + [_TOP5] * top5
         self._switch = min(max(1, round(PRUNING.value * EPOCHS.value)), EPOCHS.value - 1)
         self._halfway = {}  # by seed: the full-rank network at that epoch
 
@@ -245,7 +249,7 @@ class _Experiment:
     def low_rank(self, goal, seed):
         watch, name = keras_lowrank.callbacks.RankHistory(), f"{INTEGRATOR.value}, {goal}"
         model, measured = self._fit(
-            LowRank(start_ranks(), FACTORIZATION.value), seed, name, watch=watch, goal=goal
+            LowRank(start_ranks(), FACTORIZATION.value, *goal), seed, name, watch=watch, goal=goal
         )
         return {
             **measured,
@@ -291,16 +295,14 @@ class _Experiment:
         model.compile(
             optimizer=_optimizer(steps, model),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
+            metrics=self._metrics,
             **(low_rank and {"integrator": _integrator(), **low_rank}),
         )
         model.optimizer.iterations.assign(first_epoch * len(batches))  # continues the schedule
         # Builds the metrics: in the first step, that would make Keras trace it twice.
         model.evaluate(self._train.take(1).test_batches(), verbose=0)
         traces, timer = results.count_traces(model), results.EpochTimer()
-        bar = results.progress_bar(
-            f"{name}, seed {seed}", len(self._train.labels), BATCH_SIZE.value
-        )
+        bar = results.progress_bar(f"{name}, seed {seed}", self._train.size, BATCH_SIZE.value)
         history = model.fit(
             batches,
             validation_data=self._test.test_batches() if VALIDATION.value else None,
@@ -310,9 +312,10 @@ class _Experiment:
             shuffle=False,  # the data set shuffles; Keras would warn
             callbacks=[timer, bar] + [watch] * (watch is not None),
         ).history
-        accuracy = model.evaluate(self._test.test_batches(), verbose=0, return_dict=True)
+        measured = model.evaluate(self._test.test_batches(), verbose=0, return_dict=True)
         return model, {
-            "accuracy": accuracy["accuracy"],
+            "accuracy": measured["accuracy"],
+            **({"top5_accuracy": measured[_TOP5]} if _TOP5 in measured else {}),
             "seconds_per_epoch": timer.typical,
             "traces": len(traces),
             "training_accuracy_by_epoch": history["accuracy"],
@@ -349,10 +352,9 @@ def _at_ranks_of(ours, model):
     return {"ranks": ours["ranks"], "weights": {**weights, "full": ours["weights"]["full"]}}
 
 
-def _splits(dataset):
-    train, test = image_data.load(dataset)
+def _chosen(train, test):
     if VALIDATION.value:
-        train, test = train.split(len(train.labels) // 10)
+        train, test = train.split(train.size // 10)
     return train.take(LIMIT.value), test
 
 

@@ -136,14 +136,24 @@ def test_the_vision_transformer_is_one_network_by_every_method(example):
     assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
 
 
-def test_vgg11_has_eight_convolutions_and_a_head_by_every_method(example):
-    networks, methods = example("cifar10_networks"), example("methods")
-    low, full = (networks.vgg11(by, width=4) for by in (methods.LowRank([]), methods.FullRank()))
-    two = networks.vgg11(methods.TwoFactor(list(low.ranks.values())), width=4)
-    channels = [3, 4, 8, 16, 16, 32, 32, 32, 32]
-    weights = sum(9 * n * m for n, m in itertools.pairwise(channels)) + 32 * 10
+@pytest.mark.parametrize(
+    ("name", "channels", "units"),
+    [
+        ("vgg11", [3, 1, 2, 4, 4, 8, 8, 8, 8], [8]),
+        ("vgg16", [3, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8], [8, 64, 64]),
+        ("alexnet", [3, 1, 3, 6, 4, 4], [16, 64, 64]),
+    ],
+)
+def test_convolutional_networks_have_their_kernels_by_every_method(example, name, channels, units):
+    """`channels` and `units` (inputs of the dense layers) are those of width 1."""
+    network, methods = getattr(example("cifar10_networks"), name), example("methods")
+    low, full = (network(by, width=4) for by in (methods.LowRank([]), methods.FullRank()))
+    two = network(methods.TwoFactor(list(low.ranks.values())), width=4)
+    channels, units = channels[:1] + [4 * c for c in channels[1:]], [4 * n for n in units] + [10]
+    weights = sum(9 * n * m for n, m in itertools.pairwise(channels))
+    weights += sum(n * m for n, m in itertools.pairwise(units))
     counts = count_weights(low)
-    assert len(low.ranks) == 7
+    assert len(low.ranks) == len(channels) - 2 + len(units) - 2  # but the first and the last
     assert count_weights(full).full == counts.full == weights
     assert count_weights(two).full == counts.factored
     assert full(np.zeros((1, 32, 32, 3), "float32")).shape == (1, 10)
@@ -218,7 +228,8 @@ def test_by_muon_the_layer_of_the_classes_moves_as_keras_advises(example):
     networks, methods = example("cifar10_networks"), example("methods")
     flag_values = flagsaver.flagsaver(optimizer="muon", adam_lr_ratio=0.25)
     with imported("training", "frontier", "image_data") as training, flag_values:
-        for network in (networks.resnet20, networks.vgg, networks.vgg11, networks.vit):
+        names = ("resnet20", "vgg", "vgg11", "vgg16", "alexnet", "vit")
+        for network in (getattr(networks, name) for name in names):
             for method in (methods.FullRank(), methods.LowRank([]), methods.TwoFactor([2] * 40)):
                 model = network(method, width=4)
                 optimizer = training._optimizer(40, model)

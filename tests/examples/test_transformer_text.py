@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 
 import keras
 import numpy as np
@@ -69,30 +70,80 @@ def test_words_are_numbered_and_long_pairs_left_out(example):
     assert corpus.source.text(corpus.test.source[0]) == "o [UNK]"
 
 
-def test_translations_come_from_tensorflow_datasets(example, tmp_path, monkeypatch):
-    """Read from a small set with the features of the large one."""
+@pytest.fixture(scope="module")
+def talks(example, tmp_path_factory):
+    """A folder of tensorflow-datasets with a few sentences in place of the talks."""
+    folder = str(tmp_path_factory.mktemp("tfds"))
     sentences = {"pt": ["O gato.", "Um rato!", "O gato e o rato."],
                  "en": ["The cat.", "A mouse!", "The cat and the mouse."]}  # fmt: skip
     data = tf.data.Dataset.from_tensor_slices(sentences)
+    name, config = example.text_pairs.TRANSLATION.split("/")
     tfds.dataset_builders.store_as_tfds_dataset(
-        name="small",
+        name=name,
+        config=config,
         version="1.0.0",
         features=tfds.features.Translation(example.text_pairs.LANGUAGES),
         split_datasets={"train": data.skip(0), "test": data.skip(2)},
-        data_dir=str(tmp_path),
+        data_dir=folder,
     )
-    monkeypatch.setattr(example.text_pairs, "TRANSLATION", "small")
-    with flagsaver.flagsaver(translate=True, data_dir=str(tmp_path), **SMALL):
+    return folder
+
+
+def test_translations_come_from_tensorflow_datasets(example, talks):
+    """Read from a small set with the features of the large one."""
+    with flagsaver.flagsaver(translate=True, data_dir=talks, **SMALL):
         corpus = example.load()
     assert (len(corpus.train), len(corpus.test)) == (3, 1)
     assert corpus.source.text(corpus.test.source[0]) == "o gato e o rato"
     assert corpus.target.text(corpus.test.outputs[0]) == "the cat and the mouse"
 
 
+def test_talks_that_are_missing_are_one_line(example, tmp_path):
+    values = {"translate": True, "data_dir": str(tmp_path), "download": False}
+    line = f"ted_hrlr_translate/pt_to_en/1.0.0 is not in {tmp_path}. Name its folder with"
+    with flagsaver.flagsaver(**values), pytest.raises(SystemExit, match=re.escape(line)):
+        example.load()
+
+
+@pytest.mark.slow
+def test_a_run_reports_translations(example, talks, tmp_path):
+    values = {**SMALL, "translate": True, "data_dir": talks, "batch_size": 2}
+    printed = _run(example, tmp_path, **values)
+    full, low = json.loads((tmp_path / "ted_hrlr_translate_pt_to_en.json").read_text())["runs"]
+    assert 0.0 <= full["bleu"] <= 100.0 and low["weights"]["projections"] < low["weights"]["full"]
+    assert "BLEU" in printed and "o gato e o rato" in printed
+
+
+def test_bleu_is_that_of_papineni(example):
+    bleu = example.text_pairs.bleu
+    cat = ["the", "cat", "sat", "on", "the", "mat"]
+    assert bleu([cat], [cat]) == pytest.approx(100.0)
+    # Precisions 5/5, 3/4, 2/3 and 1/2; five words for six.
+    short = np.exp(1 - 6 / 5) * (3 / 4 * 2 / 3 / 2) ** 0.25
+    assert bleu([cat], [["the", "cat", "sat", "on", "mat"]]) == pytest.approx(100 * short)
+    # A word counts as often as in its reference, and a longer answer has no penalty but these.
+    many = ["the", "cat", "sat", "on", "the", "mat", "the", "the"]
+    precisions = [6 / 8, 5 / 7, 4 / 6, 3 / 5]
+    assert bleu([cat], [many]) == pytest.approx(100 * np.prod(precisions) ** 0.25)
+    assert bleu([cat, cat], [cat, many]) > bleu([cat], [many])
+    assert bleu([cat], [[]]) == bleu([cat], [["a", "dog"]]) == 0.0
+
+
+def test_bleu_of_a_model_is_that_of_its_answers(example, talks, monkeypatch):
+    with flagsaver.flagsaver(translate=True, data_dir=talks, **SMALL):
+        corpus = example.load()
+    source, inputs, right = corpus.test
+    monkeypatch.setattr(example, "answer", lambda model, source, start: right)
+    assert example.bleu(None, corpus) == pytest.approx(100.0)
+    right = np.where(right == 2, 1, right)
+    unknown = corpus._replace(test=example.text_pairs.Pairs(source, inputs, right))
+    assert example.bleu(None, unknown) < 60.0  # not right, although both are unknown
+
+
 @pytest.fixture(scope="module")
 def run(example, tmp_path_factory):
     """`(folder, corpus, the low-rank model, what was printed)` of one run of the program."""
-    folder, trained, printed = tmp_path_factory.mktemp("out"), [], io.StringIO()
+    folder, trained = tmp_path_factory.mktemp("out"), []
     train = example.train
 
     def watched(method, corpus, *arguments):
@@ -100,15 +151,24 @@ def run(example, tmp_path_factory):
         trained.append((corpus, model))
         return model, measured
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "train", watched)
+        printed = _run(example, folder, **SMALL)
+    return folder, *trained[-1], printed
+
+
+def _run(example, folder, **values):
+    """What the program prints."""
     # Without a graph: a step of sixteen kernels takes longer to trace than to run three times.
     tf.config.run_functions_eagerly(True)
     tf.data.experimental.enable_debug_mode()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(example, "train", watched)
-        with flagsaver.flagsaver(output_dir=str(folder), **SMALL):
+    flag_values = flagsaver.flagsaver(**values, output_dir=str(folder))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, flag_values:
             example.main([])
-    yield folder, *trained[-1], printed.getvalue()
-    tf.config.run_functions_eagerly(False)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    return printed.getvalue()
 
 
 def test_what_is_right_word_by_word_is_right_in_one_go(example, run):
@@ -120,6 +180,10 @@ def test_what_is_right_word_by_word_is_right_in_one_go(example, run):
     measured = example.accuracy(model, corpus.test)
     assert measured["exact_match"] == pytest.approx(np.mean(exact))
     assert 0.0 < measured["token_accuracy"] < 1.0
+    logits = model.predict_on_batch([corpus.test.source, corpus.test.inputs])
+    chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    chances = np.take_along_axis(chances, corpus.test.outputs[..., None], -1)[..., 0]
+    assert measured["loss"] == pytest.approx(-np.log(chances)[mask].mean(), rel=1e-5)
     wider = example.text_pairs.Pairs(*(np.pad(a, [(0, 0), (0, 3)]) for a in corpus.test))
     with flagsaver.flagsaver(**SMALL):
         wide = example.build(example.LOW_RANK, corpus._replace(train=wider))
