@@ -5,6 +5,9 @@
 # stay as they are. The changes find their ranks, and go into a file of their own.
 
 # %%
+import pathlib
+import tempfile
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -90,14 +93,15 @@ plt.show()
 with adapters.disabled():
     show_accuracy(model)
 
-adapters.save("high.adapters.h5")
+folder = pathlib.Path(tempfile.mkdtemp())
+adapters.save(folder / "high.adapters.h5")
 fresh = copy_of(base)
-load_adapters(fresh, "high.adapters.h5")
+load_adapters(fresh, folder / "high.adapters.h5")
 assert np.array_equal(fresh(x[:8]), model(x[:8]))
 
 merge_adapters(fresh)
 print(type(fresh).__name__, [type(layer).__name__ for layer in fresh.layers])
-fresh.save("merged.keras")
+fresh.save(folder / "merged.keras")
 
 # %% [markdown]
 # The command line does the same with files:
