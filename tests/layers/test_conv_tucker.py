@@ -13,6 +13,7 @@ from reference.full_rank import compare_step_by_step
 from reference.truncation import RelativeTolerance
 
 from keras_lowrank import Budget, LowRankConv2D, LowRankModel, Parallel, RankAdaptive, to_keras
+from keras_lowrank.optimizers import StiefelAdam
 
 
 def tucker(*args, **kwargs):
@@ -221,6 +222,7 @@ def test_errors():
         LowRankConv2D(4, 3, factorization="cp")
     for options, words in (
         ({"optimizer": keras.optimizers.Muon()}, "Muon has no rule for Tucker-2 kernels"),
+        ({"optimizer": StiefelAdam()}, "StiefelAdam has no rule for Tucker-2 kernels"),
         ({"integrator": RankAdaptive(1)}, "`adapt_every=1` of 'rank_adaptive'"),
     ):
         inputs = keras.Input((6, 6, 3))
