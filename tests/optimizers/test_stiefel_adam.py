@@ -16,6 +16,15 @@ from keras_lowrank.optimizers import StiefelAdam
 from keras_lowrank.optimizers.options import make_rule
 
 
+def first_move(chart, gradient, rate=0.01):
+    """`h D` of the first step, as its parts."""
+    rule = make_rule(StiefelAdam(rate), Parallel())
+    zero, number = gradient.scaled(0.0), tf.constant(1.0, tf.float64)
+    state = {"momentum": zero, "squares": Squares(*zero)}
+    direction, _ = rule.direction(gradient, state, chart, rate, number)
+    return direction.tangent.scaled(rule.step_size(rate, number))
+
+
 def test_the_first_step_moves_every_coordinate_by_the_learning_rate():
     """As in Keras: U, S and V up to the part of the move that leaves the Stiefel manifold."""
     rng = np.random.default_rng(0)
@@ -23,21 +32,31 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate():
     factors = orthonormal(rng, 9, 3), np.diag(values), orthonormal(rng, 7, 3)
     U, _, V = factors
     G = rng.standard_normal((9, 7))
-    point = to_tensors(factors, "float64")
-    rule = make_rule(StiefelAdam(0.01), Parallel())
-    zero = tangent_of(np.zeros((9, 7)), factors)
-    state = {"momentum": zero, "squares": Squares(*zero)}
-    number = tf.constant(1.0, tf.float64)
-    chart = Chart(point, tf.constant(values))
-    direction, _ = rule.direction(tangent_of(G, factors), state, chart, 0.01, number)
-    h = float(rule.step_size(0.01, number))
-    K, S, L = (h * part.numpy() for part in direction.tangent)
+    chart = Chart(to_tensors(factors, "float64"), tf.constant(values))
+    K, S, L = (part.numpy() for part in first_move(chart, tangent_of(G, factors)))
     np.testing.assert_allclose(S, 0.01 * np.sign(U.T @ G @ V), rtol=1e-4)
     for part, basis, gradient, core in ((K, U, G @ V, S), (L, V, G.T @ U, S.T)):
         outside = np.eye(len(basis)) - basis @ basis.T
         signs = np.sign(outside @ gradient)
         move = (part - basis @ core) / values
         np.testing.assert_allclose(move, 0.01 * outside @ signs, atol=5e-6)
+
+
+def test_of_a_column_on_trial_only_the_core_moves():
+    """And active columns may turn to it."""
+    rng = np.random.default_rng(0)
+    U, S, V = orthonormal(rng, 9, 3), np.diag([3.0, 1.0, 1e-18]), orthonormal(rng, 7, 3)
+    chart = Chart(to_tensors((U, S, V), "float64"), tf.constant([3.0, 1.0, 0.0], tf.float64))
+    G = rng.standard_normal((9, 7))
+    ordinary = (G @ V @ S.T, U.T @ G @ V, G.T @ U @ S)
+    move = first_move(chart, chart.tangent([tf.constant(part) for part in ordinary]))
+    new = chart.step(move, 1.0).factors
+    for before, after in ((U, new.U), (V, new.V)):
+        np.testing.assert_array_equal(after[:, 2], before[:, 2])
+    np.testing.assert_allclose(new.S[2, 2], -0.01 * np.sign(U.T @ G @ V)[2, 2], rtol=1e-4)
+    turned = U[:, 2] @ new.U.numpy()[:, :2]
+    outside = G @ V[:, :2] - U[:, :2] @ (U.T @ G @ V)[:2, :2]
+    np.testing.assert_allclose(turned, -0.01 * U[:, 2] @ np.sign(outside), rtol=1e-3)
 
 
 def test_it_descends_on_a_quadratic():
