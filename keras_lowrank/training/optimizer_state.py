@@ -194,9 +194,9 @@ class OptimizerState:
 
 def _position(matrix, factors):
     functions, point = step_functions(factors), matrix.factors
-    slots = [slot for slot in matrix.slots.values() if isinstance(slot, TangentVector | Squares)]
+    tangents = [slot for slot in matrix.slots.values() if isinstance(slot, TangentVector)]
     pairs = [(matrix.scale, functions.origin_scale(point))]
-    pairs += [(slot.S, point.S) for slot in slots]
+    pairs += [(tangent.S, point.S) for tangent in tangents]
     equal_ranks = [tf.reduce_all(tf.equal(tf.shape(one), tf.shape(two))) for one, two in pairs]
     return tf.cond(
         tf.reduce_all(tf.stack(equal_ranks)),

@@ -50,6 +50,8 @@ def test_of_a_column_on_trial_only_the_core_moves():
     G = rng.standard_normal((9, 7))
     ordinary = (G @ V @ S.T, U.T @ G @ V, G.T @ U @ S)
     move = first_move(chart, chart.tangent([tf.constant(part) for part in ordinary]))
+    for part in (move.K, move.L):
+        np.testing.assert_array_equal(part[:, 2], 0.0)
     new = chart.step(move, 1.0).factors
     for before, after in ((U, new.U), (V, new.V)):
         np.testing.assert_array_equal(after[:, 2], before[:, 2])
