@@ -31,7 +31,7 @@ class Squares(NamedTuple):
     Example:
 
     >>> vector = TangentVector(K=tf.ones((4, 1)), S=tf.ones((1, 1)), L=tf.ones((3, 1)))
-    >>> float(manifold.Squares(*vector).averaged(vector.scaled(3.0), 0.5).S)
+    >>> float(manifold.Squares(*vector).averaged(vector.scaled(3.0), 0.5).S[0, 0])
     5.0
     """
 
