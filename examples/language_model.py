@@ -30,6 +30,7 @@ from absl import flags
 
 import results
 from keras_lowrank import Budget, count_weights
+from keras_lowrank.optimizers import StiefelAdam
 from methods import FullRank, LowRank, TwoFactor
 
 TEXT = flags.DEFINE_string(
@@ -41,8 +42,9 @@ HEADS = flags.DEFINE_integer("heads", 4, "Heads of attention.", lower_bound=1)
 CONTEXT = flags.DEFINE_integer("context", 128, "Bytes that the model sees.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 2000, "Steps of every run.", lower_bound=2)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Texts in a batch.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Highest one of AdamW.", lower_bound=0.0)
-WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "That of AdamW.", lower_bound=0.0)
+OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "stiefel_adam"], "The optimizer.")
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Its highest rate.", lower_bound=0.0)
+WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "Its weight decay.", lower_bound=0.0)
 COMPRESSION = flags.DEFINE_list(
     "compression", ["0.5", "0.7"], "Shares of the weights to save, separated by commas."
 )
@@ -69,8 +71,8 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of every row.", lower_bound=1)
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/language_model", "Folder for the JSON.")
 
 _SETTINGS = (
-    *(TEXT, BLOCKS, WIDTH, HEADS, CONTEXT, STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY),
-    *(PRUNING, INTEGRATOR, TEST),
+    *(TEXT, BLOCKS, WIDTH, HEADS, CONTEXT, STEPS, BATCH_SIZE, OPTIMIZER, LEARNING_RATE),
+    *(WEIGHT_DECAY, PRUNING, INTEGRATOR, TEST),
 )
 
 _BYTES = 256
@@ -199,7 +201,8 @@ def train(name, layers, width, data, seed, compression=None):
         met = max(1, round(PRUNING.value * steps))
         truncation = Budget(compression=compression, steps=met)
         options = {"integrator": INTEGRATOR.value, "truncation": truncation}
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY.value, clipnorm=1.0)
+    kinds = {"adamw": keras.optimizers.AdamW, "stiefel_adam": StiefelAdam}
+    optimizer = kinds[OPTIMIZER.value](rate, weight_decay=WEIGHT_DECAY.value, clipnorm=1.0)
     model.compile(
         optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options
     )

@@ -113,7 +113,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower
 OPTIMIZER = flags.DEFINE_enum(
     "optimizer",
     "sgd",
-    ["sgd", "adam", "muon"],
+    ["sgd", "adam", "stiefel_adam", "muon"],
     "The optimizer. By muon low-rank convolutions move as matrices, those of Keras by AdamW.",
 )
 flags.register_validator(
@@ -334,6 +334,8 @@ def _optimizer(steps, model):
     decay = WEIGHT_DECAY.value or None
     if OPTIMIZER.value == "adam":
         return keras.optimizers.Adam(rate, weight_decay=decay)
+    if OPTIMIZER.value == "stiefel_adam":
+        return keras_lowrank.optimizers.StiefelAdam(rate, weight_decay=decay)
     if OPTIMIZER.value == "muon":  # the last layer with AdamW, as Keras advises
         return keras.optimizers.Muon(
             rate,

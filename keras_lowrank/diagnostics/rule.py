@@ -10,8 +10,17 @@ from keras_lowrank.diagnostics.report import Report
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold import row_sparse
 from keras_lowrank.manifold.point import Point
+from keras_lowrank.manifold.squares import Squares
 from keras_lowrank.manifold.tangent_vector import TangentVector
-from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT, Direction, Rule
+from keras_lowrank.optimizers.rule import (
+    COLUMNS,
+    ROWS,
+    SCALAR,
+    SQUARES,
+    TANGENT,
+    Direction,
+    Rule,
+)
 
 _STEPS, _RATE = 3, 0.1
 
@@ -56,7 +65,7 @@ def check_rule(rule: Rule, shape: tuple[int, int] = (9, 7), rank: int = 3) -> Re
     gradients = rng.standard_normal((_STEPS, n, m))
     gradients[:, 0] = 0.0  # an unused row
     with Report(type(rule).__name__) as report:
-        kinds = {TANGENT, ROWS, COLUMNS, SCALAR}
+        kinds = {TANGENT, SQUARES, ROWS, COLUMNS, SCALAR}
         report.need(
             set(rule.state.values()) <= kinds,
             f"The kinds in `state` are among {', '.join(sorted(kinds))}",
@@ -145,8 +154,9 @@ class _Bases:
     def zeros(self, kind: str) -> Any:
         """The state of a kind before the first step."""
         (r, n, m) = len(self.parts[-1]), len(self.U), len(self.V)
-        if kind == TANGENT:
-            return TangentVector(*(tf.zeros(shape) for shape in ((n, r), (r, r), (m, r))))
+        of_parts = {TANGENT: TangentVector, SQUARES: Squares}
+        if kind in of_parts:
+            return of_parts[kind](*(tf.zeros(shape) for shape in ((n, r), (r, r), (m, r))))
         return tf.zeros({ROWS: (n,), COLUMNS: (m,), SCALAR: ()}[kind])
 
 
@@ -204,8 +214,12 @@ def _values(place: _Bases, result: tuple[Direction, dict[str, Any]]) -> dict[str
         "`columns` of the direction": direction.columns,
     }
     for name, value in state.items():
-        is_tangent = isinstance(value, TangentVector)
-        values[f"The state {name!r}"] = place.full(value) if is_tangent else value
+        if isinstance(value, TangentVector):
+            value = place.full(value)
+        elif isinstance(value, Squares):  # bases share out what a row has
+            sums = tf.reduce_sum(value.K, axis=1), tf.reduce_sum(value.L, axis=1)
+            value = tf.concat([*sums, [tf.reduce_sum(value.S)]], axis=0)
+        values[f"The state {name!r}"] = value
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -26,8 +26,8 @@ class RankAdaptive(Integrator):
     It is robust to small singular values, exact for rank-r steps, and the loss descends up to the
     truncation error (Ceruti, Kusch, Lubich, BIT 62, 2022). The rank may double in one step.
 
-    All this holds for `adapt_every=1`. With Muon the normal block is zero and the step is one of
-    `Parallel`: Muon's update is not linear in the gradient.
+    All this holds for `adapt_every=1`. With Muon and `StiefelAdam` the normal block is zero and the
+    step is one of `Parallel`: their updates are not linear in the gradient.
 
     Args:
         adapt_every: as in `Integrator`.

@@ -114,8 +114,8 @@ class AdamRule(_Adaptive):
     def check(self) -> None:
         if self.optimizer.amsgrad:
             raise ValueError(
-                "`amsgrad` has no meaning for a low-rank layer, whose second moments are those of "
-                "rows and columns. Use Adam without it. Received: amsgrad=True"
+                "`amsgrad` has no meaning for a low-rank layer, whose second moments change "
+                "with its bases. Use Adam without it. Received: amsgrad=True"
             )
 
     def step_size(self, learning_rate: Float, step: Float) -> Float:

@@ -15,7 +15,7 @@ Float: TypeAlias = tf.Tensor | float
 State: TypeAlias = dict[str, Any]
 
 # Kinds of state, see `Rule.state`.
-TANGENT, ROWS, COLUMNS, SCALAR = "tangent", "rows", "columns", "scalar"
+TANGENT, SQUARES, ROWS, COLUMNS, SCALAR = "tangent", "squares", "rows", "columns", "scalar"
 
 # The sum of gradients under `gradient_accumulation_steps`, a tangent vector too.
 ACCUMULATED = "accumulated_gradient"
@@ -54,13 +54,14 @@ class Rule:
     `clipnorm`, `global_clipnorm`, `weight_decay`, loss scaling and gradient accumulation are
     handled outside of it. All operations must be traceable and free of side effects. The package
     stores the state, saves it with the optimizer, discards it with a step that is not finite, and
-    transports tangent vectors to the next tangent space. `diagnostics.check_rule` tests a rule.
+    transports tangent vectors and squares to the next tangent space. `diagnostics.check_rule` tests
+    a rule.
 
     Attributes:
         optimizer: the Keras optimizer.
         state: dict from the name of each slot of a matrix to its kind: `"tangent"` (a
-            `TangentVector`), `"rows"` (shape `(n,)`), `"columns"` (shape `(m,)`) or `"scalar"`.
-            All start at zero.
+            `TangentVector`), `"squares"` (mean squares of its parts, `manifold.Squares`), `"rows"`
+            (shape `(n,)`), `"columns"` (shape `(m,)`) or `"scalar"`. All start at zero.
         decay: float, the mu of `mu P(M)`: transport multiplies tangent vectors with it, at no cost.
             Defaults to 1.
         takes_rows: bool, whether `direction` accepts a gradient with a K-part given by its rows

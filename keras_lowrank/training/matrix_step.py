@@ -10,6 +10,7 @@ from keras_lowrank.integrators.adaptation import adapted, frozen
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.integrators.integrator import Integrator
 from keras_lowrank.manifold.point import Point
+from keras_lowrank.manifold.squares import Squares
 from keras_lowrank.manifold.tangent_vector import Bases, TangentVector, transport
 from keras_lowrank.optimizers.rule import ACCUMULATED, Rule
 from keras_lowrank.outlined import outlined
@@ -225,8 +226,7 @@ def recentered(matrix: MatrixState, policy: Policy) -> MatrixState | None:
     rank = policy.rank(values, current=tf.size(values))
     new = chart.rotated(left[:, :rank], values[:rank], right[:, :rank])
     slots = {
-        name: transport(slot, (chart.U, chart.V), new) if isinstance(slot, TangentVector) else slot
-        for name, slot in matrix.slots.items()
+        name: _transported(slot, (chart.U, chart.V), new) for name, slot in matrix.slots.items()
     }
     return MatrixState.of(new, slots)
 
@@ -236,9 +236,15 @@ def transport_state(
 ) -> dict[str, Any]:
     """The state of a rule, its tangent vectors transported and multiplied with `factor`."""
     return {
-        name: transport(slot, old, new, factor) if is_transported(name, slot) else slot
+        name: slot if name == ACCUMULATED else _transported(slot, old, new, factor)
         for name, slot in slots.items()
     }
+
+
+def _transported(slot, old, new, factor=1.0):
+    if isinstance(slot, TangentVector):
+        return transport(slot, old, new, factor)
+    return slot.transported(old, new) if isinstance(slot, Squares) else slot
 
 
 def tangent_gradient(

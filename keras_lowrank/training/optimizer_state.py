@@ -11,8 +11,9 @@ import tensorflow as tf
 from keras_lowrank import keras_internals
 from keras_lowrank.layers.low_rank_layer import LowRankLayer
 from keras_lowrank.manifold.factors import Factors, RankVariable
+from keras_lowrank.manifold.squares import Squares
 from keras_lowrank.manifold.tangent_vector import TangentVector, zero_vector
-from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, TANGENT
+from keras_lowrank.optimizers.rule import COLUMNS, ROWS, SCALAR, SQUARES, TANGENT
 from keras_lowrank.ranks.policy import Policy
 from keras_lowrank.training.kinds import step_functions
 from keras_lowrank.training.matrix_step import MatrixState
@@ -28,7 +29,7 @@ class OptimizerState:
     """The state of all low-rank layers of a model; its optimizer saves and restores it.
 
     For each layer it has the scale of its `Chart`, r numbers, and the state of its rule:
-    `r (n + m + r)` numbers for a tangent vector, n for rows and m for columns.
+    `r (n + m + r)` numbers for a tangent vector or squares, n for rows and m for columns.
     """
 
     _traced_positions: Callable[[], list]
@@ -115,7 +116,7 @@ class OptimizerState:
         slots, factors = {}, self._factors[path]
         for name, variables in self._variables[path].items():
             values = [tf.convert_to_tensor(v.value) for v in variables]
-            slots[name] = factors.vector_type(*values) if len(values) == 3 else values[0]
+            slots[name] = type(variables)(*values) if len(values) == 3 else values[0]
         scale = tf.convert_to_tensor(self._scales[path].value)
         return MatrixState(factors.read(), scale, slots, tf.zeros([]))
 
@@ -168,7 +169,11 @@ class OptimizerState:
             factors.orthonormalize()
         point = factors.read()
         zero = zero_vector(point, factors.vector_type)
-        slots = {n: zero if isinstance(s, TangentVector) else s for n, s in slots.items()}
+        for name, slot in slots.items():
+            if isinstance(slot, TangentVector):
+                slots[name] = zero
+            elif isinstance(slot, Squares):
+                slots[name] = slot.spread(tf.shape(point.S)[0])
         point, scale = functions.origin(factors.read(), self._least[path])
         factors.assign(point)
         self.assign(path, scale, slots)
@@ -210,18 +215,21 @@ def _unset_scale(path, factors):
 def _make(kind, name, path, factors):
     """The variables of one slot, initially zero."""
     label, dtype = f"{path}/{name}", factors.S.dtype
-    if kind == TANGENT:
+    parts = {TANGENT: factors.vector_type, SQUARES: Squares}.get(kind)
+    if parts is not None:
         zeros = keras.initializers.Zeros()
-        names = [f"{label}_{part}".replace("/", "_") for part in TangentVector._fields]
-        return [
-            RankVariable(zeros, tuple(like.shape), like.open_axes, dtype, part)
-            for part, like in zip(names, factors.variables)
-        ]
+        names = [f"{label}_{part}".replace("/", "_") for part in parts._fields]
+        return parts(
+            *(
+                RankVariable(zeros, tuple(like.shape), like.open_axes, dtype, name)
+                for name, like in zip(names, factors.variables)
+            )
+        )
     shapes = {ROWS: (factors.n,), COLUMNS: (factors.m,), SCALAR: ()}
     if kind not in shapes:
         raise ValueError(
-            "The kinds of a rule's `state` are 'tangent', 'rows', 'columns' and 'scalar'. "
-            f"Received: {name}={kind!r}"
+            "The kinds of a rule's `state` are 'tangent', 'squares', 'rows', 'columns' and "
+            f"'scalar'. Received: {name}={kind!r}"
         )
     zeros = keras.initializers.Zeros()
     return [

@@ -68,7 +68,7 @@ class StepProblem:
 
     def normal_blocks(self, augmented: list[Augmented]) -> list[tf.Tensor | None]:
         if all(direction.gradient_weight is None for direction in self._directions):
-            return [None] * len(augmented)  # with Muon, whose update is not linear in the gradient
+            return [None] * len(augmented)  # with updates that are not linear in the gradient
         gradients = self._passes.core_gradients(
             [
                 bases.factors if direction.gradient_weight is None else _enlarged(*bases, direction)

@@ -10,7 +10,7 @@ from reference.two_layers import NEEDS_MUON
 
 from keras_lowrank import Parallel
 from keras_lowrank.diagnostics import check_rule
-from keras_lowrank.optimizers import Direction, Rule
+from keras_lowrank.optimizers import Direction, Rule, StiefelAdam
 from keras_lowrank.optimizers.options import make_rule
 
 optimizers = keras.optimizers
@@ -35,6 +35,14 @@ def test_the_rules_of_the_package_pass(name):
     check_rule(rule)
     if name == "Muon":
         check_rule(make_rule(optimizers.Muon(exclude_layers=["x"]), Parallel()).of_layer("x"))
+
+
+def test_a_rule_for_coordinates_depends_on_the_bases_and_on_nothing_else():
+    """Its second moments are shared out among them, row by row."""
+    with pytest.raises(ValueError, match="same for other bases") as raised:
+        check_rule(make_rule(StiefelAdam(), Parallel()))
+    broken = [line for line in str(raised.value).splitlines() if line.startswith("- ")]
+    assert all("The direction is the same for other bases" in line for line in broken)
 
 
 class Own(Rule):
@@ -139,5 +147,5 @@ def test_a_wrong_rule_is_told_what_is_wrong(name):
 def test_a_kind_of_state_that_there_is_not_is_told():
     rule = Own(optimizers.SGD())
     rule.state = {"mean": "matrix"}
-    with pytest.raises(ValueError, match="among columns, rows, scalar, tangent.*'matrix'"):
+    with pytest.raises(ValueError, match="among columns, rows, scalar, squares, tangent.*'matrix'"):
         check_rule(rule)

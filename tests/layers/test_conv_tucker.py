@@ -293,6 +293,7 @@ def test_errors():
         LowRankConv2D(4, 3, factorization="cp")
     for options, words in (
         ({"optimizer": Plain(0.1)}, "Plain has no rule for Tucker-2 kernels"),
+        ({"optimizer": optimizers.StiefelAdam()}, "StiefelAdam has no rule for Tucker-2 kernels"),
         ({"integrator": RankAdaptive(1)}, "`adapt_every=1` of 'rank_adaptive'"),
     ):
         inputs = keras.Input((6, 6, 3))

@@ -238,5 +238,5 @@ def test_a_kind_of_state_that_there_is_not_is_named():
             super().__init__(optimizer)
             self.state = {"moment": "matrix"}
 
-    with pytest.raises(ValueError, match="'tangent', 'rows'.*Received: moment='matrix'"):
+    with pytest.raises(ValueError, match="'tangent', 'squares', 'rows'.*Received: moment='matrix'"):
         make(Wrong(0.1))

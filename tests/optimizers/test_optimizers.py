@@ -30,7 +30,8 @@ from keras_lowrank import (
     Tolerance,
 )
 from keras_lowrank.integrators.chart import Chart
-from keras_lowrank.optimizers import adam, muon
+from keras_lowrank.manifold import Squares
+from keras_lowrank.optimizers import StiefelAdam, adam, muon
 from keras_lowrank.optimizers.rule import rule_class
 from keras_lowrank.training.matrix_step import transport_state
 
@@ -59,6 +60,7 @@ RULES = {
     ),
     "adam": (lambda: Adam(0.03125), reference.adam()),
     "adamw": (lambda: AdamW(0.03125, weight_decay=0.0), reference.adam()),
+    "stiefel adam": (lambda: StiefelAdam(0.03125), reference.stiefel_adam()),
     "rmsprop": (lambda: RMSprop(0.03125), reference.rmsprop()),
     "rmsprop with momentum": (
         lambda: RMSprop(0.015625, momentum=0.5),
@@ -81,6 +83,7 @@ def test_a_rule_makes_the_step_of_the_full_matrix(float64, name):
     h, rule, state = float(optimizer.learning_rate), rule_class(optimizer)(optimizer), {}
     zeros = {
         "tangent": tangent_of(np.zeros((9, 7)), factors),
+        "squares": Squares(*tangent_of(np.zeros((9, 7)), factors)),
         "rows": tf.zeros(9, tf.float64),
         "columns": tf.zeros(7, tf.float64),
     }
@@ -103,7 +106,9 @@ def test_moments_are_those_of_the_full_matrix_while_ranks_change(float64, name):
     rng = np.random.default_rng(3)
     x = rng.standard_normal((40, 12))
     y = x @ with_spectrum(rng, 12, 9, 2.0 * 2.0 ** -np.arange(9))
-    factors, gradient = start(rng, 12, 9, 4), mean_squared_error_gradient(x, y)
+    (u, s, v), gradient = start(rng, 12, 9, 4), mean_squared_error_gradient(x, y)
+    p, values, q = np.linalg.svd(s)
+    factors = u @ p, np.diag(values), v @ q.T
     optimizer, step = RULES[name][0](), RULES[name][1]
     h, tau = float(optimizer.learning_rate), 0.3 if name == "muon" else 0.06
     seen = fit_one_layer(Parallel(adapt_every=1), factors, x, y, optimizer, 40, Tolerance(tau))
@@ -194,6 +199,7 @@ OPTIMIZERS = {
     "momentum": lambda: SGD(0.05, momentum=0.9),
     "adam": lambda: Adam(0.01),
     "adamw": lambda: AdamW(0.01, weight_decay=0.01),
+    "stiefel adam": lambda: StiefelAdam(0.01, weight_decay=0.01),
     "rmsprop": lambda: RMSprop(0.01, momentum=0.5),
     "adagrad": lambda: Adagrad(0.1),
     "accumulation": lambda: SGD(0.1, momentum=0.5, gradient_accumulation_steps=2),
@@ -229,7 +235,7 @@ def test_every_optimizer_trains_with_orthonormal_bases(name, integrator):
 
 
 # The others hold no other kind of state than these.
-_KINDS_OF_STATE = ("adam", "accumulation")
+_KINDS_OF_STATE = ("adam", "stiefel adam", "accumulation")
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,43 @@ def adam(beta_1=0.9, beta_2=0.999, epsilon=1e-7):
     return step
 
 
+def _squares_in(squares, old, new):
+    """Mean squares of coordinates in other bases: uncorrelated, and the mean where unknown."""
+    weights = []
+    for basis, other in ((old[0], new[0]), (old[2], new[2])):
+        inside = (basis.T @ other) ** 2
+        weights.append(inside + (1 - np.sum(inside, axis=0)) / len(inside))
+    k, s, l = squares
+    return k @ weights[1], weights[0].T @ s @ weights[1], l @ weights[0]
+
+
+def stiefel_adam(beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    """Adam for every coordinate of U, S and V."""
+
+    def step(factors, gradient, state, h, rank):
+        U, S, V = factors
+        _, G = _start(factors, gradient)
+        t = state.get("t", 0) + 1
+        M = beta_1 * project(state.get("M", 0 * G), factors) + (1 - beta_1) * G
+
+        def coordinates(A):
+            return A @ V - U @ (U.T @ A @ V), U.T @ A @ V, A.T @ U - V @ (V.T @ A.T @ U)
+
+        squares = _squares_in(state["v"], state["at"], factors) if state else (0, 0, 0)
+        news = [part**2 for part in coordinates(G)]
+        squares = [beta_2 * v + (1 - beta_2) * new for v, new in zip(squares, news)]
+        most = (1 - beta_1) / np.sqrt((1 - beta_2) * (1 - beta_1**2 / beta_2))
+        dU, dS, dV = (
+            np.clip(m, -most * np.sqrt(v), most * np.sqrt(v)) / (np.sqrt(v) + epsilon)
+            for m, v in zip(coordinates(M), squares)
+        )
+        D = (dU - U @ U.T @ dU) @ S @ V.T + U @ dS @ V.T + U @ S.T @ (dV - V @ V.T @ dV).T
+        h = h * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+        return _move(factors, D, h, rank), {"M": M, "v": squares, "at": factors, "t": t}
+
+    return step
+
+
 def rmsprop(rho=0.9, mu=0.0, epsilon=1e-7):
     def step(factors, gradient, state, h, rank):
         _, G = _start(factors, gradient)
