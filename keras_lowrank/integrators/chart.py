@@ -114,6 +114,15 @@ class Chart:
         """The vector without the blocks of its S-part between frozen and active columns."""
         return tangent._replace(S=tangent.S * tf.add_n(self._blocks))
 
+    def from_pair(self, tangent: TangentVector) -> TangentVector:
+        """A vector from `transport` as parts in the chart, like those of a gradient.
+
+        Frozen columns have only the term `-U S V^T`, so that their block of S changes its sign.
+        """
+        both, neither = self._blocks
+        k = row_sparse.with_values(tangent.K, row_sparse.values(tangent.K) * self.active)
+        return TangentVector(k, tangent.S * (both - neither), tangent.L * self.active)
+
     def outer_parts(self, tangent: TangentVector) -> tuple[row_sparse.Block, tf.Tensor]:
         """The parts whose rows are those of W, and those of its transpose: `A V` and `A^T U`."""
         return tangent.K, tangent.L

@@ -111,23 +111,30 @@ def advance(
         """The same step from the origin of a chart at the present point, where it is shorter."""
         origin, scale = chart.origin()
         here = Chart(origin, scale)
-        here_tangent = here.in_parts(transport(tangent, (chart.U, chart.V), origin))
-        here_slots = transport_state(slots, (chart.U, chart.V), origin)
+        old = (chart.U, chart.V)
+        here_tangent = here.from_pair(transport(tangent, old, origin))
+        here_slots = transport_state(slots, old, origin, chart=here)
         step = here.step(here_tangent, scalars.step_size)
         return _StepResult(*step, scale, here_slots, here_tangent)
 
     def adapt(result):
         there = Chart(result.factors, result.scale)
         factors, scale = adapted(integrator, there, result.direction, policy)
-        new_slots = transport_state(result.slots, (there.U, there.V), factors, rule.decay)
-        return MatrixState.of(factors, new_slots)._replace(scale=scale)
+        return arrived(result.slots, there, factors, scale)
 
     def leave_chart():
         old, point = (chart.U, chart.V), chart.refreshed()
         there = transport(tangent, old, point)
         factors = integrator.move(point, there, scalars.step_size, limited)
-        new = MatrixState.of(factors, transport_state(slots, old, factors, rule.decay))
-        return new._replace(scale=frozen(new.scale, tf.math.count_nonzero(chart.scale)))
+        scale = frozen(origin_scale(factors), tf.math.count_nonzero(chart.scale))
+        return arrived(slots, chart, factors, scale)
+
+    def arrived(slots, old, factors, scale):
+        """The state at the origin of a new chart."""
+        new_slots = transport_state(
+            slots, (old.U, old.V), factors, rule.decay, chart=Chart(factors, scale)
+        )
+        return MatrixState.of(factors, new_slots)._replace(scale=scale)
 
     def full():
         dense = cheap._replace(direction=tangent.dense())
@@ -232,18 +239,25 @@ def recentered(matrix: MatrixState, policy: Policy) -> MatrixState | None:
 
 
 def transport_state(
-    slots: dict[str, Any], old: Bases, new: Bases, factor: float = 1.0
+    slots: dict[str, Any],
+    old: Bases,
+    new: Bases,
+    factor: float = 1.0,
+    chart: Chart | None = None,
 ) -> dict[str, Any]:
-    """The state of a rule, its tangent vectors transported and multiplied with `factor`."""
+    """The state of a rule, its tangent vectors transported and multiplied with `factor`; as parts
+    in a chart with the new bases, if one is given.
+    """
     return {
-        name: slot if name == ACCUMULATED else _transported(slot, old, new, factor)
+        name: slot if name == ACCUMULATED else _transported(slot, old, new, factor, chart)
         for name, slot in slots.items()
     }
 
 
-def _transported(slot, old, new, factor=1.0):
+def _transported(slot, old, new, factor=1.0, chart=None):
     if isinstance(slot, TangentVector):
-        return transport(slot, old, new, factor)
+        pair = transport(slot, old, new, factor)
+        return pair if chart is None else chart.from_pair(pair)
     return slot.transported(old, new) if isinstance(slot, Squares) else slot
 
 

@@ -19,6 +19,7 @@ from reference.trajectories import defect, tangent_of, to_tensors
 
 from keras_lowrank.integrators.chart import Chart
 from keras_lowrank.manifold.point import Point
+from keras_lowrank.manifold.tangent_vector import TangentVector, transport
 
 
 def at_origin(rng, n, m, r):
@@ -158,3 +159,8 @@ def test_of_frozen_columns_only_the_core_learns(frozen):
     a, q, b, z = u[:, :-frozen], u[:, -frozen:], v[:, :-frozen], v[:, -frozen:]
     step = reference.project(G, (a, None, b)) + q @ (q.T @ G @ z) @ z.T
     np.testing.assert_allclose(matrix(new), u @ s @ v.T - h * step, atol=1e-6)
+    # A momentum that comes to the chart moves the matrix as a gradient there does.
+    pair = [tf.constant(part) for part in tangent_of(G, (u, None, v))]
+    carried = chart.from_pair(transport(TangentVector(*pair), (u, v), (u, v)))
+    again = [part.numpy() for part in chart.step(carried, h).factors]
+    np.testing.assert_allclose(matrix(again), matrix(new), atol=1e-12)

@@ -39,3 +39,22 @@ def test_bases_are_orthonormal_after_each_full_step_with_what_is_on_trial():
         for basis in (layer.U.numpy(), layer.V.numpy()):
             np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
     assert max(ranks) > 4
+
+
+def test_momentum_goes_on_for_columns_on_trial():
+    """Under a constant gradient, what a trial has learned grows at every step."""
+    gradient = np.array([[0.0, 0.1, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 0.0]], "float32")
+    inputs = keras.Input((3,))
+    layer = LowRankDense(3, rank=1, use_bias=False)
+    model = LowRankModel(inputs, layer(inputs))
+    first = np.eye(3, 1)
+    layer.factors.assign([first, np.eye(1), first])
+    optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
+    linear = lambda weights, outputs: keras.ops.sum(weights * outputs)  # noqa: E731
+    model.compile(optimizer, linear, integrator=RankAdaptive(adapt_every=3), truncation=0.5)
+    learned = []
+    for _ in range(15):
+        model.train_on_batch(np.eye(3, dtype="float32"), gradient)
+        learned.append(-float(model(np.eye(3))[1, 1]))
+    assert learned[-1] > 1e-3
+    assert np.all(np.diff(learned[3:]) > 0), learned

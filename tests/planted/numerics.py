@@ -3,6 +3,13 @@
 from planted.fault import Fault
 
 FAULTS = {
+    "a momentum that turns around on trial": Fault(
+        "integrators/chart.py",
+        "tangent.S * (both - neither), tangent.L * self.active",
+        "tangent.S * (both + neither), tangent.L * self.active",
+        "integrators/test_growth.py",
+        "trial",
+    ),
     "a projection that is added": Fault(
         "manifold/complement.py",
         "residual = block - tf.matmul(basis, inside)",
