@@ -29,7 +29,7 @@ import tensorflow as tf
 from absl import flags
 
 import results
-from keras_lowrank import Budget, count_weights
+from keras_lowrank import Budget, LowRankEmbedding, count_weights
 from keras_lowrank.optimizers import StiefelAdam
 from methods import FullRank, LowRank, TwoFactor
 
@@ -42,8 +42,13 @@ HEADS = flags.DEFINE_integer("heads", 4, "Heads of attention.", lower_bound=1)
 CONTEXT = flags.DEFINE_integer("context", 128, "Bytes that the model sees.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", 2000, "Steps of every run.", lower_bound=2)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Texts in a batch.", lower_bound=1)
-OPTIMIZER = flags.DEFINE_enum("optimizer", "adamw", ["adamw", "stiefel_adam"], "The optimizer.")
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Its highest rate.", lower_bound=0.0)
+OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", "muon", ["adamw", "muon", "stiefel_adam"], "The optimizer."
+)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Its highest rate.", lower_bound=0.0)
+ADAM_LR_RATIO = flags.DEFINE_float(
+    "adam_lr_ratio", 0.3, "The rate of what muon leaves to AdamW, as a share of the learning rate."
+)
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "Its weight decay.", lower_bound=0.0)
 COMPRESSION = flags.DEFINE_list(
     "compression", ["0.5", "0.7"], "Shares of the weights to save, separated by commas."
@@ -54,7 +59,13 @@ flags.register_validator(
     "must be numbers in [0, 1), as 0.7 for 70%, separated by commas",
 )
 PRUNING = flags.DEFINE_float(
-    "pruning", 0.25, "Share of the training after which they are saved.", 0.0, 1.0
+    "pruning", 0.6, "Share of the training after which they are saved.", 0.0, 1.0
+)
+START = flags.DEFINE_float(
+    "start", 0.75, "Share of the weights that ranks start with; 0 for the defaults.", 0.0, 1.0
+)
+EMBEDDING_RANK = flags.DEFINE_integer(
+    "embedding_rank", 64, "Least rank of the embedding, which a budget leaves.", lower_bound=1
 )
 INTEGRATOR = flags.DEFINE_enum(
     "integrator", "rank_adaptive", ["parallel", "rank_adaptive"], "How the factors move."
@@ -72,7 +83,7 @@ OUTPUT_DIR = flags.DEFINE_string("output_dir", "out/language_model", "Folder for
 
 _SETTINGS = (
     *(TEXT, BLOCKS, WIDTH, HEADS, CONTEXT, STEPS, BATCH_SIZE, OPTIMIZER, LEARNING_RATE),
-    *(WEIGHT_DECAY, PRUNING, INTEGRATOR, TEST),
+    *(ADAM_LR_RATIO, WEIGHT_DECAY, PRUNING, START, EMBEDDING_RANK, INTEGRATOR, TEST),
 )
 
 _BYTES = 256
@@ -111,6 +122,30 @@ class CausalAttention(keras.layers.Layer):
     def _split(self, inputs):
         _, length, width = inputs.shape
         return keras.ops.reshape(inputs, (-1, length, self.heads, width // self.heads))
+
+
+class Ours(LowRank):
+    """Low-rank layers. A budget keeps the directions with the most energy, and few bytes have most
+    of that of the embedding, but all need theirs.
+    """
+
+    def __init__(self, width):
+        share, narrow = START.value, _even_rank(width, width)
+        wide, ends = _even_rank(width, 4 * width), _even_rank(_BYTES, width)
+        block = [narrow] * 4 + [wide] * 2
+        ranks = [ends, *(block * BLOCKS.value), ends]
+        super().__init__([max(1, round(share * rank)) for rank in ranks] if share else [])
+
+    def embedding(self, count, width):
+        least = min(EMBEDDING_RANK.value, count, width)
+        rank = self._next_rank()
+        rank = rank and max(rank, least)
+        return LowRankEmbedding(count, width, rank=rank, min_rank=least, name=self._name())
+
+
+def _even_rank(n, m):
+    """The rank with as many weights as the kernel, not rounded."""
+    return n * m / (n + m)
 
 
 def build(layers, width):
@@ -187,6 +222,14 @@ class StepTimer(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self._begin)
 
 
+def make_optimizer(rate):
+    shared = {"weight_decay": WEIGHT_DECAY.value, "clipnorm": 1.0}
+    if OPTIMIZER.value == "muon":
+        return keras.optimizers.Muon(rate, adam_lr_ratio=ADAM_LR_RATIO.value, **shared)
+    kinds = {"adamw": keras.optimizers.AdamW, "stiefel_adam": StiefelAdam}
+    return kinds[OPTIMIZER.value](rate, **shared)
+
+
 def train(name, layers, width, data, seed, compression=None):
     """Trains one network; returns what is measured."""
     keras.utils.clear_session()
@@ -201,8 +244,7 @@ def train(name, layers, width, data, seed, compression=None):
         met = max(1, round(PRUNING.value * steps))
         truncation = Budget(compression=compression, steps=met)
         options = {"integrator": INTEGRATOR.value, "truncation": truncation}
-    kinds = {"adamw": keras.optimizers.AdamW, "stiefel_adam": StiefelAdam}
-    optimizer = kinds[OPTIMIZER.value](rate, weight_decay=WEIGHT_DECAY.value, clipnorm=1.0)
+    optimizer = make_optimizer(rate)
     model.compile(
         optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options
     )
@@ -269,7 +311,7 @@ def main(_):
         if share is None:
             add("full rank", FullRank(), WIDTH.value, data, seed)
             continue
-        ours = add("low-rank", LowRank([]), WIDTH.value, data, seed, share)
+        ours = add("low-rank", Ours(WIDTH.value), WIDTH.value, data, seed, share)
         if "two_factor" in BASELINES.value:
             run = add("two factors", TwoFactor(ours["ranks"]), WIDTH.value, data, seed)
             run["compression"] = share
