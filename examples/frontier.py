@@ -115,9 +115,9 @@ def plot_ranks(path, report):
     for run in report["runs"]:
         if "ranks_by_epoch" in run:
             runs.setdefault(key(run)[:-1], run)
-    columns = min(4, len(runs))
-    lines = -(-len(runs) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.4 * lines + 0.4), layout="constrained")
+    lines = -(-len(runs) // 5)
+    columns = -(-len(runs) // lines)
+    figure = Figure(figsize=(2.2 * columns + 0.4, 2.2 * lines + 0.5), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
     for run, axes in zip(runs.values(), panels):  # in this order, or one panel is lost
         for name, ranks in run["ranks_by_epoch"].items():
