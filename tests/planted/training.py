@@ -110,8 +110,8 @@ FAULTS = {
     ),
     "a momentum that is not carried": Fault(
         "training/matrix_step.py",
-        "name: transport(slot, old, new, factor) if is_transported(name, slot) else slot",
-        "name: transport(slot, old, new, 1.0) if is_transported(name, slot) else slot",
+        "pair = transport(slot, old, new, factor)",
+        "pair = transport(slot, old, new, 1.0)",
         "optimizers/test_optimizers.py",
         "a_rule_makes",
     ),
