@@ -107,9 +107,8 @@ def advance(
         return finished(frame.rotated(augmented, *parts))
 
     def rare():
-        return tf.cond(inside & in_frame, adapt, full)
+        return full() if integrator.adapt_every == 1 else tf.cond(inside, adapt, full)
 
-    in_frame = integrator.adapt_every > 1
     inside = defect <= LARGEST_DEFECT
     values = tf.cond(inside & ~scalars.adapts, lambda: state(point, matrix.scale), outlined(rare))
     return tf.nest.pack_sequence_as(matrix._replace(slots=slots), values)

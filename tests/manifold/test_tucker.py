@@ -6,7 +6,13 @@ import tensorflow as tf
 from reference import tucker as reference
 
 from keras_lowrank.integrators.tucker_frame import TuckerFrame
-from keras_lowrank.manifold.tucker import TuckerPoint, cut
+from keras_lowrank.manifold.tucker import (
+    TuckerPoint,
+    cut,
+    product_of_columns,
+    product_of_rows,
+    whitening,
+)
 from keras_lowrank.manifold.tucker_factors import tucker_factors_of
 
 # Places, input and output channels, and the two ranks: also one channel, a 1 x 1 kernel, full rank.
@@ -147,6 +153,27 @@ def test_faint_and_absent_directions_stay_finite():
             excess = tf.matmul(basis, basis, transpose_a=True) - tf.eye(basis.shape[1])
             assert float(tf.reduce_max(tf.abs(excess))) < 1e-5
         assert np.isfinite(new.S).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whitened_rows_are_orthonormal_down_to_faint_ones(dtype):
+    rng = np.random.default_rng(0)
+    rows = np.linalg.qr(rng.standard_normal((630, 80)))[0].T * np.logspace(0, -2, 80)[:, None]
+    core = tf.constant(np.moveaxis(rows.reshape(80, 9, 70), 0, 1), dtype)
+    white = tf.matmul(whitening(product_of_rows(core, core)), core)
+    np.testing.assert_allclose(product_of_rows(white, white), np.eye(80), atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_cores_whose_rows_are_parallel_stay_finite(dtype, rank):
+    """As after the first step from a core of zeros: rounding makes their Gram matrix indefinite."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        core = rng.standard_normal((512, rank)) @ rng.standard_normal((rank, 512))
+        core = tf.constant(core[None], dtype)
+        for gram in (product_of_rows(core, core), product_of_columns(core, core)):
+            assert np.all(np.isfinite(whitening(gram)))
 
 
 def test_the_higher_order_svd_of_a_kernel():
